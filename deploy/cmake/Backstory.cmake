@@ -1,0 +1,44 @@
+# What every target of the house shares: warnings, hardening (docs/reference: build), and two ways to declare a target.
+add_library(backstory_flags INTERFACE)
+target_include_directories(backstory_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(backstory_flags INTERFACE
+  -Wall -Wextra -Wno-missing-field-initializers
+  $<$<BOOL:${BACKSTORY_WERROR}>:-Werror>
+  -fstack-protector-strong
+  $<$<CONFIG:Release>:-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2>)
+target_compile_definitions(backstory_flags INTERFACE _GLIBCXX_ASSERTIONS)
+target_link_options(backstory_flags INTERFACE -Wl,-z,relro,-z,now)
+if(BACKSTORY_SANITIZE)
+  list(JOIN BACKSTORY_SANITIZE "," sanitizers)
+  target_compile_options(backstory_flags INTERFACE -fsanitize=${sanitizers} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(backstory_flags INTERFACE -fsanitize=${sanitizers})
+endif()
+
+# backstory_library(NAME SOURCES a.cc a.h DEPS ...): one concept, static, linked to the shared flags.
+function(backstory_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS;PRIVATE_DEPS" ${ARGN})
+  add_library(${name} STATIC ${arg_SOURCES})
+  target_link_libraries(${name} PUBLIC backstory_flags ${arg_DEPS} PRIVATE ${arg_PRIVATE_DEPS})
+  set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
+endfunction()
+
+# backstory_test(NAME SOURCES tests/room/a_test.cc DEPS ... [LABELS tier1]): one GoogleTest executable, one ctest
+# entry. Default label: tier1. Label "asan" puts it into the sanitizer run as well, "tsan" into the thread one.
+function(backstory_test name)
+  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  if(NOT BACKSTORY_TESTS)
+    return()
+  endif()
+  if(NOT arg_LABELS)
+    set(arg_LABELS tier1)
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE backstory_flags ${arg_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
+    ENVIRONMENT "BACKSTORY_SOURCE_DIR=${CMAKE_SOURCE_DIR};BACKSTORY_BINARY_DIR=${CMAKE_BINARY_DIR}")
+endfunction()
