@@ -38,6 +38,13 @@ function(backstory_test name)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE backstory_flags ${arg_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  # tests_asan builds exactly the tests of the sanitizer run, and so on per label.
+  foreach(label IN LISTS arg_LABELS)
+    if(NOT TARGET tests_${label})
+      add_custom_target(tests_${label})
+    endif()
+    add_dependencies(tests_${label} ${name})
+  endforeach()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "${arg_LABELS}" TIMEOUT ${arg_TIMEOUT}
     ENVIRONMENT "BACKSTORY_SOURCE_DIR=${CMAKE_SOURCE_DIR};BACKSTORY_BINARY_DIR=${CMAKE_BINARY_DIR}")
