@@ -1,0 +1,1 @@
+"""PyTorch twin, trainers and exporter of Backstory's models."""

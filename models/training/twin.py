@@ -1,0 +1,279 @@
+"""GRAB in PyTorch, term by term as tests/conformance/grab/README.md defines it. Start here in models/training.
+
+Two forms of the same function:
+- `packed`: every labelled event of every user of a batch is a target at once (training). Rows are padded per user.
+- `encode_history` + `score`: one user, cached K/V, one request (serving). It is what the C++ engine computes.
+
+Both must agree to rounding; tests/training/twin_test.py checks it in float64.
+
+Parameters carry the names of the weight file (models/training/config.py lists them with shapes). torch refuses dots in
+parameter names, so the module stores "." as ":".
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+
+_EPS = 1e-5
+_MICRO = 1_000_000
+
+
+def time_bucket(delta_us, n_time):
+    """Log-time bucket of a non-negative age in microseconds: min(n_time - 1, floor(ln(max(1, seconds)) / 0.301))."""
+    seconds = torch.clamp(delta_us.to(torch.float64) / _MICRO, min=1.0)
+    return torch.clamp(torch.floor(torch.log(seconds) / 0.301).to(torch.int64), max=n_time - 1)
+
+
+class Grab(torch.nn.Module):
+    """One GRAB model. `config` is models.training.config.Config; `shapes` maps tensor names to shapes."""
+
+    def __init__(self, config, shapes, seed=0, dropout=0.0, embedding_dropout=0.0, embedding_std=0.05):
+        super().__init__()
+        self.config = config
+        self.dropout = dropout
+        self.embedding_dropout = embedding_dropout
+        self.weights = torch.nn.ParameterDict()
+        generator = torch.Generator().manual_seed(seed)
+        for name in sorted(shapes):
+            value = _initial(name, shapes[name], generator, embedding_std)
+            self.weights[name.replace(".", ":")] = torch.nn.Parameter(value)
+
+    def w(self, name):
+        return self.weights[name.replace(".", ":")]
+
+    def named_weights(self):
+        return {name.replace(":", "."): value for name, value in self.weights.items()}
+
+    def load_weights(self, tensors):
+        """Copies numpy arrays or torch tensors by name; every tensor must be there with its shape."""
+        for name, parameter in self.named_weights().items():
+            value = torch.as_tensor(tensors[name])
+            if tuple(value.shape) != tuple(parameter.shape):
+                raise ValueError(f"tensor {name}: shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+            with torch.no_grad():
+                parameter.copy_(value)
+
+    # ---- tokenizer network -------------------------------------------------------------------------------------
+
+    def embed(self, view, ids, dense=None):
+        """Token rows of one view ("p" or "f"): ids = {field name: int64 [n, slots], -1 = none}, dense [n, width]."""
+        parts = []
+        for field in self.config.fields(view):
+            table = self.w(f"tok.table.{field.table}")
+            index = ids[field.name]
+            if table.requires_grad and self.training and self.embedding_dropout > 0:
+                keep = torch.rand(index.shape[:1], device=index.device) >= self.embedding_dropout
+                index = torch.where(keep.unsqueeze(-1), index, torch.full_like(index, -1))
+            rows = F.embedding(index.clamp(min=0), table)
+            parts.append((rows * (index >= 0).unsqueeze(-1).to(rows.dtype)).sum(-2))
+        if dense is not None and dense.shape[-1] > 0:
+            parts.append(dense)
+        v = torch.cat(parts, -1)
+        z = F.layer_norm(v, v.shape[-1:], self.w(f"tok.{view}.ln.g"), self.w(f"tok.{view}.ln.b"), _EPS)
+        hidden = self._drop(torch.relu(z @ self.w(f"tok.{view}.w1") + self.w(f"tok.{view}.b1")))
+        gate = torch.sigmoid(z @ self.w(f"tok.{view}.wg") + self.w(f"tok.{view}.bg"))
+        return (hidden @ self.w(f"tok.{view}.w2") + self.w(f"tok.{view}.b2")) * gate
+
+    # ---- pieces shared by both forms ---------------------------------------------------------------------------
+
+    def _drop(self, x):
+        return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
+
+    def _norm(self, prefix, which, x):
+        return F.layer_norm(x, x.shape[-1:], self.w(f"{prefix}.{which}.g"), self.w(f"{prefix}.{which}.b"), _EPS)
+
+    def _project(self, prefix, x):
+        """q, k, v of rows x [..., n, d], each [..., H, n, d_head]."""
+        z = self._norm(prefix, "n1", x) if self.config.norm == "pre" else x
+        if self.config.latent > 0:
+            z = z @ self.w(f"{prefix}.wd")
+        shape = z.shape[:-1] + (self.config.heads, self.config.d_head)
+        return tuple((z @ self.w(f"{prefix}.{m}")).reshape(shape).transpose(-2, -3) for m in ("wq", "wk", "wv"))
+
+    def _finish(self, prefix, x, o):
+        """The layer after attention: x [..., n, d] the (mixed) input rows, o [..., H, n, d_head]."""
+        o = o.transpose(-2, -3).reshape(x.shape[:-1] + (self.config.heads * self.config.d_head,))
+        y = x + self._drop(o @ self.w(f"{prefix}.wo"))
+        if self.config.norm == "pre":
+            return y + self._drop(self._ffn(prefix, self._norm(prefix, "n2", y)))
+        y = self._norm(prefix, "n1", y)
+        return self._norm(prefix, "n2", y + self._drop(self._ffn(prefix, y)))
+
+    def _ffn(self, prefix, x):
+        hidden = torch.relu(x @ self.w(f"{prefix}.w1") + self.w(f"{prefix}.b1"))
+        return hidden @ self.w(f"{prefix}.w2") + self.w(f"{prefix}.b2")
+
+    def _mix(self, layer, rows):
+        """Target-token mixing of the C copies `rows` of the candidates, each [..., n, d]."""
+        if not self.config.target_mixing:
+            return rows
+        logits = torch.cat(rows, -1) @ self.w(f"w.l{layer}.gate.w") + self.w(f"w.l{layer}.gate.b")
+        beta = torch.sigmoid(logits)
+        weighted = [beta[..., i:i + 1] * row for i, row in enumerate(rows)]
+        total = sum(weighted)
+        return [row + (total - weighted[i]) for i, row in enumerate(rows)]
+
+    def _head(self, rows):
+        hidden = torch.relu(torch.cat(rows, -1) @ self.w("w.head.w1") + self.w("w.head.b1"))
+        return self._drop(hidden) @ self.w("w.head.w2") + self.w("w.head.b2")
+
+    # ---- packed form -------------------------------------------------------------------------------------------
+
+    def packed(self, x_p, x_f, index):
+        """Logits [B, T, tasks] of all targets.
+
+        x_p: per channel [B, N_c, d]; x_f [B, T, d]; index: per channel PackedIndex (packed_index below).
+        """
+        rows = [x_f] * len(x_p)
+        for layer in range(self.config.layers):
+            rows = self._mix(layer, rows)
+            last = layer + 1 == self.config.layers
+            next_p, next_f = [], []
+            for c, x in enumerate(x_p):
+                prefix = f"w.l{layer}.c{c}"
+                q, k, v = self._project(prefix, x)
+                keys = k + F.embedding(index[c].action, self.w(f"{prefix}.bact")).unsqueeze(1)
+                q_f, k_f, v_f = self._project(prefix, rows[c])
+                own = k_f + self._self_bias(prefix)
+                o = self._attend(prefix, q_f, keys, v, index[c].f_pos, index[c].f_time, index[c].f_seen,
+                                 (q_f * own).sum(-1), v_f)
+                next_f.append(self._finish(prefix, rows[c], o))
+                if not last:
+                    o = self._attend(prefix, q, keys, v, index[c].p_pos, index[c].p_time, index[c].p_seen)
+                    next_p.append(self._finish(prefix, x, o))
+            x_p, rows = next_p if not last else x_p, next_f
+        return self._head(rows)
+
+    def _self_bias(self, prefix):
+        return (self.w(f"{prefix}.bpos")[0] + self.w(f"{prefix}.btime")[0] +
+                self.w(f"{prefix}.bact")[self.config.n_act - 1])
+
+    def _attend(self, prefix, q, keys, v, pos, time, seen, self_dot=None, v_self=None):
+        """Softmax attention. q [B, H, T, dh]; keys, v [B, H, N, dh]; pos, time, seen [B, T, N]; self_dot [B, H, T]."""
+        shape = q.shape[:-1] + keys.shape[-2:-1]
+        s = q @ keys.transpose(-1, -2)
+        s = s + torch.gather(q @ self.w(f"{prefix}.bpos").t(), -1, pos.unsqueeze(1).expand(shape))
+        s = s + torch.gather(q @ self.w(f"{prefix}.btime").t(), -1, time.unsqueeze(1).expand(shape))
+        s = s.masked_fill(~seen.unsqueeze(1), -math.inf)
+        if self_dot is not None:
+            s = torch.cat([self_dot.unsqueeze(-1), s], -1)
+        p = torch.softmax(s / math.sqrt(self.config.d_head), -1)
+        if self_dot is None:
+            return p @ v
+        return p[..., 1:] @ v + p[..., :1] * v_self
+
+    # ---- serving form ------------------------------------------------------------------------------------------
+
+    def encode_history(self, x_p, time_us, action, tie):
+        """K/V of one user: per layer and channel (k, v), each [H, N_c, d_head], no bias folded; and the final rows."""
+        cache = []
+        for layer in range(self.config.layers):
+            entries, next_x = [], []
+            for c, x in enumerate(x_p):
+                prefix = f"w.l{layer}.c{c}"
+                n = x.shape[0]
+                q, k, v = self._project(prefix, x)
+                i, j = torch.arange(n).unsqueeze(1), torch.arange(n).unsqueeze(0)
+                age = time_us[c].unsqueeze(1) - time_us[c].unsqueeze(0)
+                seen = (j < i) & (tie[c].unsqueeze(1) != tie[c].unsqueeze(0)) & (i - j <= self.config.window_rows)
+                seen = (seen & (age <= self.config.window_sec * _MICRO)) | (i == j)
+                bias = (self.w(f"{prefix}.bpos")[(i - j).clamp(0, self.config.n_pos - 1)] +
+                        self.w(f"{prefix}.btime")[time_bucket(age.clamp(min=0), self.config.n_time)] +
+                        self.w(f"{prefix}.bact")[action[c]].unsqueeze(0))
+                s = torch.einsum("hid,hjd->hij", q, k) + torch.einsum("hid,ijd->hij", q, bias)
+                s = (s / math.sqrt(self.config.d_head)).masked_fill(~seen, -math.inf)
+                entries.append((k, v))
+                next_x.append(self._finish(prefix, x, torch.softmax(s, -1) @ v))
+            cache.append(entries)
+            x_p = next_x
+        return cache, x_p
+
+    def score(self, cache, x_f, time_us, action, tie, now_us, tie_f, closed_us=None, trace=None):
+        """Logits [M, tasks] of candidates x_f [M, d] of one request at now_us with tie group tie_f.
+
+        `trace`, a dict, receives layer 0's attention output and log-sum-exp per channel, and the final rows.
+        """
+        rows = [x_f] * len(time_us)
+        for layer in range(self.config.layers):
+            rows = self._mix(layer, rows)
+            next_rows = []
+            for c, x in enumerate(rows):
+                prefix = f"w.l{layer}.c{c}"
+                seen, rank = visible_rows(time_us[c], tie[c], now_us, tie_f, self.config,
+                                          None if closed_us is None else closed_us[c])
+                k, v = cache[layer][c]
+                k, v = k[:, seen], v[:, seen]
+                folded = (k + self.w(f"{prefix}.bpos")[rank.clamp(max=self.config.n_pos - 1)] +
+                          self.w(f"{prefix}.btime")[time_bucket(now_us - time_us[c][seen], self.config.n_time)] +
+                          self.w(f"{prefix}.bact")[action[c][seen]])
+                q, k_self, v_self = self._project(prefix, x)
+                own = (q * (k_self + self._self_bias(prefix))).sum(-1, keepdim=True)
+                s = torch.cat([own, q @ folded.transpose(-1, -2)], -1) / math.sqrt(self.config.d_head)
+                p = torch.softmax(s, -1)
+                o = p[..., 1:] @ v + p[..., :1] * v_self
+                if trace is not None and layer == 0:
+                    trace[f"attend_F.l0.c{c}"] = o.transpose(0, 1)
+                    trace[f"lse_F.l0.c{c}"] = torch.logsumexp(s, -1)
+                next_rows.append(self._finish(prefix, x, o))
+            rows = next_rows
+        if trace is not None:
+            for c, row in enumerate(rows):
+                trace[f"F_final.{c}"] = row
+        return self._head(rows)
+
+
+def visible_rows(time_us, tie, now_us, tie_f, config, closed_us=None):
+    """Rows of one channel that a request at now_us attends, oldest first, and their ranks (newest = 1)."""
+    seen = (time_us < now_us) & (tie != tie_f) & (now_us - time_us <= config.window_sec * _MICRO)
+    if closed_us is not None:
+        seen = seen & (closed_us <= now_us)
+    index = torch.nonzero(seen).flatten()
+    index = index[max(0, index.numel() - config.window_rows):]
+    rank = torch.arange(index.numel(), 0, -1)
+    return index, rank
+
+
+class PackedIndex:
+    """What one channel's attention needs beside the rows: buckets and visibility of a padded batch.
+
+    Shapes: f_* [B, T, N], p_* [B, N, N], action [B, N]. Built once per batch, used by all layers and heads.
+    """
+
+    def __init__(self, config, p, f):
+        """p: dict of valid, time_us, tie, closed_us, action, each [B, N]; f: valid, time_us, tie, each [B, T]."""
+        n = p["time_us"].shape[1]
+        device = p["time_us"].device
+        window_us = config.window_sec * _MICRO
+        self.action = p["action"]
+
+        age = f["time_us"].unsqueeze(2) - p["time_us"].unsqueeze(1)
+        seen = (p["valid"].unsqueeze(1) & (age > 0) & (f["tie"].unsqueeze(2) != p["tie"].unsqueeze(1)) &
+                (p["closed_us"].unsqueeze(1) <= f["time_us"].unsqueeze(2)) & (age <= window_us))
+        rank = seen.to(torch.int32).flip(-1).cumsum(-1).flip(-1)
+        self.f_seen = seen & (rank <= config.window_rows)
+        self.f_pos = rank.clamp(max=config.n_pos - 1).to(torch.int64)
+        self.f_time = time_bucket(age.clamp(min=0), config.n_time)
+
+        i = torch.arange(n, device=device)
+        distance = i.unsqueeze(1) - i.unsqueeze(0)
+        age = p["time_us"].unsqueeze(2) - p["time_us"].unsqueeze(1)
+        seen = ((distance > 0) & (distance <= config.window_rows)).unsqueeze(0) & p["valid"].unsqueeze(1)
+        seen = seen & (p["tie"].unsqueeze(2) != p["tie"].unsqueeze(1)) & (age <= window_us)
+        self.p_seen = seen | (distance == 0).unsqueeze(0)
+        self.p_pos = distance.clamp(0, config.n_pos - 1).unsqueeze(0).expand(age.shape)
+        self.p_time = time_bucket(age.clamp(min=0), config.n_time)
+
+
+def _initial(name, shape, generator, embedding_std):
+    """Start values: Xavier for matrices, ones and zeros for norms, small normals for tables and codebooks."""
+    leaf = name.rsplit(".", 1)[-1]
+    if name.startswith("tok.table."):
+        return torch.randn(shape, generator=generator) * embedding_std
+    if leaf in ("bpos", "btime", "bact"):
+        return torch.randn(shape, generator=generator) * 0.02
+    if leaf == "g":
+        return torch.ones(shape)
+    if len(shape) == 1 or (leaf == "w" and ".gate." in name):
+        return torch.full(shape, -2.0) if name.endswith(".gate.b") else torch.zeros(shape)
+    bound = math.sqrt(6.0 / (shape[0] + shape[1]))
+    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
