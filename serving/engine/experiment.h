@@ -1,0 +1,72 @@
+// The seam for experiments: a layer assigns parameter values to a request and names the arm. The engine writes the
+// exposures before any shedding that depends on an arm, and never for prefetch, refresh, shadow or counterfactual calls.
+#ifndef BACKSTORY_SERVING_ENGINE_EXPERIMENT_H_
+#define BACKSTORY_SERVING_ENGINE_EXPERIMENT_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "features/tokenizer.h"
+
+namespace backstory {
+
+// What experiments randomise by.
+struct Units {
+  std::string user, device, session;
+};
+
+// One arm that a request was put into.
+struct Exposure {
+  std::string layer, experiment, arm;
+  std::string unit;  // "user", "device" or "session": what was hashed
+  bool operator==(const Exposure&) const = default;
+};
+
+// One layer's decision. Layers are applied in order; a parameter belongs to one layer.
+struct LayerAssignment {
+  std::map<std::string, std::string> parameters;  // name -> value; invalid ones fail the layer, not the request
+  std::vector<Exposure> exposures;
+};
+
+struct Assignment {
+  std::vector<LayerAssignment> layers;
+  std::string config_version;  // of the experiment configuration that decided
+};
+
+// Thread-safe, pure per configuration version: the same units give the same arms.
+class Assigner {
+ public:
+  virtual ~Assigner() = default;
+  virtual Assignment Assign(const std::string& ns, const std::string& scene, const Units& units,
+                            const FeatureMap& features) const = 0;
+};
+
+// No experiments: every parameter has its launch value (default, or what the server sets).
+class LaunchDefaults : public Assigner {
+ public:
+  Assignment Assign(const std::string&, const std::string&, const Units&, const FeatureMap&) const override {
+    return Assignment{{}, "launch"};
+  }
+};
+
+struct ExposureRecord {
+  std::string ns, scene;
+  Units units;
+  uint64_t request_id = 0;
+  int64_t now_us = 0;
+  std::string config_version;
+  std::vector<Exposure> exposures;
+};
+
+// Thread-safe; must not block for long: it runs on the request's thread.
+class ExposureSink {
+ public:
+  virtual ~ExposureSink() = default;
+  virtual void Write(const ExposureRecord& record) = 0;
+};
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_SERVING_ENGINE_EXPERIMENT_H_

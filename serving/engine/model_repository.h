@@ -1,0 +1,106 @@
+// Versions of models on disk and in memory: <root>/<model>/<version>/, immutable, complete once their MANIFEST exists.
+// Nothing polls: versions are found when the server starts and when an operator names one.
+#ifndef BACKSTORY_SERVING_ENGINE_MODEL_REPOSITORY_H_
+#define BACKSTORY_SERVING_ENGINE_MODEL_REPOSITORY_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "serving/engine/metrics.h"
+#include "serving/engine/served_model.h"
+
+namespace backstory {
+
+enum class VersionState { kUnloaded, kLoading, kWarming, kReady, kFailed };
+std::string_view VersionStateName(VersionState state);  // "UNLOADED", ...
+
+struct VersionInfo {
+  std::string model, version;
+  VersionState state = VersionState::kUnloaded;
+  std::string reason;               // why it FAILED
+  std::vector<std::string> labels;  // sorted
+  std::string state_id;             // empty unless READY
+  uint64_t parameter_bytes = 0;
+  std::vector<std::string> tasks;
+  std::string content_hash;
+};
+
+// Which version a request asks for: an exact version, or else a label, or else "stable". An empty model means the
+// repository's default one.
+struct ModelChoice {
+  std::string model, version, label;
+};
+
+struct RepositoryOptions {
+  std::string root;           // empty: no directory, versions come from Load of the loader alone (tests)
+  std::string default_model;  // empty: the only model, if there is exactly one
+};
+
+// Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference only.
+class ModelRepository {
+ public:
+  // Scores recorded requests with a version that is not ready yet; an error or a non-finite score fails the load.
+  using WarmUp = std::function<absl::Status(const std::shared_ptr<const ServedModel>&)>;
+  // Called after a version left the repository, so that state which only it could use is dropped.
+  using OnUnload = std::function<void(const ServedModel&)>;
+
+  ModelRepository(RepositoryOptions options, ModelLoader loader, WarmUp warm_up, OnUnload on_unload, Metrics* metrics);
+
+  // Finds the versions on disk. For each model loads those its LABELS file names, or the newest version and labels it
+  // "stable". A version that fails is FAILED with its reason and the rest goes on; the first failure is returned only if
+  // some model ends without a "stable" version.
+  absl::Status LoadAtStart();
+
+  // READY when it returns OK. Loading a READY version does nothing. On failure what served before keeps serving.
+  // INVALID_ARGUMENT (names), NOT_FOUND (no such directory or no MANIFEST), ABORTED (already being loaded), or what the
+  // loader or the warm-up found.
+  absl::Status Load(const std::string& model, const std::string& version);
+  // FAILED_PRECONDITION while a label points at it or it is being loaded; NOT_FOUND if unknown.
+  absl::Status Unload(const std::string& model, const std::string& version);
+  // Moves a label at once, to a READY version only (else FAILED_PRECONDITION). Returns the previous version, "" if new.
+  // With a root, the labels are kept in <root>/<model>/LABELS (written aside and renamed) and survive a restart.
+  absl::StatusOr<std::string> SetLabel(const std::string& model, const std::string& label, const std::string& version);
+
+  // NOT_FOUND naming model, version or label; FAILED_PRECONDITION if the version exists but is not READY (says its state).
+  absl::StatusOr<std::shared_ptr<const ServedModel>> Resolve(const ModelChoice& choice) const;
+  std::vector<VersionInfo> List(std::string_view model = {}) const;
+  // Every READY version.
+  std::vector<std::shared_ptr<const ServedModel>> Ready() const;
+
+ private:
+  struct Version {
+    VersionState state = VersionState::kUnloaded;
+    std::string reason;
+    std::shared_ptr<const ServedModel> served;
+  };
+  struct Model {
+    std::map<std::string, Version> versions;
+    std::map<std::string, std::string> labels;
+  };
+  absl::Status LoadModelAtStart(const std::string& model);
+  absl::Status Finish(const std::string& model, const std::string& version, absl::Status status,
+                      std::shared_ptr<const ServedModel> served);
+  absl::StatusOr<std::shared_ptr<const ServedModel>> LoadAndWarm(const ModelSource& source);
+  void SetState(const std::string& model, const std::string& version, VersionState state);
+  void CountReady();
+
+  const RepositoryOptions options_;
+  const ModelLoader loader_;
+  const WarmUp warm_up_;
+  const OnUnload on_unload_;
+  Metrics* const metrics_;
+
+  mutable std::mutex mutex_;
+  std::map<std::string, Model> models_;  // guarded by mutex_
+};
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_SERVING_ENGINE_MODEL_REPOSITORY_H_

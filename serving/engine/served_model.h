@@ -1,0 +1,38 @@
+// A loaded model version as the engine uses it, whatever its file format. Immutable once handed over; shared by requests.
+#ifndef BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
+#define BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "models/grab/model.h"
+
+namespace backstory {
+
+struct ServedModel {
+  std::string name;
+  std::string version;
+  std::string content_hash;    // of the version directory's MANIFEST
+  std::string config_version;  // of the calibration in use
+  std::shared_ptr<const grab::Model> model;  // may alias whatever keeps its weights alive
+  // Logit of task (index into config().tasks) in a scene -> probability. Monotone. Empty: the logistic function.
+  std::function<float(std::string_view scene, int task, float logit)> calibrate;
+};
+
+// Where a version lies and what it has to be.
+struct ModelSource {
+  std::string path;  // <repository>/<model>/<version>
+  std::string model;
+  std::string version;
+};
+
+// Reads, verifies and checks goldens of a version. Must be thread-safe. DATA_LOSS or INVALID_ARGUMENT or
+// FAILED_PRECONDITION says what was found (tensor, file, golden case); nothing is kept on failure.
+using ModelLoader = std::function<absl::StatusOr<std::shared_ptr<const ServedModel>>(const ModelSource&)>;
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
