@@ -16,10 +16,10 @@ enum class SparseSource {
   kItemId,          // P F  hashed item id
   kItemCategories,  // P F  each category hashed
   kItemSid,         // P F  one id per level
-  kItemYear,        // P F  year, bucketed by 5 years
+  kItemYear,        // P F  year, in steps of 5 from 1900 (number 1), earlier is number 0
   kActionClass,     // P    action class of the row
   kActionValue,     // P    ValueBin of the joined action
-  kPosition,        // P    log2 bucket of the exposure position
+  kPosition,        // P    floor(log2(position + 1)) of an exposure
   kScene,           // P F  hashed scene (F: scene of the request)
   kEventContext,    // P    hashed value of context field `attribute`
   kUserId,          // F    hashed user id (user side)
@@ -34,8 +34,10 @@ struct SparseFieldConfig {
   std::string name;
   SparseSource source = SparseSource::kItemId;
   std::string attribute;  // for sources that name a field
-  std::string table;      // embedding table; fields with the same table share it
-  uint32_t vocab = 0;     // ids are hash % (vocab - 1) + 1, 0 is "missing"; >= 2
+  std::string table;      // embedding table; fields with the same table share it, its vocab and its hash salt
+  // Rows of the table, >= 2; row 0 is "missing". Names, ids and texts are hash % (vocab - 1) + 1. Small numbers (class,
+  // value bin, position, year, hour, day) are not hashed: min(number, vocab - 2) + 1, so that they never collide.
+  uint32_t vocab = 0;
 };
 
 // Dense (numeric) inputs of full tokens. All counts are strictly before `now` and exclude the request's tie group.
@@ -51,8 +53,9 @@ enum class DenseSource {
   kItemAge,         // item side, (year of now - item year) / 10, 0 if unknown
   kItemNumber,      // item side, mutable number `attribute`
   kRequestNumber,   // request feature or candidate column `attribute`
-  kUserCategoryRate,  // item side: the user's own smoothed rate over past rows that share a category with the
-                      // candidate, logit minus logit of the user's rate
+  kUserCategoryRate,  // item side: the user's own rate over past rows that share a category with the candidate (a row
+                      // counts once per shared category), smoothed by prior_weight rows of the user's rate; given as
+                      // logit minus logit of the user's rate
 };
 
 struct DenseFieldConfig {
@@ -99,7 +102,7 @@ struct TokenizerConfig {
   int32_t default_action_class = 0;
   LabelRule label;
   std::vector<ChannelConfig> channels;
-  int64_t label_window_us = 0;  // an action joins its exposure if it happens within this time after it
+  int64_t label_window_us = 0;  // an action joins its exposure if it happens less than this time after it
   OpenRows open_rows = OpenRows::kAsKnown;
   int64_t stats_granularity_us = 3'600'000'000;  // item counts are taken up to the start of now's bucket
 };

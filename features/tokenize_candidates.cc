@@ -1,0 +1,374 @@
+// Full tokens: what the model is told about each candidate, beyond the history.
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+
+#include "features/field_ids.h"
+#include "features/tokenizer.h"
+
+namespace backstory {
+namespace {
+
+using internal::FieldIds;
+
+constexpr std::string_view kCandidatePrefix = "cand.";
+
+bool IsCandidateColumn(const std::string& attribute) { return attribute.starts_with(kCandidatePrefix); }
+
+std::string ColumnName(const std::string& attribute) {
+  return IsCandidateColumn(attribute) ? attribute.substr(kCandidatePrefix.size()) : attribute;
+}
+
+double Logit(double p) {
+  const double inside = std::clamp(p, 1e-6, 1 - 1e-6);
+  return std::log(inside / (1 - inside));
+}
+
+double Smoothed(double positives, double n, double prior, double weight) {
+  return n + weight > 0 ? (positives + prior * weight) / (n + weight) : prior;
+}
+
+double RateFeature(double positives, double n, const DenseFieldConfig& field) {
+  return Logit(Smoothed(positives, n, field.prior, field.prior_weight)) - Logit(field.prior);
+}
+
+float Scaled(double value, const DenseFieldConfig& field) {
+  const double scaled = value * field.scale;
+  return std::isnan(scaled) ? 0.0f : static_cast<float>(std::clamp(scaled, -10.0, 10.0));
+}
+
+// One request being tokenised: the input, and per candidate what several fields need.
+class Builder {
+ public:
+  Builder(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report)
+      : input_(input), config_(config), report_(report) {}
+  CandidateTokens Build();
+
+ private:
+  void Resolve();
+  void UserColumn(const SparseFieldConfig& field, SparseColumn* column);
+  void ItemColumn(const SparseFieldConfig& field, SparseColumn* column);
+  void CategoryColumn(const std::vector<std::string>* texts, FieldIds* ids, SparseColumn* column);
+  void YearColumn(const std::vector<float>* years, FieldIds* ids, SparseColumn* column);
+  void TextColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column);
+  void CandidateColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column);
+  float UserDense(const DenseFieldConfig& field);
+  float ItemDense(const DenseFieldConfig& field, size_t i);
+  double ItemAge(size_t i);
+  double NumberOf(const DenseFieldConfig& field, size_t i);
+  double CategoryRate(const DenseFieldConfig& field, size_t i) const;
+
+  size_t size() const { return input_.candidates->item_ids.size(); }
+  const FeatureValue* Request(const std::string& name) const;
+  template <typename Columns>
+  static auto Find(const Columns& columns, const std::string& name) -> decltype(&columns.begin()->second) {
+    const auto found = columns.find(name);
+    return found == columns.end() ? nullptr : &found->second;
+  }
+  // Where a value came from; a null `item` is an unknown item.
+  void FromRequest() { ++report_->from_request; }
+  void FromItem(bool present) { ++(present ? report_->from_catalog : report_->defaulted); }
+
+  const CandidateInput& input_;
+  const TokenizerConfig& config_;
+  FeatureReport* report_;
+  UserSummary no_past_;
+  const UserSummary* past_ = nullptr;
+  std::vector<const Item*> items_;   // [candidates]
+  std::vector<RateCounts> counts_;   // [candidates] if any field wants them
+};
+
+bool WantsCounts(const TokenizerConfig& config) {
+  return std::any_of(config.full_dense.begin(), config.full_dense.end(), [](const DenseFieldConfig& field) {
+    return field.source == DenseSource::kItemRate || field.source == DenseSource::kItemLogCount ||
+           field.source == DenseSource::kItemMeanValue;
+  });
+}
+
+const FeatureValue* Builder::Request(const std::string& name) const {
+  return input_.request == nullptr ? nullptr : Find(*input_.request, name);
+}
+
+void Builder::Resolve() {
+  past_ = input_.summary == nullptr ? &no_past_ : input_.summary;
+  const bool wants_counts = WantsCounts(config_) && input_.counts;
+  counts_.resize(size());
+  for (size_t i = 0; i < size(); ++i) {
+    const uint64_t item_id = input_.candidates->item_ids[i];
+    items_.push_back(input_.items ? input_.items(item_id) : nullptr);
+    report_->unknown_items += items_.back() == nullptr ? 1 : 0;
+    if (wants_counts) counts_[i] = CountsByRule(input_.counts(item_id), config_.label);
+  }
+}
+
+void Builder::UserColumn(const SparseFieldConfig& field, SparseColumn* column) {
+  FieldIds ids(field, config_, &column->ids);
+  switch (field.source) {
+    case SparseSource::kUserId:
+      ids.Text(input_.user);
+      break;
+    case SparseSource::kScene:
+      ids.Text(input_.scene);
+      break;
+    case SparseSource::kHourOfDay:
+      ids.Number(internal::HourOfDay(input_.now_us));
+      break;
+    case SparseSource::kDayOfWeek:
+      ids.Number(internal::DayOfWeek(input_.now_us));
+      break;
+    default: {
+      const FeatureValue* value = Request(field.attribute);
+      const bool present = value != nullptr && !value->is_number && !value->text.empty();
+      present ? ids.Hashed(value->text) : ids.Missing();
+      ++(present ? report_->from_request : report_->defaulted);
+    }
+  }
+  column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
+}
+
+void Builder::CategoryColumn(const std::vector<std::string>* texts, FieldIds* ids, SparseColumn* column) {
+  for (size_t i = 0; i < size(); ++i) {
+    if (texts != nullptr && !(*texts)[i].empty()) {
+      ids->CategoryText((*texts)[i]);
+      FromRequest();
+    } else {
+      ids->OfItem(SparseSource::kItemCategories, items_[i]);
+      FromItem(items_[i] != nullptr && !items_[i]->categories.empty());
+    }
+    column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
+  }
+}
+
+void Builder::YearColumn(const std::vector<float>* years, FieldIds* ids, SparseColumn* column) {
+  for (size_t i = 0; i < size(); ++i) {
+    if (years != nullptr && std::isfinite((*years)[i])) {
+      ids->Year(static_cast<int32_t>(std::clamp((*years)[i], -9999.0f, 9999.0f)));
+      FromRequest();
+    } else {
+      ids->OfItem(SparseSource::kItemYear, items_[i]);
+      FromItem(items_[i] != nullptr && items_[i]->year != 0);
+    }
+    column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
+  }
+}
+
+// A mutable item string: the candidate column of that name wins over the catalog.
+void Builder::TextColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column) {
+  const std::vector<std::string>* texts = Find(input_.candidates->texts, field.attribute);
+  for (size_t i = 0; i < size(); ++i) {
+    if (texts != nullptr && !(*texts)[i].empty()) {
+      ids->Hashed((*texts)[i]);
+      FromRequest();
+    } else {
+      const std::string* text = items_[i] == nullptr ? nullptr : Find(items_[i]->strings, field.attribute);
+      text == nullptr ? ids->Missing() : ids->Text(*text);
+      FromItem(text != nullptr);
+    }
+    column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
+  }
+}
+
+void Builder::CandidateColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column) {
+  const std::vector<std::string>* texts = Find(input_.candidates->texts, ColumnName(field.attribute));
+  for (size_t i = 0; i < size(); ++i) {
+    const bool present = texts != nullptr && !(*texts)[i].empty();
+    present ? ids->Hashed((*texts)[i]) : ids->Missing();
+    ++(present ? report_->from_request : report_->defaulted);
+    column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
+  }
+}
+
+void Builder::ItemColumn(const SparseFieldConfig& field, SparseColumn* column) {
+  FieldIds ids(field, config_, &column->ids);
+  column->offsets.reserve(size() + 1);
+  column->ids.reserve(size());
+  switch (field.source) {
+    case SparseSource::kItemCategories:
+      return CategoryColumn(Find(input_.candidates->texts, "categories"), &ids, column);
+    case SparseSource::kItemYear:
+      return YearColumn(Find(input_.candidates->numbers, "year"), &ids, column);
+    case SparseSource::kItemString:
+      return TextColumn(field, &ids, column);
+    case SparseSource::kRequestFeature:
+      return CandidateColumn(field, &ids, column);
+    default:
+      break;
+  }
+  for (size_t i = 0; i < size(); ++i) {
+    if (field.source == SparseSource::kItemId) {
+      ids.Hashed(input_.candidates->item_ids[i]);
+    } else {
+      assert(field.source == SparseSource::kItemSid);
+      ids.OfItem(field.source, items_[i]);
+      FromItem(items_[i] != nullptr && !items_[i]->sid.empty());
+    }
+    column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
+  }
+}
+
+float Builder::UserDense(const DenseFieldConfig& field) {
+  const UserSummary& past = *past_;
+  switch (field.source) {
+    case DenseSource::kUserRate:
+      return Scaled(RateFeature(past.positives, past.rows, field), field);
+    case DenseSource::kUserLogCount:
+      return Scaled(std::log1p(static_cast<double>(past.rows)), field);
+    case DenseSource::kUserMeanValue:
+      return past.value_count == 0 ? 0.0f : Scaled(past.value_sum / past.value_count - field.prior_value, field);
+    case DenseSource::kUserLogGap:
+      if (past.newest_us < 0) return 0.0f;
+      return Scaled(std::log1p(static_cast<double>(input_.now_us - past.newest_us) / 1e6), field);
+    default: {
+      assert(field.source == DenseSource::kRequestNumber);
+      const FeatureValue* value = Request(field.attribute);
+      const bool present = value != nullptr && value->is_number && std::isfinite(value->number);
+      ++(present ? report_->from_request : report_->defaulted);
+      return present ? Scaled(value->number, field) : 0.0f;
+    }
+  }
+}
+
+double Builder::ItemAge(size_t i) {
+  const std::vector<float>* years = Find(input_.candidates->numbers, "year");
+  double year = items_[i] == nullptr ? 0 : items_[i]->year;
+  if (years != nullptr && std::isfinite((*years)[i])) {
+    year = (*years)[i];
+    FromRequest();
+  } else {
+    FromItem(year != 0);
+  }
+  return year == 0 ? 0 : (internal::YearOf(input_.now_us) - year) / 10;
+}
+
+// kItemNumber and candidate columns; 0 if absent.
+double Builder::NumberOf(const DenseFieldConfig& field, size_t i) {
+  const std::vector<float>* numbers = Find(input_.candidates->numbers, ColumnName(field.attribute));
+  if (numbers != nullptr && std::isfinite((*numbers)[i])) {
+    FromRequest();
+    return (*numbers)[i];
+  }
+  const bool of_item = field.source == DenseSource::kItemNumber && items_[i] != nullptr;
+  const double* number = of_item ? Find(items_[i]->numbers, field.attribute) : nullptr;
+  FromItem(number != nullptr);
+  return number == nullptr ? 0 : *number;
+}
+
+double Builder::CategoryRate(const DenseFieldConfig& field, size_t i) const {
+  double n = 0, positives = 0;
+  const auto add = [&](std::string_view category) {
+    const auto found = past_->categories.find(category);
+    if (found == past_->categories.end()) return;
+    n += found->second.first;
+    positives += found->second.second;
+  };
+  const std::vector<std::string>* texts = Find(input_.candidates->texts, "categories");
+  if (texts != nullptr && !(*texts)[i].empty()) {
+    internal::ForEachCategory((*texts)[i], add);
+  } else if (items_[i] != nullptr) {
+    for (const std::string& category : items_[i]->categories) add(category);
+  }
+  const double user_rate = Smoothed(past_->positives, past_->rows, field.prior, field.prior_weight);
+  return Logit(Smoothed(positives, n, user_rate, field.prior_weight)) - Logit(user_rate);
+}
+
+float Builder::ItemDense(const DenseFieldConfig& field, size_t i) {
+  const RateCounts& counts = counts_[i];
+  switch (field.source) {
+    case DenseSource::kItemRate:
+      return Scaled(RateFeature(counts.positives, counts.n, field), field);
+    case DenseSource::kItemLogCount:
+      return Scaled(std::log1p(counts.n), field);
+    case DenseSource::kItemMeanValue:
+      if (counts.value_count == 0) return 0.0f;
+      return Scaled(counts.value_sum / counts.value_count - field.prior_value, field);
+    case DenseSource::kItemAge:
+      return Scaled(ItemAge(i), field);
+    case DenseSource::kUserCategoryRate:
+      return Scaled(CategoryRate(field, i), field);
+    default:
+      assert(field.source == DenseSource::kItemNumber || field.source == DenseSource::kRequestNumber);
+      return Scaled(NumberOf(field, i), field);
+  }
+}
+
+CandidateTokens Builder::Build() {
+  Resolve();
+  CandidateTokens tokens;
+  tokens.now_us = input_.now_us;
+  tokens.tie = input_.tie;
+  tokens.user.rows = 1;
+  tokens.item.rows = size();
+  for (const SparseFieldConfig& field : config_.full) {
+    const bool user_side = IsUserSide(field);
+    SparseColumn* column = &(user_side ? tokens.user : tokens.item).sparse.emplace_back();
+    user_side ? UserColumn(field, column) : ItemColumn(field, column);
+  }
+  std::vector<const DenseFieldConfig*> item_dense;
+  for (const DenseFieldConfig& field : config_.full_dense) {
+    if (IsUserSide(field)) {
+      tokens.user.dense.push_back(UserDense(field));
+    } else {
+      item_dense.push_back(&field);
+    }
+  }
+  tokens.item.dense.reserve(size() * item_dense.size());
+  for (size_t i = 0; i < size(); ++i) {
+    for (const DenseFieldConfig* field : item_dense) tokens.item.dense.push_back(ItemDense(*field, i));
+  }
+  return tokens;
+}
+
+}  // namespace
+
+CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config,
+                                   FeatureReport* report) {
+  assert(input.candidates != nullptr);
+  FeatureReport unread;
+  return Builder(input, config, report == nullptr ? &unread : report).Build();
+}
+
+bool IsUserSide(const SparseFieldConfig& field) {
+  switch (field.source) {
+    case SparseSource::kUserId:
+    case SparseSource::kScene:
+    case SparseSource::kHourOfDay:
+    case SparseSource::kDayOfWeek:
+      return true;
+    case SparseSource::kRequestFeature:
+      return !IsCandidateColumn(field.attribute);
+    default:
+      return false;
+  }
+}
+
+bool IsUserSide(const DenseFieldConfig& field) {
+  switch (field.source) {
+    case DenseSource::kUserRate:
+    case DenseSource::kUserLogCount:
+    case DenseSource::kUserMeanValue:
+    case DenseSource::kUserLogGap:
+      return true;
+    case DenseSource::kRequestNumber:
+      return !IsCandidateColumn(field.attribute);
+    default:
+      return false;
+  }
+}
+
+RateCounts CountsByRule(const ItemCounts& counts, const LabelRule& rule) {
+  RateCounts out;
+  for (const ItemCounts::Cell& cell : counts.cells) {
+    if (cell.action != static_cast<uint16_t>(rule.action)) continue;
+    const double value = cell.value_bin / 2.0;
+    const double count = static_cast<double>(cell.count);
+    out.value_count += count;
+    out.value_sum += value * count;
+    // Bin 0 holds everything up to 0.5, negative values too; the top bin is open above.
+    if (value >= rule.min_value || cell.value_bin == 15) out.positives += count;
+  }
+  out.n = out.value_count;
+  if (rule.unlabelled_is_negative) out.n = std::max(out.n, static_cast<double>(counts.exposures));
+  return out;
+}
+
+}  // namespace backstory
