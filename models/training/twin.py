@@ -26,6 +26,7 @@ def time_bucket(delta_us, n_time):
 
 class Grab(torch.nn.Module):
     """One GRAB model. `config` is models.training.config.Config; `shapes` maps tensor names to shapes."""
+    form = "packed"
 
     def __init__(self, config, shapes, seed=0, dropout=0.0, embedding_dropout=0.0, embedding_std=0.05):
         super().__init__()
@@ -116,6 +117,20 @@ class Grab(torch.nn.Module):
     def _head(self, rows):
         hidden = torch.relu(torch.cat(rows, -1) @ self.w("w.head.w1") + self.w("w.head.b1"))
         return self._drop(hidden) @ self.w("w.head.w2") + self.w("w.head.b2")
+
+    def logits(self, data, batch):
+        """Logits [B, T] of the first task for a packed batch of a data set (models/training/shards.py)."""
+        x_p, index = [], []
+        for c, p in enumerate(batch.p):
+            x_p.append(self._drop(self.embed("p", {k: v[p["rows"]] for k, v in data.ids[f"p{c}"].items()})
+                                  if len(data.rows[c]["tie"]) else self._no_rows(p["rows"].shape)))
+            index.append(PackedIndex(self.config, p, batch.f))
+        rows = batch.f["rows"]
+        x_f = self.embed("f", {k: v[rows] for k, v in data.ids["f"].items()}, data.dense[rows])
+        return self.packed(x_p, self._drop(x_f), index)[..., 0]
+
+    def _no_rows(self, shape):
+        return self.w("w.head.w1").new_zeros(shape + (self.config.d,))
 
     # ---- packed form -------------------------------------------------------------------------------------------
 
