@@ -1,7 +1,6 @@
 #include "models/grab/config.h"
 
 #include <cstdint>
-#include <map>
 #include <set>
 #include <string>
 #include <string_view>
@@ -74,7 +73,7 @@ absl::Status CheckTasks(const Config& c) {
   return absl::OkStatus();
 }
 
-// What the tokenizer may be configured to emit must fit the codebooks and tables of this model.
+// The tokenizer alone is valid; what it may emit must also fit the codebooks and tables of this model.
 absl::Status CheckTokenizerFits(const Config& c) {
   const TokenizerConfig& t = c.tokenizer;
   const int64_t last_class = c.n_act - 2;  // n_act - 1 is the candidate itself
@@ -90,21 +89,11 @@ absl::Status CheckTokenizerFits(const Config& c) {
   if (t.full.empty() && t.full_dense.empty()) {
     return absl::InvalidArgumentError("tokenizer.full: a candidate needs at least one field");
   }
-  std::map<std::string, uint32_t> vocab;
   for (const auto* view : {&t.partial, &t.full}) {
     for (const SparseFieldConfig& field : *view) {
-      if (absl::Status s = CheckName(absl::StrCat("tokenizer field ", field.name, ": table"), field.table); !s.ok()) {
-        return s;
-      }
-      if (uint64_t{field.vocab} * static_cast<uint64_t>(c.embedding) > kTableElementsMax) {
-        return absl::InvalidArgumentError(absl::StrCat("tokenizer field ", field.name, ": vocab ", field.vocab,
-                                                       " x embedding ", c.embedding, " exceeds ", kTableElementsMax));
-      }
-      const auto [it, inserted] = vocab.emplace(field.table, field.vocab);
-      if (!inserted && it->second != field.vocab) {
-        return absl::InvalidArgumentError(absl::StrCat("tokenizer field ", field.name, ": vocab ", field.vocab,
-                                                       " differs from ", it->second, " of table ", field.table));
-      }
+      if (uint64_t{field.vocab} * static_cast<uint64_t>(c.embedding) <= kTableElementsMax) continue;
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer field ", field.name, ": vocab ", field.vocab,
+                                                     " x embedding ", c.embedding, " exceeds ", kTableElementsMax));
     }
   }
   return absl::OkStatus();
@@ -116,8 +105,8 @@ absl::Status Validate(const Config& config) {
   if (absl::Status s = CheckName("name", config.name); !s.ok()) return s;
   if (absl::Status s = CheckWidths(config); !s.ok()) return s;
   if (absl::Status s = CheckTasks(config); !s.ok()) return s;
-  if (absl::Status s = CheckTokenizerFits(config); !s.ok()) return s;
-  return ValidateTokenizerConfig(config.tokenizer);
+  if (absl::Status s = ValidateTokenizerConfig(config.tokenizer); !s.ok()) return s;
+  return CheckTokenizerFits(config);
 }
 
 }  // namespace backstory::grab

@@ -110,10 +110,10 @@ def to_text(config):
 
 
 def select_fields(config, drop):
-    """A copy without the tokenizer fields named in `drop` ("p.item", "f.user", "dense.item_rate")."""
+    """A copy without the tokenizer fields named in `drop` ("p.item", "f.user", "dense.rate", "channel.all")."""
     kept = []
     for name, value in config.tokenizer:
-        prefix = {"partial": "p.", "full": "f.", "full_dense": "dense."}.get(name)
+        prefix = {"partial": "p.", "full": "f.", "full_dense": "dense.", "channels": "channel."}.get(name)
         if prefix is None or prefix + dict(value)["name"] not in drop:
             kept.append((name, value))
     result = dataclasses.replace(config, partial=[], full=[], dense=[])
