@@ -18,17 +18,17 @@ import torch
 import torch.multiprocessing as mp
 
 from models.training import config as grab_config
-from models.training import rankers, shards, tensor_file, trainer
+from models.training import rankers, shards, tensor_file, textproto, trainer
 
 
 def run_job(job, base, folder, device, out, datasets):
     """Trains one job; returns its result row."""
     config, arguments, options = rankers.split_settings(base, job.get("settings", {}))
-    key = grab_config.to_text(config).split("d: ", 1)[0]
-    if (key, config.n_act) not in datasets:
+    key = (textproto.write(config.tokenizer), config.n_act)
+    if key not in datasets:
         datasets.clear()
-        datasets[(key, config.n_act)] = shards.Dataset(folder, config, device)
-    data = datasets[(key, config.n_act)]
+        datasets[key] = shards.Dataset(folder, config, device)
+    data = datasets[key]
     options["seed"] = job.get("seed", 0)
     model = rankers.build(job["kind"], config, arguments, options["seed"]).to(device)
     begin = time.time()
