@@ -95,7 +95,8 @@ absl::StatusOr<Calibration> Calibration::FromText(std::string_view text, std::st
   result.version_ = message.version();
   result.entries_.resize(tasks.size());
   for (const pb::Platt& entry : message.entries()) {
-    const std::string where = absl::StrCat(source, ": entry of scene \"", entry.scene(), "\", task \"", entry.task(), "\": ");
+    const std::string where =
+        absl::StrCat(source, ": entry of scene \"", entry.scene(), "\", task \"", entry.task(), "\": ");
     const auto task = std::find(tasks.begin(), tasks.end(), entry.task());
     if (task == tasks.end()) return absl::InvalidArgumentError(absl::StrCat(where, "the model has no such task"));
     if (absl::Status s = CheckEntry(entry); !s.ok()) return absl::Status(s.code(), absl::StrCat(where, s.message()));

@@ -25,8 +25,8 @@ struct Platt {
 inline constexpr size_t kCalibrationBytesMax = 1 << 20;
 inline constexpr size_t kCalibrationEntriesMax = 4096;
 
-// Immutable, thread-safe. Version 0 without entries is the logistic function, which is what a version directory without a
-// calibration/ folder gets.
+// Immutable, thread-safe. Version 0 without entries is the logistic function, which is what a version directory without
+// a calibration/ folder gets.
 class Calibration {
  public:
   uint32_t version() const { return version_; }
@@ -35,9 +35,9 @@ class Calibration {
   // In (0, 1) for a finite logit, clamped so that it never is exactly 0 or 1.
   float Probability(std::string_view scene, int task, float logit) const;
 
-  // Protobuf text of backstory.model.v1.Calibration. `require_digest`: the file is not covered by a MANIFEST, so its own
-  // digest has to be there; one that is there must match in any case. INVALID_ARGUMENT or DATA_LOSS with source and field:
-  // version not `expected_version`, an unknown task, (scene, task) twice, a or b not finite, a <= 0.
+  // Protobuf text of backstory.model.v1.Calibration. `require_digest`: the file is not covered by a MANIFEST, so its
+  // own digest has to be there; one that is there must match in any case. INVALID_ARGUMENT or DATA_LOSS with source and
+  // field: version not `expected_version`, an unknown task, (scene, task) twice, a or b not finite, a <= 0.
   static absl::StatusOr<Calibration> FromText(std::string_view text, std::string_view source,
                                               std::span<const std::string> tasks, uint32_t expected_version,
                                               bool require_digest);

@@ -29,7 +29,8 @@ constexpr uint32_t kCalibrationNumberMax = 999'999'999;
 bool IsComponent(std::string_view name) {
   if (name.empty() || name.size() > kComponentBytesMax || name.front() == '.') return false;
   return std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' ||
+           c == '-';
   });
 }
 
@@ -149,7 +150,8 @@ absl::StatusOr<Manifest> ParseManifest(std::string_view text, std::string_view s
   } else if (lines[0] != absl::StrCat(std::string(kMagic), "xxh3-128")) {
     return Damaged(absl::StrCat(name, ":1"), "is neither \"backstory-manifest 1 xxh3-128\" nor \"... sha256\"");
   }
-  if (lines.size() - 1 > kManifestFilesMax) return Damaged(name, absl::StrCat("lists over ", kManifestFilesMax, " files"));
+  if (lines.size() - 1 > kManifestFilesMax)
+    return Damaged(name, absl::StrCat("lists over ", kManifestFilesMax, " files"));
   for (size_t i = 1; i < lines.size(); ++i) {
     auto file = ParseLine(lines[i], manifest.kind);
     const std::string where = absl::StrCat(name, ":", i + 1);

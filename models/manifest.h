@@ -50,7 +50,7 @@ std::string ManifestToText(const Manifest& manifest);
 // The verified content of a version directory. Contents stay mapped as long as this, or a copy of a MappedFile, lives.
 struct VerifiedFiles {
   std::string directory;
-  std::string hash;  // 16 hex digits over the MANIFEST: two versions with equal content share it
+  std::string hash;                         // 16 hex digits over the MANIFEST: two versions with equal content share it
   std::map<std::string, MappedFile> files;  // by path, MANIFEST excluded
   std::vector<std::string> unlisted_calibrations;  // paths calibration/<n>.textproto that came after the MANIFEST
 
@@ -58,12 +58,13 @@ struct VerifiedFiles {
   const MappedFile* Find(const std::string& path) const;
 };
 
-// NOT_FOUND: no such directory, or no MANIFEST in it. DATA_LOSS naming the file: listed and missing, not listed, another
-// size or digest, a symbolic link or special file, a name outside the alphabet. Only files called calibration/<n>.textproto
-// may be there without being listed.
+// NOT_FOUND: no such directory, or no MANIFEST in it. DATA_LOSS naming the file: listed and missing, not listed,
+// another size or digest, a symbolic link or special file, a name outside the alphabet. Only files called
+// calibration/<n>.textproto may be there without being listed.
 absl::StatusOr<VerifiedFiles> VerifyDirectory(const std::string& directory);
 
-// Lists and digests every file there is and writes MANIFEST. FAILED_PRECONDITION if there is one: versions are immutable.
+// Lists and digests every file there is and writes MANIFEST. FAILED_PRECONDITION if there is one: versions are
+// immutable.
 absl::Status WriteManifest(const std::string& directory, DigestKind kind = DigestKind::kXxh3);
 
 }  // namespace backstory

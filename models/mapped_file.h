@@ -13,8 +13,8 @@
 
 namespace backstory {
 
-// The bytes live as long as any copy of `owner`. They are the file's pages: a file that is changed in place changes here
-// too, and one that is cut short makes reads fault. Whatever is mapped must be immutable, as versions are.
+// The bytes live as long as any copy of `owner`. They are the file's pages: a file that is changed in place changes
+// here too, and one that is cut short makes reads fault. Whatever is mapped must be immutable, as versions are.
 struct MappedFile {
   std::shared_ptr<const uint8_t> owner;  // nullptr for an empty file
   size_t size = 0;
@@ -22,8 +22,8 @@ struct MappedFile {
   std::string_view text() const { return {reinterpret_cast<const char*>(owner.get()), size}; }
 };
 
-// Regular files only, the last path component no symlink. NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (no regular file)
-// or UNAVAILABLE, with the path.
+// Regular files only, the last path component no symlink. NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT (no regular
+// file) or UNAVAILABLE, with the path.
 absl::StatusOr<MappedFile> MapFile(const std::string& path);
 
 // Replaces `path` by write, fsync, rename, fsync of the folder: after a crash it holds the old content or the new.

@@ -38,8 +38,8 @@ absl::Status CheckRanges(const std::vector<SafetensorsEntry>& entries, uint64_t 
       return absl::DataLossError(absl::StrCat("tensor ", e.name, ": size of shape ", ShapeText(e.shape), " overflows"));
     }
     if (*bytes != e.end - e.begin) {
-      return absl::DataLossError(absl::StrCat(range, ", but ", DTypeName(e.dtype), " ", ShapeText(e.shape), " has ",
-                                              *bytes, " bytes"));
+      return absl::DataLossError(
+          absl::StrCat(range, ", but ", DTypeName(e.dtype), " ", ShapeText(e.shape), " has ", *bytes, " bytes"));
     }
     if (e.begin != expected) {
       return absl::DataLossError(absl::StrCat(range, e.begin < expected ? " overlap" : " leave a hole after",
@@ -116,13 +116,14 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Parse(std::shared_ptr<const uin
   uint64_t header_bytes;
   std::memcpy(&header_bytes, bytes.get(), kLengthBytes);
   if (header_bytes > limits.header_bytes_max) {
-    return Refused(source, absl::StrCat("header: ", header_bytes, " bytes exceed the limit of ",
-                                        limits.header_bytes_max));
+    return Refused(source,
+                   absl::StrCat("header: ", header_bytes, " bytes exceed the limit of ", limits.header_bytes_max));
   }
   if (header_bytes > size - kLengthBytes) {
     return Refused(source, absl::StrCat("header: ", header_bytes, " bytes leave the file of ", size, " bytes"));
   }
-  auto header = ParseSafetensorsHeader({reinterpret_cast<const char*>(bytes.get()) + kLengthBytes, header_bytes}, limits);
+  auto header =
+      ParseSafetensorsHeader({reinterpret_cast<const char*>(bytes.get()) + kLengthBytes, header_bytes}, limits);
   if (!header.ok()) return Refused(source, std::string(header.status().message()));
 
   SafetensorsFile file;
@@ -188,8 +189,8 @@ absl::Status SafetensorsFile::AddTo(TensorMap* map) const {
     } else if (e.dtype == DType::kF16 || e.dtype == DType::kBF16) {
       added = map->Add(e.name, e.shape, Widen(bytes, e.dtype));
     } else {
-      return Refused(source_, absl::StrCat("tensor ", e.name, ": expected dtype F32, F16 or BF16, found ",
-                                           DTypeName(e.dtype)));
+      return Refused(source_,
+                     absl::StrCat("tensor ", e.name, ": expected dtype F32, F16 or BF16, found ", DTypeName(e.dtype)));
     }
     if (!added.ok()) return Refused(source_, std::string(added.message()));
     if (const auto bad = FirstNonFinite(map->Find(e.name)->values())) {
@@ -213,8 +214,9 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<SafetensorsTe
   for (const SafetensorsTensor& t : tensors) {
     const auto bytes = TensorBytes(t.shape, t.dtype);
     if (bytes != t.data.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor ", t.name, ": ", t.data.size(), " bytes do not fill ",
-                                                     DTypeName(t.dtype), " ", ShapeText(t.shape)));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor ", t.name, ": ", t.data.size(),
+                                                     " bytes do not fill ", DTypeName(t.dtype), " ",
+                                                     ShapeText(t.shape)));
     }
     header[t.name] = {{"dtype", DTypeName(t.dtype)}, {"shape", t.shape}, {"data_offsets", {offset, offset + *bytes}}};
     offset += *bytes;
@@ -231,7 +233,8 @@ absl::Status WriteSafetensors(const std::string& path, std::vector<SafetensorsTe
 
   const uint64_t length = json.size();
   std::vector<std::string_view> pieces{{reinterpret_cast<const char*>(&length), kLengthBytes}, json};
-  for (const SafetensorsTensor& t : tensors) pieces.emplace_back(reinterpret_cast<const char*>(t.data.data()), t.data.size());
+  for (const SafetensorsTensor& t : tensors)
+    pieces.emplace_back(reinterpret_cast<const char*>(t.data.data()), t.data.size());
   return WriteFileAtomically(path, pieces);
 }
 

@@ -17,9 +17,9 @@ struct DTypeRow {
 };
 
 constexpr DTypeRow kDTypes[] = {
-    {DType::kF64, "F64", 8}, {DType::kF32, "F32", 4}, {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2},
-    {DType::kI64, "I64", 8}, {DType::kI32, "I32", 4}, {DType::kI16, "I16", 2}, {DType::kI8, "I8", 1},
-    {DType::kU64, "U64", 8}, {DType::kU32, "U32", 4}, {DType::kU16, "U16", 2}, {DType::kU8, "U8", 1},
+    {DType::kF64, "F64", 8},   {DType::kF32, "F32", 4}, {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2},
+    {DType::kI64, "I64", 8},   {DType::kI32, "I32", 4}, {DType::kI16, "I16", 2}, {DType::kI8, "I8", 1},
+    {DType::kU64, "U64", 8},   {DType::kU32, "U32", 4}, {DType::kU16, "U16", 2}, {DType::kU8, "U8", 1},
     {DType::kBool, "BOOL", 1},
 };
 
@@ -129,8 +129,19 @@ class HeaderHandler : public nlohmann::json_sax<nlohmann::json> {
 
  private:
   enum class Place {
-    kStart, kRoot, kMetadataStart, kMetadata, kMetadataValue, kTensorStart, kTensor, kDType, kShapeStart, kShape,
-    kOffsetsStart, kOffsets, kEnd,
+    kStart,
+    kRoot,
+    kMetadataStart,
+    kMetadata,
+    kMetadataValue,
+    kTensorStart,
+    kTensor,
+    kDType,
+    kShapeStart,
+    kShape,
+    kOffsetsStart,
+    kOffsets,
+    kEnd,
   };
 
   bool RootKey(const std::string& name) {

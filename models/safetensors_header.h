@@ -19,7 +19,8 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-// Syntax, limits and keys only; byte ranges are the caller's to check against the file. DATA_LOSS without the file name.
+// Syntax, limits and keys only; byte ranges are the caller's to check against the file. DATA_LOSS without the file
+// name.
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, const SafetensorsLimits& limits);
 
 std::optional<DType> DTypeFromName(std::string_view name);

@@ -1,5 +1,5 @@
-// The tensors of one model version by name. Forward passes ask for what they need with the shape they expect; they never
-// learn whether a tensor was mapped from a file, widened from bf16, or made by a test.
+// The tensors of one model version by name. Forward passes ask for what they need with the shape they expect; they
+// never learn whether a tensor was mapped from a file, widened from bf16, or made by a test.
 #ifndef BACKSTORY_MODELS_TENSOR_MAP_H_
 #define BACKSTORY_MODELS_TENSOR_MAP_H_
 
@@ -20,8 +20,8 @@ namespace backstory {
 // [2, 3] in messages; [] is a scalar.
 std::string ShapeText(std::span<const int64_t> shape);
 
-// Row-major fp32. `data` is aligned to 4 bytes only (a mapped file gives no more) and lives as long as the TensorMap, or
-// any copy of it, that handed it out.
+// Row-major fp32. `data` is aligned to 4 bytes only (a mapped file gives no more) and lives as long as the TensorMap,
+// or any copy of it, that handed it out.
 struct TensorView {
   std::vector<int64_t> shape;
   const float* data = nullptr;
@@ -32,8 +32,8 @@ struct TensorView {
 // Copies share the memory. Thread-safe for reading once filled.
 class TensorMap {
  public:
-  // INVALID_ARGUMENT naming the tensor: a name that is already there, a negative dimension, or values that do not fill the
-  // shape.
+  // INVALID_ARGUMENT naming the tensor: a name that is already there, a negative dimension, or values that do not fill
+  // the shape.
   absl::Status Add(std::string name, std::vector<int64_t> shape, std::vector<float> values);
   // The same for memory of someone else, kept alive by `data` itself (an aliasing shared_ptr on a mapped file).
   absl::Status AddShared(std::string name, std::vector<int64_t> shape, std::shared_ptr<const float> data, size_t size);

@@ -38,8 +38,8 @@ absl::Status ParseTextProto(std::string_view text, std::string_view source_name,
   google::protobuf::io::ArrayInputStream input(text.data(), static_cast<int>(text.size()));
   if (parser.Parse(&input, message)) return absl::OkStatus();
   if (!errors.text().empty()) return absl::InvalidArgumentError(errors.text());
-  return absl::InvalidArgumentError(absl::StrCat(std::string(source_name), ": not a text message of ",
-                                                 message->GetTypeName()));
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(source_name), ": not a text message of ", message->GetTypeName()));
 }
 
 }  // namespace backstory

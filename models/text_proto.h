@@ -12,9 +12,9 @@ class Message;
 
 namespace backstory {
 
-// INVALID_ARGUMENT "source:line:column: reason". Nesting is limited to 16 levels. Unknown fields, repeated singular fields
-// and enum names that do not exist are errors; enum numbers that do not exist are accepted where proto3 does, so callers
-// check them.
+// INVALID_ARGUMENT "source:line:column: reason". Nesting is limited to 16 levels. Unknown fields, repeated singular
+// fields and enum names that do not exist are errors; enum numbers that do not exist are accepted where proto3 does, so
+// callers check them.
 absl::Status ParseTextProto(std::string_view text, std::string_view source_name, google::protobuf::Message* message);
 
 }  // namespace backstory

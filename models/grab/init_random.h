@@ -1,5 +1,5 @@
-// Untrained models: for load tests, and for tests that need a model of some shape. Deterministic: the same configuration
-// and seed give the same bytes on every machine.
+// Untrained models: for load tests, and for tests that need a model of some shape. Deterministic: the same
+// configuration and seed give the same bytes on every machine.
 #ifndef BACKSTORY_MODELS_GRAB_INIT_RANDOM_H_
 #define BACKSTORY_MODELS_GRAB_INIT_RANDOM_H_
 

@@ -101,8 +101,8 @@ absl::Status CheckTensors(const Config& config, const TensorMap& tensors) {
   }
   for (const std::string& name : tensors.Names()) {
     if (expected.contains(name)) continue;
-    return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": not called for by the configuration, found shape ",
-                                                   ShapeText(tensors.Find(name)->shape)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", name, ": not called for by the configuration, found shape ", ShapeText(tensors.Find(name)->shape)));
   }
   return absl::OkStatus();
 }

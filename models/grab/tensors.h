@@ -1,5 +1,5 @@
-// The weights a GRAB configuration calls for, by name and shape, and what they cost. One list, used by the loader to refuse
-// a wrong model, by `model init-random` to make one, and by `model inspect`.
+// The weights a GRAB configuration calls for, by name and shape, and what they cost. One list, used by the loader to
+// refuse a wrong model, by `model init-random` to make one, and by `model inspect`.
 #ifndef BACKSTORY_MODELS_GRAB_TENSORS_H_
 #define BACKSTORY_MODELS_GRAB_TENSORS_H_
 
