@@ -47,9 +47,9 @@ struct Event {
   bool tombstone = false;  // this revision deletes the event
   int64_t time_us = 0;     // event time, microseconds since the Unix epoch, >= 0, never clamped
   uint64_t item_id = 0;
-  uint64_t request_id = 0;  // 0 = none; members of one request form one tie group
-  uint32_t position = 0;    // EXPOSURE: slot in the page, 0 = unknown or first
-  std::string scene;        // EXPOSURE: where it was shown, <= 64 bytes
+  uint64_t request_id = 0;                // 0 = none; members of one request form one tie group
+  uint32_t position = 0;                  // EXPOSURE: slot in the page, 0 = unknown or first
+  std::string scene;                      // EXPOSURE: where it was shown, <= 64 bytes
   ActionType action = ActionType::kNone;  // ACTION
   float value = 0;                        // ACTION: dwell seconds, rating, amount; finite
   uint64_t exposure_id = 0;               // ACTION: event_id of the exposure it answers, 0 = none

@@ -60,8 +60,8 @@ struct TokenizedHistory {
   size_t rows = 0;  // leading history rows that the channels cover (under OpenRows::kHide the closed ones)
 };
 
-// Brings `tokens` up to TokenizeHistory(rows, now_us, ...): rows before `first_changed` must be those tokenised last time.
-// Returns per channel the first row that is new or changed. O(rows from first_changed on).
+// Brings `tokens` up to TokenizeHistory(rows, now_us, ...): rows before `first_changed` must be those tokenised last
+// time. Returns per channel the first row that is new or changed. O(rows from first_changed on).
 std::vector<size_t> UpdateTokens(std::span<const HistoryRow> rows, size_t first_changed, int64_t now_us,
                                  const ItemLookup& items, const TokenizerConfig& config, TokenizedHistory* tokens);
 

@@ -18,8 +18,8 @@ struct Item {
   std::vector<uint32_t> sid;            // semantic id, one code per level; empty = none
   int32_t year = 0;                     // release year or 0; a coarse immutable number
   // Mutable.
-  std::string title;  // <= 512 bytes
-  std::string text;   // <= 8192 bytes
+  std::string title;                           // <= 512 bytes
+  std::string text;                            // <= 8192 bytes
   std::map<std::string, double> numbers;       // e.g. price; finite
   std::map<std::string, std::string> strings;  // e.g. brand
   bool operator==(const Item&) const = default;

@@ -87,8 +87,8 @@ void ActionFold::Add(const ActionLink& action) {
     row_->labelled = true;
     row_->positive = row_->positive || action.value >= config_.label.min_value;
   }
-  const size_t rule = action.action == ActionType::kNone ? config_.actions.size()
-                                                         : MatchRule(action.action, action.value, config_);
+  const size_t rule =
+      action.action == ActionType::kNone ? config_.actions.size() : MatchRule(action.action, action.value, config_);
   if (rule >= best_rule_) return;
   best_rule_ = rule;
   row_->action = action.action;
@@ -111,7 +111,8 @@ bool Visible(const Event& event, AsOf as_of) {
 }
 
 void CloseFrom(std::span<HistoryRow> rows, size_t first, const TokenizerConfig& config) {
-  int64_t closed_us = first > 0 && first <= rows.size() ? rows[first - 1].closed_us : std::numeric_limits<int64_t>::min();
+  int64_t closed_us =
+      first > 0 && first <= rows.size() ? rows[first - 1].closed_us : std::numeric_limits<int64_t>::min();
   for (size_t i = first; i < rows.size(); ++i) {
     closed_us = std::max(closed_us, OwnClosing(rows[i], config));
     rows[i].closed_us = closed_us;

@@ -8,21 +8,24 @@
 
 namespace backstory {
 
-// The embedding-table rows of one sparse field for a block of tokens, CSR: token i owns ids[offsets[i] .. offsets[i+1]).
-// The model sum-pools the table rows of a token. Ids are < vocab of the field; an empty list pools to zero.
+// The embedding-table rows of one sparse field for a block of tokens, CSR: token i owns ids[offsets[i] ..
+// offsets[i+1]). The model sum-pools the table rows of a token. Ids are < vocab of the field; an empty list pools to
+// zero.
 struct SparseColumn {
   std::vector<uint32_t> offsets{0};  // [rows + 1]
   std::vector<uint32_t> ids;
 };
 
-// A block of tokens of one view (partial or full). Columns follow the order of TokenizerConfig's field list of that view.
+// A block of tokens of one view (partial or full). Columns follow the order of TokenizerConfig's field list of that
+// view.
 struct TokenColumns {
   size_t rows = 0;
   std::vector<SparseColumn> sparse;
   std::vector<float> dense;  // [rows, dense_width] row-major
 };
 
-// One channel of a user's history, oldest to newest in canonical order (partial tokens and what attention needs of them).
+// One channel of a user's history, oldest to newest in canonical order (partial tokens and what attention needs of
+// them).
 struct ChannelRows {
   TokenColumns tokens;
   std::vector<int64_t> time_us;    // [rows], non-decreasing
@@ -34,13 +37,13 @@ struct ChannelRows {
   size_t closed = 0;
 };
 
-// Candidates of one request: full tokens, split in fields shared by all candidates (user side) and the rest (item side),
-// so that the first GEMM of the tokenizer network runs once for the user side.
+// Candidates of one request: full tokens, split in fields shared by all candidates (user side) and the rest (item
+// side), so that the first GEMM of the tokenizer network runs once for the user side.
 struct CandidateTokens {
   TokenColumns user;  // rows == 1
   TokenColumns item;  // rows == number of candidates
   int64_t now_us = 0;
-  int64_t tie = -1;   // tie-group key of the request; kNoTie = none of the history's
+  int64_t tie = -1;  // tie-group key of the request; kNoTie = none of the history's
   static constexpr int64_t kNoTie = -1;
 };
 

@@ -74,8 +74,8 @@ class Builder {
   FeatureReport* report_;
   UserSummary no_past_;
   const UserSummary* past_ = nullptr;
-  std::vector<const Item*> items_;   // [candidates]
-  std::vector<RateCounts> counts_;   // [candidates] if any field wants them
+  std::vector<const Item*> items_;  // [candidates]
+  std::vector<RateCounts> counts_;  // [candidates] if any field wants them
 };
 
 bool WantsCounts(const TokenizerConfig& config) {
@@ -320,8 +320,7 @@ CandidateTokens Builder::Build() {
 
 }  // namespace
 
-CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config,
-                                   FeatureReport* report) {
+CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report) {
   assert(input.candidates != nullptr);
   FeatureReport unread;
   return Builder(input, config, report == nullptr ? &unread : report).Build();

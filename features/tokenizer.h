@@ -22,18 +22,18 @@ namespace backstory {
 
 // One row of a user's history before hashing: an exposure with the actions that joined it, or a lone action.
 struct HistoryRow {
-  int64_t time_us = 0;      // of the exposure or lone action
+  int64_t time_us = 0;  // of the exposure or lone action
   uint64_t event_id = 0;
   uint64_t item_id = 0;
-  int64_t tie = 0;          // tie-group key, see TieKey
+  int64_t tie = 0;  // tie-group key, see TieKey
   EventKind kind = EventKind::kExposure;
   uint32_t position = 0;
   std::string scene;
   ActionType action = ActionType::kNone;  // the joined action that matched the earliest ActionRule; kNone if none
   float value = 0;
   int32_t action_class = 0;
-  bool labelled = false;    // is a training target and counts in user statistics
-  bool positive = false;    // an action of the label rule joined it (or it is one)
+  bool labelled = false;  // is a training target and counts in user statistics
+  bool positive = false;  // an action of the label rule joined it (or it is one)
   // From here on this row and every row before it are final: the largest, over the rows up to this one, of
   // time_us + label_window for exposures and time_us for lone actions. Non-decreasing, so "closed at now" is a prefix.
   int64_t closed_us = 0;
@@ -64,18 +64,18 @@ std::vector<ChannelRows> TokenizeHistory(std::span<const HistoryRow> rows, int64
 
 // What the user side of a full token needs to know of the user's own past.
 struct UserSummary {
-  uint64_t rows = 0;        // labelled rows visible
+  uint64_t rows = 0;  // labelled rows visible
   uint64_t positives = 0;
-  double value_sum = 0;     // of rows with an action
+  double value_sum = 0;  // of rows with an action
   uint64_t value_count = 0;
-  int64_t newest_us = -1;   // time of the newest visible row, -1 = none
+  int64_t newest_us = -1;  // time of the newest visible row, -1 = none
   std::map<std::string, std::pair<uint64_t, uint64_t>, std::less<>> categories;  // -> {labelled rows, positives}
   bool operator==(const UserSummary&) const = default;
 };
 
-// Over rows with time_us < now_us and tie != `tie`. Only closed rows (closed_us <= now_us) are counted, so that the same
-// row counts the same however much of its future is stored; newest_us looks at open rows as well. Rows in canonical order.
-// A row of several categories counts in each. O(rows): features/user_summary.h keeps a running one.
+// Over rows with time_us < now_us and tie != `tie`. Only closed rows (closed_us <= now_us) are counted, so that the
+// same row counts the same however much of its future is stored; newest_us looks at open rows as well. Rows in
+// canonical order. A row of several categories counts in each. O(rows): features/user_summary.h keeps a running one.
 UserSummary Summarise(std::span<const HistoryRow> rows, int64_t now_us, int64_t tie, const ItemLookup& items);
 
 // A typed request feature: text (hashed) or number.
@@ -87,8 +87,8 @@ struct FeatureValue {
 using FeatureMap = std::map<std::string, FeatureValue>;
 
 // Candidate columns: each named column has one value per candidate (or is absent). A column named like a catalog field
-// wins over the catalog: "year" and kItemNumber attributes among numbers; "categories" ('|' between them) and kItemString
-// attributes among texts. An empty text and a NaN number mean "absent for this candidate".
+// wins over the catalog: "year" and kItemNumber attributes among numbers; "categories" ('|' between them) and
+// kItemString attributes among texts. An empty text and a NaN number mean "absent for this candidate".
 struct CandidateColumns {
   std::vector<uint64_t> item_ids;
   std::map<std::string, std::vector<float>> numbers;      // each of item_ids.size()
@@ -111,8 +111,8 @@ struct CandidateInput {
   const UserSummary* summary = nullptr;
   const FeatureMap* request = nullptr;
   const CandidateColumns* candidates = nullptr;
-  std::function<const Item*(uint64_t)> items;              // nullptr = unknown item
-  std::function<ItemCounts(uint64_t)> counts;              // strictly before now's statistics bucket
+  std::function<const Item*(uint64_t)> items;  // nullptr = unknown item
+  std::function<ItemCounts(uint64_t)> counts;  // strictly before now's statistics bucket
 };
 
 CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report);
@@ -125,9 +125,9 @@ absl::Status ValidateTokenizerConfig(const TokenizerConfig& config);
 bool IsUserSide(const SparseFieldConfig& field);
 bool IsUserSide(const DenseFieldConfig& field);
 
-// Item counts -> {n, positives, value_sum} under the label rule. n is the number of label actions, or of exposures if that
-// is larger and exposures without label count as negatives. Values are those of label actions, as bin / 2; a bin is
-// positive if bin / 2 >= label.min_value (the top bin, open above, always is).
+// Item counts -> {n, positives, value_sum} under the label rule. n is the number of label actions, or of exposures if
+// that is larger and exposures without label count as negatives. Values are those of label actions, as bin / 2; a bin
+// is positive if bin / 2 >= label.min_value (the top bin, open above, always is).
 struct RateCounts {
   double n = 0;
   double positives = 0;

@@ -1,5 +1,5 @@
-// What turns a history into tokens: fields, action classes, channels, windows. Part of a model version (model.textproto);
-// every setting that partial tokens depend on enters the state id.
+// What turns a history into tokens: fields, action classes, channels, windows. Part of a model version
+// (model.textproto); every setting that partial tokens depend on enters the state id.
 #ifndef BACKSTORY_FEATURES_TOKENIZER_CONFIG_H_
 #define BACKSTORY_FEATURES_TOKENIZER_CONFIG_H_
 
@@ -43,16 +43,16 @@ struct SparseFieldConfig {
 // Dense (numeric) inputs of full tokens. All counts are strictly before `now` and exclude the request's tie group.
 // A rate is (positives + prior * prior_weight) / (n + prior_weight), given as logit(rate) - logit(prior).
 enum class DenseSource {
-  kItemRate,        // item side, from ItemCounts by the label rule
-  kItemLogCount,    // item side, log1p(n)
-  kUserRate,        // user side, from the user's own rows
-  kUserLogCount,    // user side, log1p(n)
-  kUserMeanValue,   // user side, mean action value - prior_value, 0 if none
-  kItemMeanValue,   // item side, mean of bin / 2 - prior_value, 0 if none
-  kUserLogGap,      // user side, log1p(seconds since the newest visible row), 0 if none
-  kItemAge,         // item side, (year of now - item year) / 10, 0 if unknown
-  kItemNumber,      // item side, mutable number `attribute`
-  kRequestNumber,   // request feature or candidate column `attribute`
+  kItemRate,          // item side, from ItemCounts by the label rule
+  kItemLogCount,      // item side, log1p(n)
+  kUserRate,          // user side, from the user's own rows
+  kUserLogCount,      // user side, log1p(n)
+  kUserMeanValue,     // user side, mean action value - prior_value, 0 if none
+  kItemMeanValue,     // item side, mean of bin / 2 - prior_value, 0 if none
+  kUserLogGap,        // user side, log1p(seconds since the newest visible row), 0 if none
+  kItemAge,           // item side, (year of now - item year) / 10, 0 if unknown
+  kItemNumber,        // item side, mutable number `attribute`
+  kRequestNumber,     // request feature or candidate column `attribute`
   kUserCategoryRate,  // item side: the user's own rate over past rows that share a category with the candidate (a row
                       // counts once per shared category), smoothed by prior_weight rows of the user's rate; given as
                       // logit minus logit of the user's rate
@@ -79,7 +79,7 @@ struct ActionRule {
 // What counts as a positive label and as a labelled row.
 struct LabelRule {
   ActionType action = ActionType::kClick;
-  float min_value = -3.4e38f;        // positive if value >= min_value
+  float min_value = -3.4e38f;          // positive if value >= min_value
   bool unlabelled_is_negative = true;  // an exposure without such an action is a negative; else not a target
 };
 
@@ -95,9 +95,9 @@ enum class OpenRows { kAsKnown, kHide };
 struct TokenizerConfig {
   uint32_t feature_version = 1;  // names the semantics of this file; the binary supports a stated set
   uint64_t hash_salt = 0;
-  std::vector<SparseFieldConfig> partial;     // P view
-  std::vector<SparseFieldConfig> full;        // F view; user-side sources first is not required
-  std::vector<DenseFieldConfig> full_dense;   // F view
+  std::vector<SparseFieldConfig> partial;    // P view
+  std::vector<SparseFieldConfig> full;       // F view; user-side sources first is not required
+  std::vector<DenseFieldConfig> full_dense;  // F view
   std::vector<ActionRule> actions;
   int32_t default_action_class = 0;
   LabelRule label;

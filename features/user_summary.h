@@ -11,9 +11,9 @@
 
 namespace backstory {
 
-// Sums over the leading rows that are before and closed at a moment. Equal to Summarise(rows, now_us, tie, items) when the
-// rows before the ones already counted have not changed: ExtendJoin's return value says; Reset if it is < counted().
-// Not thread-safe. Memory: the summary and 8 to 16 bytes per request among the rows.
+// Sums over the leading rows that are before and closed at a moment. Equal to Summarise(rows, now_us, tie, items) when
+// the rows before the ones already counted have not changed: ExtendJoin's return value says; Reset if it is <
+// counted(). Not thread-safe. Memory: the summary and 8 to 16 bytes per request among the rows.
 class SummaryAccumulator {
  public:
   // Counts rows up to now_us, which must not be before the one of the last call, and returns the summary. O(new rows);

@@ -89,12 +89,12 @@ absl::Status CheckSparse(const std::vector<SparseFieldConfig>& fields, View view
     }
     const auto table = tables->emplace(field.table, field.vocab).first;
     if (table->second != field.vocab) {
-      return Bad(where + ".vocab", absl::StrCat(field.vocab, " differs from ", table->second, " of another field of table '",
-                                                field.table, "'"));
+      return Bad(where + ".vocab", absl::StrCat(field.vocab, " differs from ", table->second,
+                                                " of another field of table '", field.table, "'"));
     }
     if (!Allowed(field.source, view)) {
-      return Bad(where + ".source", absl::StrCat("source ", static_cast<int>(field.source), " is not allowed in ", list,
-                                                 " tokens"));
+      return Bad(where + ".source",
+                 absl::StrCat("source ", static_cast<int>(field.source), " is not allowed in ", list, " tokens"));
     }
     if (auto status = CheckAttribute(where, NeedsAttribute(field.source), field.attribute); !status.ok()) return status;
   }
@@ -168,7 +168,8 @@ bool WantsItemBins(const TokenizerConfig& config) {
 absl::Status ValidateTokenizerConfig(const TokenizerConfig& config) {
   bool supported = false;
   for (uint32_t version : kFeatureVersions) supported = supported || config.feature_version == version;
-  if (!supported) return Bad("feature_version", absl::StrCat(config.feature_version, " is not supported; supported: 1"));
+  if (!supported)
+    return Bad("feature_version", absl::StrCat(config.feature_version, " is not supported; supported: 1"));
   std::map<std::string, uint32_t> tables;
   std::set<std::string> partial_names, full_names;
   if (config.partial.empty()) return Bad("partial", "at least one field needed");
@@ -181,7 +182,8 @@ absl::Status ValidateTokenizerConfig(const TokenizerConfig& config) {
   const float threshold = config.label.min_value;
   const bool on_bin = threshold <= 0 || (threshold <= 7.5f && threshold * 2 == std::floor(threshold * 2));
   if (WantsItemBins(config) && !on_bin) {
-    return Bad("label.min_value", "with an item rate it must be <= 0 or a multiple of 0.5 up to 7.5 (the bins of item counts)");
+    return Bad("label.min_value",
+               "with an item rate it must be <= 0 or a multiple of 0.5 up to 7.5 (the bins of item counts)");
   }
   if (config.label_window_us < 0 || config.label_window_us > kLabelWindowMaxUs) {
     return Bad("label_window_us", absl::StrCat("outside 0..", kLabelWindowMaxUs));
