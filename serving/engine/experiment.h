@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "features/tokenizer.h"
+#include "serving/engine/parameters.h"
 
 namespace backstory {
 
@@ -17,10 +18,15 @@ struct Units {
   std::string user, device, session;
 };
 
+// Why a unit is in an arm. Overridden units never count in an analysis.
+inline constexpr char kReasonAssigned[] = "assigned";
+inline constexpr char kReasonOverride[] = "override";
+
 // One arm that a request was put into.
 struct Exposure {
   std::string layer, experiment, arm;
-  std::string unit;  // "user", "device" or "session": what was hashed
+  std::string unit;                      // "user", "device" or "session": what was hashed
+  std::string reason = kReasonAssigned;  // or kReasonOverride
   bool operator==(const Exposure&) const = default;
 };
 
@@ -58,6 +64,17 @@ struct ExposureRecord {
   int64_t now_us = 0;
   std::string config_version;
   std::vector<Exposure> exposures;
+  uint64_t id = 0;             // pairs it with its ExposureFinal within one run of the server; 0 = none follows
+  std::string model, version;  // that the arms ask for; empty if not resolved
+};
+
+// How a request that was exposed ended. A crash leaves an exposure without one.
+struct ExposureFinal {
+  uint64_t id = 0;             // of its ExposureRecord
+  std::string status = "OK";   // name of the status code
+  std::string model, version;  // that answered
+  std::vector<EffectiveParameter> parameters;
+  int degrade_step = 0;
 };
 
 // Thread-safe; must not block for long: it runs on the request's thread.
@@ -65,6 +82,7 @@ class ExposureSink {
  public:
   virtual ~ExposureSink() = default;
   virtual void Write(const ExposureRecord& record) = 0;
+  virtual void Finish(const ExposureFinal&) {}
 };
 
 }  // namespace backstory
