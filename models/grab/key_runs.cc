@@ -54,7 +54,12 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
   // start[b] = first row younger than edge(b), as seen from row i; it only moves forward with i.
   std::vector<size_t> start(count + 1, 0);
   size_t in_window = 0;
-  std::vector<uint32_t> hidden;
+  if (first < last) {
+    in_window = static_cast<size_t>(
+        std::lower_bound(time.begin(), time.begin() + static_cast<ptrdiff_t>(first), Minus(time[first], windows.age_us)) -
+        time.begin());
+  }
+  std::vector<uint32_t> hidden;  // rows of the tie group of i, newest first
   for (size_t i = first; i < last; ++i) {
     for (uint32_t b = 1; b < count; ++b) {
       size_t& at = start[b];

@@ -12,16 +12,16 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "features/token.h"
+#include "kernels/thread_pool.h"
 #include "models/grab/config.h"
+#include "models/tensor_map.h"
 
 namespace backstory::grab {
 
-// K/V of one user's one channel, all layers, in pages of 128 rows (kernels/page.h). Rows are append-only: row i depends on
-// rows <= i alone. Move-only. Not thread-safe for writing; concurrent Score calls may share it.
-class ChannelState;
-
-// All channels of one user under one model. Rows [0, closed) of a channel are final as long as no event at or before them
-// changes; Truncate drops rows from the end, Extend appends.
+// All channels of one user under one model: K/V of every layer in pages of 128 rows (kernels/page.h). Rows are append-only:
+// row i depends on rows <= i alone. Rows [0, closed) of a channel are final as long as no event at or before them changes;
+// Truncate drops rows from the end, Extend appends. Not thread-safe for writing; concurrent Score calls may share it.
+// A state belongs to models with the state_id of the one that made it; giving it to another is a bug of the caller.
 class UserKv {
  public:
   virtual ~UserKv() = default;
@@ -65,6 +65,11 @@ class Model {
   virtual absl::Status Extend(std::span<const ChannelRows> tokens, UserKv* kv) const = 0;
   virtual absl::Status Score(std::span<const ScoreSegment> segments) const = 0;
 };
+
+// Weights by the names of models/grab/tensors.h; further tensors are ignored. NOT_FOUND or INVALID_ARGUMENT naming the
+// tensor or the setting. Embedding tables stay in the memory of `tensors` (which the model keeps alive), the rest is packed
+// for the kernels. `pool` may be null (work runs in the calling thread) and must outlive the model.
+absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool);
 
 }  // namespace backstory::grab
 

@@ -50,8 +50,9 @@ class ChannelState {
 
 class CpuUserKv final : public UserKv {
  public:
-  CpuUserKv(const PageShape& shape, int channels, int layers)
-      : channels_(static_cast<size_t>(channels), ChannelState(shape, layers)) {}
+  CpuUserKv(const PageShape& shape, int channels, int layers) {
+    for (int c = 0; c < channels; ++c) channels_.emplace_back(shape, layers);
+  }
   CpuUserKv(const CpuUserKv&) = delete;
   CpuUserKv& operator=(const CpuUserKv&) = delete;
 

@@ -1,0 +1,66 @@
+// A fixed-size, zero-initialised, 64-byte aligned array of floats: what kernels read and write.
+#ifndef BACKSTORY_KERNELS_ALIGNED_H_
+#define BACKSTORY_KERNELS_ALIGNED_H_
+
+#include <cassert>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <new>
+
+namespace backstory {
+
+// Move-only. Not thread-safe for writing.
+class AlignedFloats {
+ public:
+  static constexpr std::align_val_t kAlignment{64};
+
+  AlignedFloats() = default;
+  explicit AlignedFloats(size_t size) : size_(size) {
+    if (size == 0) return;
+    data_.reset(static_cast<float*>(::operator new[](size * sizeof(float), kAlignment)));
+    std::memset(data_.get(), 0, size * sizeof(float));
+  }
+
+  float* data() { return data_.get(); }
+  const float* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+  float& operator[](size_t i) {
+    assert(i < size_);
+    return data_.get()[i];
+  }
+  const float& operator[](size_t i) const {
+    assert(i < size_);
+    return data_.get()[i];
+  }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { ::operator delete[](p, kAlignment); }
+  };
+  std::unique_ptr<float[], Free> data_;
+  size_t size_ = 0;
+};
+
+// One allocation handed out in 64-byte aligned pieces; made once per task, never grows. Pieces start uninitialised
+// after the first Reset.
+class Arena {
+ public:
+  explicit Arena(size_t floats) : memory_(floats) {}
+  static constexpr size_t Padded(size_t floats) { return (floats + 15) / 16 * 16; }
+  float* Take(size_t floats) {
+    assert(used_ + Padded(floats) <= memory_.size());
+    float* piece = memory_.data() + used_;
+    used_ += Padded(floats);
+    return piece;
+  }
+  void Reset() { used_ = 0; }
+
+ private:
+  AlignedFloats memory_;
+  size_t used_ = 0;
+};
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_KERNELS_ALIGNED_H_
