@@ -42,19 +42,6 @@ bool IsPath(std::string_view path) {
   return IsComponent(path);
 }
 
-bool IsCalibrationPath(std::string_view path) {
-  constexpr std::string_view kPrefix = "calibration/", kSuffix = ".textproto";
-  if (!path.starts_with(kPrefix) || !path.ends_with(kSuffix) || path.size() <= kPrefix.size() + kSuffix.size()) {
-    return false;
-  }
-  path.remove_prefix(kPrefix.size());
-  path.remove_suffix(kSuffix.size());
-  uint32_t number = 0;
-  const auto [end, error] = std::from_chars(path.data(), path.data() + path.size(), number);
-  return error == std::errc() && end == path.data() + path.size() && path.front() != '0' &&
-         number <= kCalibrationNumberMax;
-}
-
 absl::Status Damaged(const std::string& file, std::string_view why) {
   return absl::DataLossError(absl::StrCat(file, ": ", std::string(why)));
 }
@@ -125,6 +112,18 @@ absl::StatusOr<MappedFile> VerifyFile(const std::string& path, const ManifestFil
 }
 
 }  // namespace
+
+uint32_t CalibrationNumber(std::string_view path) {
+  constexpr std::string_view kPrefix = "calibration/", kSuffix = ".textproto";
+  if (!path.starts_with(kPrefix) || !path.ends_with(kSuffix) || path.size() <= kPrefix.size() + kSuffix.size())
+    return 0;
+  path.remove_prefix(kPrefix.size());
+  path.remove_suffix(kSuffix.size());
+  uint32_t number = 0;
+  const auto [end, error] = std::from_chars(path.data(), path.data() + path.size(), number);
+  const bool whole = error == std::errc() && end == path.data() + path.size() && path.front() != '0';
+  return whole && number <= kCalibrationNumberMax ? number : 0;
+}
 
 std::string Digest(DigestKind kind, std::span<const uint8_t> bytes) {
   if (kind == DigestKind::kXxh3) {
@@ -200,7 +199,7 @@ absl::StatusOr<VerifiedFiles> VerifyDirectory(const std::string& directory) {
     present->erase(listed.path);
   }
   for (const std::string& path : *present) {
-    if (!IsCalibrationPath(path)) {
+    if (CalibrationNumber(path) == 0) {
       return Damaged(absl::StrCat(directory, "/", path), "is not listed in MANIFEST; remove it");
     }
     verified.unlisted_calibrations.push_back(path);

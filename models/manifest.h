@@ -25,6 +25,9 @@ inline constexpr std::string_view kManifestName = "MANIFEST";
 inline constexpr size_t kManifestBytesMax = 1 << 20;
 inline constexpr size_t kManifestFilesMax = 10'000;
 
+// n of "calibration/<n>.textproto", n in [1, 999999999] without leading zeros; 0 for every other path.
+uint32_t CalibrationNumber(std::string_view path);
+
 // What a digest is made with. XXH3-128 is what this program writes; SHA-256 is for tools that have nothing else.
 enum class DigestKind { kXxh3, kSha256 };
 

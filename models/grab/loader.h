@@ -1,0 +1,47 @@
+// Version directory -> model that scores. The one way a GRAB model comes into being outside tests.
+#ifndef BACKSTORY_MODELS_GRAB_LOADER_H_
+#define BACKSTORY_MODELS_GRAB_LOADER_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/thread_pool.h"
+#include "models/golden.h"
+#include "models/grab/model.h"
+#include "models/grab/version.h"
+
+namespace backstory::grab {
+
+struct LoadOptions {
+  ThreadPool* pool = nullptr;  // outlives the model; null: the calling thread
+  std::string expected_name;   // not empty: the configuration's name must be this (the repository's folder)
+};
+
+// Immutable once loaded. `model` keeps what it needs of the files; nothing else does.
+struct LoadedGrab {
+  std::string name;
+  std::string version;
+  std::string hash;
+  Config config;
+  std::shared_ptr<const Model> model;
+  CalibrationMap calibrations;
+  GoldenReport goldens;
+
+  // The newest one; the logistic function where the version has none.
+  std::shared_ptr<const Calibration> calibration() const;
+};
+
+// Reads and verifies the files, builds the model, scores the goldens. Errors of ReadVersion; INVALID_ARGUMENT for
+// another name; FAILED_PRECONDITION naming the golden case, candidate, expected and found. Nothing is kept on failure.
+absl::StatusOr<std::shared_ptr<const LoadedGrab>> LoadGrabVersion(const std::string& path,
+                                                                  const LoadOptions& options = {});
+
+// Writes MANIFEST for a directory that has all other files, after loading it as a server would; if that fails the
+// directory is left without one. FAILED_PRECONDITION if it has one.
+absl::Status SealVersion(const std::string& path, const LoadOptions& options = {});
+
+}  // namespace backstory::grab
+
+#endif  // BACKSTORY_MODELS_GRAB_LOADER_H_
