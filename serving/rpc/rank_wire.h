@@ -1,0 +1,22 @@
+// RankRequest -> RankQuery, RankReply -> RankResponse. Pure. Limits that the engine checks for every transport are left to
+// ValidateRankQuery; here is what only the wire can get wrong.
+#ifndef BACKSTORY_SERVING_RPC_RANK_WIRE_H_
+#define BACKSTORY_SERVING_RPC_RANK_WIRE_H_
+
+#include "absl/status/statusor.h"
+#include "backstory/v1/ranking.pb.h"
+#include "serving/engine/rank_query.h"
+
+namespace backstory::rpc {
+
+// INVALID_ARGUMENT naming the field and the limit. Sets everything but deadline and cancel token.
+absl::StatusOr<RankQuery> RankQueryFromWire(const v1::RankRequest& request);
+absl::StatusOr<ModelChoice> ModelFromWire(std::string_view field, const v1::ModelSpec& spec);
+
+// `stage_timings`: as asked in the request.
+void RankReplyToWire(const RankReply& reply, bool stage_timings, v1::RankResponse* out);
+void CacheReportToWire(const CacheReport& report, v1::CacheReport* out);
+
+}  // namespace backstory::rpc
+
+#endif  // BACKSTORY_SERVING_RPC_RANK_WIRE_H_
