@@ -1,0 +1,207 @@
+// The real server against a full disk, a jumping clock, replays, damage and SIGTERM (R3, R9, R11, R17, R18).
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "tests/system/client.h"
+#include "tests/system/server_process.h"
+
+namespace backstory {
+namespace {
+
+constexpr int64_t kStart = 1'600'000'000'000'000;
+
+// What identifies a history to a reader: the canonical projection, without ingest times.
+std::string Canonical(const v1::GetHistoryResponse& history) {
+  std::string bytes;
+  for (v1::Event event : history.events()) {
+    event.clear_ingest_time_us();
+    bytes += event.SerializeAsString();
+  }
+  return bytes;
+}
+
+std::vector<v1::Event> Events(size_t n, uint64_t first_id, int64_t time_us) {
+  std::vector<v1::Event> events;
+  for (size_t i = 0; i < n; ++i) events.push_back(Exposure(first_id + i, time_us + static_cast<int64_t>(i), i % 97 + 1));
+  return events;
+}
+
+TEST(Faults, DrainAnswersEverythingAccepted) {
+  ScratchDir scratch;
+  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ASSERT_TRUE(server.Start()) << server.log();
+  std::atomic<uint64_t> acked{0}, refused{0}, broken{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([&, c] {
+      SystemClient client(server.Connect());
+      for (uint64_t i = 0;; ++i) {
+        const auto [status, response] = client.Append("drain-" + std::to_string(c), Events(1, 1 + i, kStart + int64_t(i)));
+        if (status.ok()) {
+          ++acked;
+          continue;
+        }
+        // After SIGTERM a caller is told to go elsewhere, never anything worse.
+        ++(status.error_code() == grpc::StatusCode::UNAVAILABLE ? refused : broken);
+        return;
+      }
+    });
+  }
+  while (acked < 200) std::this_thread::yield();
+  server.Signal(SIGTERM);
+  const ExitState end = server.Wait();
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_TRUE(end.exited && end.code == 0) << server.log();
+  EXPECT_EQ(refused, 4u);
+  EXPECT_EQ(broken, 0u);
+
+  ASSERT_TRUE(server.Start()) << server.log();
+  SystemClient client(server.Connect());
+  uint64_t stored = 0;
+  for (int c = 0; c < 4; ++c) stored += static_cast<uint64_t>(client.Get("drain-" + std::to_string(c)).second.events_size());
+  EXPECT_GE(stored, acked) << "acknowledged appends survived the drain";
+}
+
+TEST(Faults, ReplaysAndReorderingEndInTheSameHistory) {
+  constexpr unsigned kSeed = 18;
+  std::mt19937 random(kSeed);
+  ScratchDir scratch;
+  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  std::vector<v1::Event> events = Events(500, 1, kStart);
+  for (size_t i = 0; i < events.size(); i += 5) {
+    v1::Event corrected = events[i];
+    corrected.set_revision(1);
+    corrected.set_item_id(4'000 + i);
+    events.push_back(corrected);
+  }
+  ASSERT_TRUE(server.Start()) << server.log();
+  ASSERT_TRUE(SystemClient(server.Connect()).Append("ordered", events).first.ok());
+  for (int replay = 0; replay < 3; ++replay) {  // three times, shuffled, with a restart between
+    std::shuffle(events.begin(), events.end(), random);
+    SystemClient client(server.Connect());
+    for (size_t begin = 0; begin < events.size(); begin += 60) {
+      const size_t end = std::min(events.size(), begin + 60);
+      ASSERT_TRUE(client.Append("shuffled", {events.begin() + long(begin), events.begin() + long(end)}).first.ok());
+    }
+    server.Kill();
+    ASSERT_TRUE(server.Start()) << server.log();
+  }
+  SystemClient client(server.Connect());
+  const auto ordered = client.Get("ordered").second, shuffled = client.Get("shuffled").second;
+  EXPECT_EQ(ordered.events_size(), 500);
+  EXPECT_EQ(Canonical(ordered), Canonical(shuffled)) << "seed " << kSeed;
+  EXPECT_EQ(ordered.head().hash(), shuffled.head().hash());
+}
+
+TEST(Faults, AFullDiskRefusesWritesKeepsReadsAndRecovers) {
+  if (geteuid() != 0) GTEST_SKIP() << "a size-limited tmpfs needs root";
+  ScratchDir scratch;
+  const std::filesystem::path disk = scratch.path() / "disk";
+  std::filesystem::create_directory(disk);
+  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=48m") != 0) GTEST_SKIP() << "mounting a tmpfs is not allowed here";
+  struct Unmount {
+    std::filesystem::path path;
+    ~Unmount() { umount2(path.c_str(), MNT_DETACH); }
+  } unmount{disk};
+  ServerProcess server({.store = disk / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ASSERT_TRUE(server.Start()) << server.log();
+  SystemClient client(server.Connect());
+  std::ofstream(disk / "ballast") << std::string(16 << 20, 'x');
+
+  uint64_t next = 1, acked = 0;
+  grpc::Status refused;
+  for (int batch = 0; batch < 5'000 && refused.ok(); ++batch) {
+    auto [status, response] = client.Append("full", Events(2'000, next, kStart + int64_t(next)));
+    if (status.ok()) acked += response.accepted();
+    if (!status.ok()) refused = status;
+    next += 2'000;
+  }
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << refused.error_message();
+  const auto [read, while_full] = client.Get("full");
+  EXPECT_TRUE(read.ok()) << read.error_message();
+  EXPECT_EQ(uint64_t(while_full.events_size()), std::min<uint64_t>(acked, 100'000));
+
+  std::filesystem::remove(disk / "ballast");
+  bool recovered = false;  // alone, without a restart: bounded by calls, each of which waits for the store's own retry
+  for (int attempt = 0; attempt < 300 && !recovered; ++attempt) {
+    recovered = client.Append("after", Events(1, 1 + uint64_t(attempt), kStart)).first.ok();
+    if (!recovered) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  EXPECT_TRUE(recovered) << server.log();
+  server.Kill();
+  ASSERT_TRUE(server.Start()) << server.log();
+  EXPECT_EQ(uint64_t(SystemClient(server.Connect()).Get("full").second.events_size()), std::min<uint64_t>(acked, 100'000))
+      << "nothing acknowledged was lost on reopening";
+}
+
+// The wall clock runs a day ahead, then a day behind: order is by event time and id, and nothing else changes.
+TEST(Faults, AJumpingClockChangesNoOrder) {
+  const char* library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+  if (!std::filesystem::exists(library)) GTEST_SKIP() << "libfaketime is not installed";
+  ScratchDir scratch;
+  std::string order;
+  for (const char* offset : {"+0d", "+1d", "-1d"}) {
+    // FAKETIME moves the wall clock only: timeouts must not notice.
+    ServerProcess server({.store = scratch.path() / "store",
+                          .models = {},
+                          .arguments = {"--create-store"},
+                          .environment = {{"LD_PRELOAD", library},
+                                          {"FAKETIME", offset},
+                                          {"FAKETIME_DONT_FAKE_MONOTONIC", "1"},
+                                          {"DONT_FAKE_MONOTONIC", "1"}}});
+    ASSERT_TRUE(server.Start()) << offset << "\n" << server.log();
+    SystemClient client(server.Connect());
+    const auto [status, response] = client.Append("clock", Events(100, 1, kStart));  // replayed under every clock
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(response.accepted() + response.duplicate(), 100u);
+    const std::string now = Canonical(client.Get("clock").second);
+    if (order.empty()) order = now;
+    EXPECT_EQ(now, order) << offset;
+    // Two days ahead of any of these clocks is refused with the limit, the rest of the batch is kept.
+    const int64_t wall = std::chrono::duration_cast<std::chrono::microseconds>(
+                             std::chrono::system_clock::now().time_since_epoch()).count();
+    const auto [ok, future] = client.Append("future", {Exposure(1, wall + 3 * 86'400'000'000, 1)});
+    ASSERT_TRUE(ok.ok()) << ok.error_message();
+    EXPECT_EQ(future.rejected(), 1u);
+    EXPECT_NE(future.refusals(0).reason().find("time_us"), std::string::npos) << future.refusals(0).reason();
+    server.Signal(SIGTERM);
+    const ExitState end = server.Wait();
+    EXPECT_TRUE(end.exited && end.code == 0) << server.log();
+  }
+}
+
+// A damaged store is never opened for writing: the server ends with exit code 4 and names the file and the next command.
+TEST(Faults, ADamagedStoreIsRefusedAtStart) {
+  ScratchDir scratch;
+  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ASSERT_TRUE(server.Start()) << server.log();
+  ASSERT_TRUE(SystemClient(server.Connect()).Append("user", Events(5'000, 1, kStart)).first.ok());
+  server.Signal(SIGTERM);
+  ASSERT_EQ(server.Wait().code, 0) << server.log();
+  std::filesystem::path manifest;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(scratch.path() / "store")) {
+    if (entry.path().filename().string().starts_with("MANIFEST-")) manifest = entry.path();
+  }
+  ASSERT_FALSE(manifest.empty());
+  const auto before = std::filesystem::file_size(manifest);
+  std::filesystem::resize_file(manifest, before - 40);
+  std::string output;
+  const ExitState end = RunBinary({"serve", "--store", (scratch.path() / "store").string(), "--models",
+                                   scratch.path().string(), "--port", "0"},
+                                  &output);
+  EXPECT_TRUE(end.exited);
+  EXPECT_EQ(end.code, 4) << output;
+  EXPECT_NE(output.find("MANIFEST-"), std::string::npos) << output;
+  EXPECT_NE(output.find("backstory store"), std::string::npos) << "names the next command: " << output;
+}
+
+}  // namespace
+}  // namespace backstory
