@@ -1,0 +1,18 @@
+# ingest, tokenize: reading data sets. Included by serving/cli/CMakeLists.txt.
+backstory_library(cli_ingest_common
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/ingest_common.cc ${CMAKE_CURRENT_LIST_DIR}/ingest_common.h
+  DEPS backstory_import absl::status absl::statusor absl::strings)
+
+# Corpus and shards, apart from the command line and from any store implementation.
+backstory_library(cli_token_shards
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/tokenize_columns.cc ${CMAKE_CURRENT_LIST_DIR}/tokenize_columns.h
+          ${CMAKE_CURRENT_LIST_DIR}/tokenize_corpus.cc ${CMAKE_CURRENT_LIST_DIR}/tokenize_corpus.h
+          ${CMAKE_CURRENT_LIST_DIR}/tokenize_shard.cc ${CMAKE_CURRENT_LIST_DIR}/tokenize_shard.h
+  DEPS backstory_features backstory_import backstory_item_counts backstory_safetensors backstory_golden
+       absl::flat_hash_map)
+
+if(TARGET backstory_store)
+  backstory_library(cli_tokenize
+    SOURCES ${CMAKE_CURRENT_LIST_DIR}/tokenize_command.cc ${CMAKE_CURRENT_LIST_DIR}/tokenize_command.h
+    DEPS cli_ingest_common cli_token_shards backstory_grab_config backstory_store)
+endif()
