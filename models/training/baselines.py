@@ -133,6 +133,14 @@ class Hstu(torch.nn.Module):
         heads = [y.reshape(y.shape[:-1] + (self.config.heads, self.config.d_head)).transpose(-2, -3) for y in parts[1:]]
         return [parts[0]] + heads
 
+    def _weights(self, layer, s, relation):
+        """SiLU(s + scalar bias of position and time), 0 where hidden."""
+        shape = s.shape[:1] + (1,) + s.shape[2:3]
+        bias = relation.add_bias(torch.zeros_like(s[:, :1]), self.position[layer].expand(shape + (-1,)),
+                                 self.time[layer].expand(shape + (-1,)))
+        hidden = relation.hidden.unsqueeze(1)
+        return F.silu(s + bias.masked_fill(hidden, 0.0)).masked_fill(hidden, 0.0)
+
     def _close(self, layer, x, u, o):
         o = o.transpose(-2, -3).reshape(u.shape)
         return x + self.outer[layer](F.dropout(self.after[layer](o) * u, self.dropout, self.training))
@@ -147,12 +155,9 @@ class Hstu(torch.nn.Module):
         for layer in range(self.layers):
             u, v, q, k = self._split(layer, x)
             u_f, v_f, q_f, k_f = self._split(layer, f)
-            bias = self.position[layer][index.f_pos] + self.time[layer][index.f_time]
-            a = F.silu(q_f @ k.transpose(-1, -2) * scale + bias.unsqueeze(1)) * index.f_seen.unsqueeze(1).to(q.dtype)
+            a = self._weights(layer, q_f @ k.transpose(-1, -2) * scale, index.f)
             own = F.silu((q_f * k_f).sum(-1, keepdim=True) * scale + self.position[layer][0] + self.time[layer][0])
             f = self._close(layer, f, u_f, a @ v + own * v_f)
             if layer + 1 < self.layers:
-                bias = self.position[layer][index.p_pos] + self.time[layer][index.p_time]
-                a = F.silu(q @ k.transpose(-1, -2) * scale + bias.unsqueeze(1)) * index.p_seen.unsqueeze(1).to(q.dtype)
-                x = self._close(layer, x, u, a @ v)
+                x = self._close(layer, x, u, self._weights(layer, q @ k.transpose(-1, -2) * scale, index.p) @ v)
         return self.top(f).squeeze(-1)

@@ -183,7 +183,8 @@ def _padded(ranges, device):
     length = np.array([b - a for a, b in ranges], np.int64)
     at = np.arange(max(1, int(length.max())), dtype=np.int64)
     valid = at[None, :] < length[:, None]
-    rows = np.where(valid, begin[:, None] + at[None, :], np.where(length > 0, begin, 0)[:, None])
+    last = np.where(length > 0, begin + length - 1, 0)  # padding repeats the last row
+    rows = np.minimum(begin[:, None] + at[None, :], last[:, None])
     return {"rows": torch.from_numpy(rows).to(device), "valid": torch.from_numpy(valid).to(device)}
 
 

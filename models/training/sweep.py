@@ -78,7 +78,8 @@ def main():
     parser.add_argument("--jobs", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no job after this long")
+    parser.add_argument("--seconds", type=float, default=1e6, help="start no job after this long")
+    parser.add_argument("--grace", type=float, default=1e6, help="end running jobs this long after --seconds")
     parser.add_argument("--cpu", action="store_true")
     arguments = parser.parse_args()
     arguments.deadline = time.time() + arguments.seconds
@@ -96,7 +97,10 @@ def main():
     running, begin = len(workers), time.time()
     with open(os.path.join(arguments.out, "results.jsonl"), "w") as file:
         while running:
-            row = results.get()
+            try:
+                row = results.get(timeout=max(0.0, arguments.deadline + arguments.grace - time.time()))
+            except queue.Empty:
+                break
             if row is None:
                 running -= 1
                 continue
@@ -106,6 +110,8 @@ def main():
             print(f"{time.time() - begin:6.0f} s  {row['name']:24s} AUC {best.get('auc', np.nan):.4f}  GAUC "
                   f"{best.get('gauc', np.nan):.4f}  {row.get('error', '')}", file=sys.stderr, flush=True)
     for worker in workers:
+        if running:
+            worker.terminate()
         worker.join()
 
 

@@ -15,7 +15,7 @@ from models.training import metrics, optimizers, shards
 DEFAULTS = {
     "epochs": 40, "patience": 6, "lr": 2e-3, "weight_decay": 0.05, "table_lr": 4e-3, "table_decay": 0.05,
     "average": 0.98, "pairs_max": 4_000_000, "users_max": 24, "samples_max": 1024, "row_dropout": 0.0,
-    "target_rows_max": 4096, "context_rows": 0, "select": "auc", "sts_every": 0, "clip": 1.0, "seed": 0,
+    "target_rows_max": 4096, "context_rows": 0, "select": "auc", "sts_every": 0, "clip": 1.0, "accumulate": 1, "seed": 0,
 }
 
 
@@ -120,24 +120,27 @@ def _epoch(model, data, options, rng, tools, average, targets, epoch, progress, 
     batches = _batches(model, data, shards.TRAIN, options, rng)
     if model.form == "packed":
         batches = list(batches)
-        scale = len(batches) / targets
+        scale = len(batches) / targets / options["accumulate"]
     else:
         scale = 1.0
     total, done = torch.zeros((), device=data.device), 0
-    for batch in batches:
-        for tool in tools:
-            tool.zero_grad(set_to_none=True)
+    for number, batch in enumerate(batches):
+        if number % options["accumulate"] == 0:
+            for tool in tools:
+                tool.zero_grad(set_to_none=True)
         loss, count = _loss(model, data, batch, scale)
         loss.backward()
+        total += loss.detach() * (1.0 / scale if model.form == "packed" else count)
+        done += count
+        if progress:
+            progress.step(epoch, done, targets)
+        if (number + 1) % options["accumulate"]:
+            continue
         if options["clip"] > 0:
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.grad is not None], options["clip"])
         for tool in tools:
             tool.step()
         average.update()
-        total += loss.detach() * (1.0 / scale if model.form == "packed" else count)
-        done += count
-        if progress:
-            progress.step(epoch, done, targets)
     if frozen and (epoch + 1) % options["sts_every"] == 0:
         for name, p in model.named_parameters():
             p.requires_grad_("table" in name)

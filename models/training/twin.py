@@ -63,7 +63,7 @@ class Grab(torch.nn.Module):
             table = self.w(f"tok.table.{field.table}")
             index = ids[field.name]
             if table.requires_grad and self.training and self.embedding_dropout > 0:
-                keep = torch.rand(index.shape[:1], device=index.device) >= self.embedding_dropout
+                keep = torch.rand(index.shape[:-1], device=index.device) >= self.embedding_dropout
                 index = torch.where(keep.unsqueeze(-1), index, torch.full_like(index, -1))
             rows = F.embedding(index.clamp(min=0), table)
             parts.append((rows * (index >= 0).unsqueeze(-1).to(rows.dtype)).sum(-2))
@@ -150,11 +150,10 @@ class Grab(torch.nn.Module):
                 keys = k + F.embedding(index[c].action, self.w(f"{prefix}.bact")).unsqueeze(1)
                 q_f, k_f, v_f = self._project(prefix, rows[c])
                 own = k_f + self._self_bias(prefix)
-                o = self._attend(prefix, q_f, keys, v, index[c].f_pos, index[c].f_time, index[c].f_seen,
-                                 (q_f * own).sum(-1), v_f)
+                o = self._attend(prefix, q_f, keys, v, index[c].f, own, v_f)
                 next_f.append(self._finish(prefix, rows[c], o))
                 if not last:
-                    o = self._attend(prefix, q, keys, v, index[c].p_pos, index[c].p_time, index[c].p_seen)
+                    o = self._attend(prefix, q, keys, v, index[c].p)
                     next_p.append(self._finish(prefix, x, o))
             x_p, rows = next_p if not last else x_p, next_f
         return self._head(rows)
@@ -163,18 +162,14 @@ class Grab(torch.nn.Module):
         return (self.w(f"{prefix}.bpos")[0] + self.w(f"{prefix}.btime")[0] +
                 self.w(f"{prefix}.bact")[self.config.n_act - 1])
 
-    def _attend(self, prefix, q, keys, v, pos, time, seen, self_dot=None, v_self=None):
-        """Softmax attention. q [B, H, T, dh]; keys, v [B, H, N, dh]; pos, time, seen [B, T, N]; self_dot [B, H, T]."""
-        shape = q.shape[:-1] + keys.shape[-2:-1]
-        s = q @ keys.transpose(-1, -2)
-        s = s + torch.gather(q @ self.w(f"{prefix}.bpos").t(), -1, pos.unsqueeze(1).expand(shape))
-        s = s + torch.gather(q @ self.w(f"{prefix}.btime").t(), -1, time.unsqueeze(1).expand(shape))
-        s = s.masked_fill(~seen.unsqueeze(1), -math.inf)
-        if self_dot is not None:
-            s = torch.cat([self_dot.unsqueeze(-1), s], -1)
-        p = torch.softmax(s / math.sqrt(self.config.d_head), -1)
-        if self_dot is None:
-            return p @ v
+    def _attend(self, prefix, q, keys, v, relation, self_key=None, v_self=None):
+        """Softmax attention. q [B, H, T, dh]; keys, v [B, H, N, dh]; relation: Relation of T queries and N keys."""
+        q = q / math.sqrt(self.config.d_head)
+        s = relation.add_bias(q @ keys.transpose(-1, -2), q @ self.w(f"{prefix}.bpos").t(),
+                              q @ self.w(f"{prefix}.btime").t())
+        if self_key is None:
+            return torch.softmax(s, -1) @ v
+        p = torch.softmax(torch.cat([(q * self_key).sum(-1, keepdim=True), s], -1), -1)
         return p[..., 1:] @ v + p[..., :1] * v_self
 
     # ---- serving form ------------------------------------------------------------------------------------------
@@ -248,35 +243,78 @@ def visible_rows(time_us, tie, now_us, tie_f, config, closed_us=None):
     return index, rank
 
 
-class PackedIndex:
-    """What one channel's attention needs beside the rows: buckets and visibility of a padded batch.
+class Relation:
+    """Position bucket, time bucket and visibility of keys [N] as queries [T] see them; each [B, T, N].
 
-    Shapes: f_* [B, T, N], p_* [B, N, N], action [B, N]. Built once per batch, used by all layers and heads.
+    Both buckets never rise from one key to the next newer one. That makes the gradient of a gathered bias a difference
+    of two prefix sums per bucket, where scatter-add would have most keys of a long history collide in one bucket.
+    """
+
+    def __init__(self, pos, time, seen, n_pos, n_time):
+        self.pos, self.time, self.hidden = pos, time, ~seen
+        self.pos_ends, self.time_ends = _bucket_ends(pos, n_pos), _bucket_ends(time, n_time)
+
+    def add_bias(self, s, by_pos, by_time):
+        """s [B, H, T, N] + by_pos [B, H, T, n_pos] and by_time [B, H, T, n_time] of each key's bucket; -inf if hidden."""
+        return _AddBias.apply(s, by_pos, by_time, self)
+
+
+def _bucket_ends(bucket, count):
+    """[B, T, count + 1]: how many keys have a bucket >= p, for p = 0..count."""
+    wanted = -torch.arange(count + 1, device=bucket.device).expand(bucket.shape[:-1] + (count + 1,))
+    return torch.searchsorted(-bucket.contiguous(), wanted.contiguous(), right=True)
+
+
+class _AddBias(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, s, by_pos, by_time, relation):
+        ctx.relation, ctx.heads = relation, s.shape[1]
+        out = s + torch.gather(by_pos, -1, relation.pos.unsqueeze(1).expand(s.shape))
+        out += torch.gather(by_time, -1, relation.time.unsqueeze(1).expand(s.shape))
+        return out.masked_fill_(relation.hidden.unsqueeze(1), -math.inf)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.masked_fill(ctx.relation.hidden.unsqueeze(1), 0.0)
+        sums = torch.nn.functional.pad(torch.cumsum(grad, -1), (1, 0))
+
+        def per_bucket(ends):
+            at = torch.gather(sums, -1, ends.unsqueeze(1).expand(ends.shape[:1] + (ctx.heads,) + ends.shape[1:]))
+            return at[..., :-1] - at[..., 1:]
+
+        return grad, per_bucket(ctx.relation.pos_ends), per_bucket(ctx.relation.time_ends), None
+
+
+class PackedIndex:
+    """What one channel's attention needs beside the rows: relations `f` (targets to rows), `p` (rows to rows), and the
+    rows' action classes [B, N]. Built once per batch, used by all layers and heads.
     """
 
     def __init__(self, config, p, f):
-        """p: dict of valid, time_us, tie, closed_us, action, each [B, N]; f: valid, time_us, tie, each [B, T]."""
+        """p: dict of valid, time_us, tie, closed_us, action, each [B, N]; f: time_us, tie, each [B, T].
+
+        Padding stands behind the newest row and repeats it, so that time never falls from one row to the next.
+        """
         n = p["time_us"].shape[1]
         device = p["time_us"].device
         window_us = config.window_sec * _MICRO
         self.action = p["action"]
-
         age = f["time_us"].unsqueeze(2) - p["time_us"].unsqueeze(1)
         seen = (p["valid"].unsqueeze(1) & (age > 0) & (f["tie"].unsqueeze(2) != p["tie"].unsqueeze(1)) &
                 (p["closed_us"].unsqueeze(1) <= f["time_us"].unsqueeze(2)) & (age <= window_us))
         rank = seen.to(torch.int32).flip(-1).cumsum(-1).flip(-1)
-        self.f_seen = seen & (rank <= config.window_rows)
-        self.f_pos = rank.clamp(max=config.n_pos - 1).to(torch.int64)
-        self.f_time = time_bucket(age.clamp(min=0), config.n_time)
+        self.f = Relation(rank.clamp(max=config.n_pos - 1).to(torch.int64), time_bucket(age.clamp(min=0), config.n_time),
+                          seen & (rank <= config.window_rows), config.n_pos, config.n_time)
 
         i = torch.arange(n, device=device)
         distance = i.unsqueeze(1) - i.unsqueeze(0)
         age = p["time_us"].unsqueeze(2) - p["time_us"].unsqueeze(1)
         seen = ((distance > 0) & (distance <= config.window_rows)).unsqueeze(0) & p["valid"].unsqueeze(1)
         seen = seen & (p["tie"].unsqueeze(2) != p["tie"].unsqueeze(1)) & (age <= window_us)
-        self.p_seen = seen | (distance == 0).unsqueeze(0)
-        self.p_pos = distance.clamp(0, config.n_pos - 1).unsqueeze(0).expand(age.shape)
-        self.p_time = time_bucket(age.clamp(min=0), config.n_time)
+        self.p = Relation(distance.clamp(0, config.n_pos - 1).unsqueeze(0).expand(age.shape),
+                          time_bucket(age.clamp(min=0), config.n_time), seen | (distance == 0).unsqueeze(0),
+                          config.n_pos, config.n_time)
 
 
 def _initial(name, shape, generator, embedding_std):

@@ -46,11 +46,12 @@ def packed_logits(config, model, inputs):
         n = inputs["x_p"][c].shape[0]
         pad = 3
 
-        def padded(value, fill):
+        def padded(value, fill):  # times repeat the newest, as in shards.Batch
+            fill = int(value[-1]) if fill is None and n else fill or 0
             return torch.cat([value, torch.full((pad,), fill, dtype=value.dtype)]).unsqueeze(0).expand(m, n + pad)
 
-        p = {"time_us": padded(inputs["time_us"][c], 0), "tie": padded(inputs["tie"][c], -7),
-             "action": padded(inputs["action"][c], 0), "closed_us": padded(inputs["time_us"][c], 0),
+        p = {"time_us": padded(inputs["time_us"][c], None), "tie": padded(inputs["tie"][c], -7),
+             "action": padded(inputs["action"][c], 0), "closed_us": padded(inputs["time_us"][c], None),
              "valid": padded(torch.ones(n, dtype=torch.bool), False)}
         index.append(twin.PackedIndex(config, p, f))
         rows = torch.cat([inputs["x_p"][c], torch.ones(pad, config.d, dtype=torch.float64)])
