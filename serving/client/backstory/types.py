@@ -1,0 +1,127 @@
+"""What goes in and what comes out, as plain Python values. Times are microseconds since the Unix epoch."""
+import dataclasses
+import datetime
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+UserId = Union[str, int]
+Time = Union[int, datetime.datetime]
+
+
+class BackstoryError(Exception):
+    """The server refused or could not answer.
+
+    code: the gRPC status name ("INVALID_ARGUMENT"); message: names the field and the limit, the model, or the quota.
+    retry_after_ms: how long the server asks to wait, or None.
+    """
+
+    def __init__(self, code: str, message: str, retry_after_ms: Optional[int] = None):
+        super().__init__(f"{code}: {message}")
+        self.code, self.message, self.retry_after_ms = code, message, retry_after_ms
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which model version answers; empty: the server's default. Give a version or a label, not both."""
+    name: str = ""
+    version: str = ""
+    label: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """An exposure (item shown) or, with `action`, something the user did. Limits are in history.proto."""
+    event_id: int
+    time_us: Time
+    item_id: int
+    action: Union[str, int, None] = None  # "click", "rating", ... or 1000..65535
+    value: float = 0.0
+    exposure_id: int = 0
+    request_id: int = 0
+    position: int = 0
+    scene: str = ""
+    context: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    revision: int = 0
+    tombstone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    item_id: int
+    title: str = ""
+    categories: Sequence[str] = ()
+    year: int = 0
+    text: str = ""
+    sid: Sequence[int] = ()
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    strings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheReport:
+    """What it took to have the user's state: source is hit, extend, truncate, rebuild, uncached or empty."""
+    source: str
+    tier: str
+    rows_reused: int
+    rows_computed: int
+    rows_loaded: int
+    state_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """A past event that a candidate attended to; mass is its share of attention in its channel."""
+    channel: int
+    event_id: int
+    time_us: int
+    item_id: int
+    mass: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RankResult:
+    """Scores in the order of the candidates. probabilities[task][i] is calibrated, logits[task][i] is raw."""
+    items: List[int]
+    probabilities: Dict[str, List[float]]
+    logits: Dict[str, List[float]]
+    model: str
+    version: str
+    config_version: str
+    seq: int
+    epoch: int
+    now_us: int
+    rows_visible: List[int]
+    parameters: Dict[str, str]
+    degrade_step: int
+    exposures: List[Tuple[str, str, str]]  # (layer, experiment, arm)
+    cache: CacheReport
+    timings_us: Dict[str, int]
+    explanations: List[List[Explained]]
+    unknown_user: bool
+    unknown_items: List[int]  # indices into items
+
+    def best(self, count: int, task: Optional[str] = None) -> List[Tuple[int, float]]:
+        """The `count` (item, probability) pairs of the highest probability, by the first task unless told."""
+        column = self.probabilities[task or next(iter(self.probabilities))]
+        return sorted(zip(self.items, column), key=lambda pair: -pair[1])[:count]
+
+
+@dataclasses.dataclass(frozen=True)
+class AppendResult:
+    accepted: int
+    duplicate: int
+    conflict: int
+    late: int
+    rejected: int
+    seq: int
+    refusals: List[Tuple[int, str]]  # (index into the events, reason)
+
+
+def to_us(time: Optional[Time]) -> int:
+    """Microseconds of an int or an aware datetime; 0 for None."""
+    if time is None:
+        return 0
+    if isinstance(time, datetime.datetime):
+        if time.tzinfo is None:
+            raise ValueError("a datetime without a time zone is ambiguous: give it one, or microseconds")
+        return round((time - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) / datetime.timedelta(microseconds=1))
+    return int(time)

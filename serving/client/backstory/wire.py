@@ -1,0 +1,111 @@
+"""Plain values <-> messages. Shared by the blocking and the async client; no I/O."""
+from backstory import schema
+from backstory.types import AppendResult, CacheReport, Explained, RankResult, to_us
+
+ACTIONS = {"click": 1, "conversion": 2, "like": 3, "rating": 4, "dwell": 5, "purchase": 6, "dislike": 7, "share": 8}
+
+
+def user_ref(target, user):
+    if isinstance(user, bool) or not isinstance(user, (str, int)):
+        raise TypeError(f"user: a str or an int, not {type(user).__name__}")
+    if isinstance(user, int):
+        target.user_id = user
+    else:
+        target.user = user
+
+
+def _feature(target, name, value):
+    if isinstance(value, str):
+        target.text = value
+    elif isinstance(value, (int, float)):
+        target.number = value
+    else:
+        raise TypeError(f"features[{name!r}]: a str or a number, not {type(value).__name__}")
+
+
+def rank_request(namespace, user, items, *, scene="", device="", session="", request_id=0, model=None, now=None,
+                 as_of=None, known_by=None, criticality="online", features=None, columns=None, parameters=None,
+                 explain_top=0, timings=False):
+    request = schema.message("RankRequest")(namespace=namespace, scene=scene, request_id=request_id, now_us=to_us(now),
+                                            explain_top=explain_top, stage_timings=timings)
+    request.criticality = schema.enum("Criticality", f"CRITICALITY_{criticality.upper()}")
+    user_ref(request.units.user, user)
+    request.units.device, request.units.session = device, session
+    if model is not None:
+        request.model.name = model.name
+        if model.version:
+            request.model.version = model.version
+        elif model.label:
+            request.model.label = model.label
+    if as_of is not None:
+        request.as_of.event_time_us = to_us(as_of)
+    if known_by is not None:
+        request.as_of.known_by_us = to_us(known_by)
+    for name, value in (features or {}).items():
+        _feature(request.features[name], name, value)
+    request.candidates.item_ids.extend(int(item) for item in items)
+    for name, values in (columns or {}).items():
+        values = list(values)
+        text = bool(values) and isinstance(values[0], str)
+        column = request.candidates.texts.add() if text else request.candidates.numbers.add()
+        column.name = name
+        column.values.extend(values)
+    for name, value in (parameters or {}).items():
+        request.parameters[name] = str(value)
+    return request
+
+
+def rank_result(items, response):
+    return RankResult(
+        items=[int(item) for item in items],
+        probabilities={column.task: list(column.calibrated) for column in response.scores},
+        logits={column.task: list(column.raw_logit) for column in response.scores},
+        model=response.model, version=response.version, config_version=response.config_version, seq=response.seq,
+        epoch=response.epoch, now_us=response.now_us, rows_visible=list(response.rows_visible),
+        parameters={p.name: p.value for p in response.parameters}, degrade_step=response.degrade_step,
+        exposures=[(e.layer, e.experiment, e.arm) for e in response.exposures], cache=cache_report(response.cache),
+        timings_us={t.stage: t.duration_us for t in response.timings},
+        explanations=[[Explained(a.channel, a.event_id, a.time_us, a.item_id, a.mass) for a in candidate.events]
+                      for candidate in response.explanations],
+        unknown_user=response.unknown_user, unknown_items=list(response.unknown_items))
+
+
+def cache_report(report):
+    return CacheReport(report.source, report.tier, report.rows_reused, report.rows_computed, report.rows_loaded,
+                       report.state_bytes)
+
+
+def append_request(namespace, user, events, durability):
+    request = schema.message("AppendRequest")(namespace=namespace)
+    request.durability = schema.enum("Durability", f"DURABILITY_{durability.upper()}")
+    user_ref(request.user, user)
+    for event in events:
+        target = request.events.add(
+            event_id=event.event_id, revision=event.revision, tombstone=event.tombstone, time_us=to_us(event.time_us),
+            item_id=event.item_id, request_id=event.request_id, position=event.position, scene=event.scene,
+            value=event.value, exposure_id=event.exposure_id)
+        target.kind = schema.enum("EventKind", "EVENT_KIND_EXPOSURE" if event.action is None else "EVENT_KIND_ACTION")
+        if isinstance(event.action, str):
+            if event.action not in ACTIONS:
+                raise ValueError(f"action: {event.action!r} is none of {', '.join(ACTIONS)} or 1000..65535")
+            target.action = ACTIONS[event.action]
+        elif event.action is not None:
+            target.action = event.action
+        for name, value in event.context.items():
+            target.context.add(name=name, value=value)
+    return request
+
+
+def append_result(response):
+    return AppendResult(response.accepted, response.duplicate, response.conflict, response.late, response.rejected,
+                        response.seq, [(refusal.index, refusal.reason) for refusal in response.refusals])
+
+
+def upsert_request(namespace, items):
+    request = schema.message("UpsertItemsRequest")(namespace=namespace)
+    for item in items:
+        target = request.items.add(item_id=item.item_id, categories=item.categories, sid=item.sid, year=item.year,
+                                   title=item.title, text=item.text)
+        target.numbers.update(item.numbers)
+        target.strings.update(item.strings)
+    return request
