@@ -84,7 +84,7 @@ absl::StatusOr<Calibration> Calibration::FromText(std::string_view text, std::st
   }
   pb::Calibration message;
   if (absl::Status s = ParseTextProto(text, source, &message); !s.ok()) return s;
-  if (message.version() != expected_version || expected_version == 0) {
+  if (expected_version != kAnyVersion && message.version() != expected_version) {
     return absl::InvalidArgumentError(
         absl::StrCat(source, ": version: ", message.version(), ", the file name says ", expected_version));
   }

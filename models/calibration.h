@@ -29,7 +29,12 @@ inline constexpr size_t kCalibrationEntriesMax = 4096;
 // a calibration/ folder gets.
 class Calibration {
  public:
+  static constexpr uint32_t kAnyVersion = 0;
+
   uint32_t version() const { return version_; }
+  // entries()[task][scene], in the order of the model's tasks.
+  using Entries = std::vector<std::map<std::string, Platt, std::less<>>>;
+  const Entries& entries() const { return entries_; }
   // `task` indexes the model's tasks. A scene without an entry uses that of scene "", else the logistic function.
   Platt Find(std::string_view scene, int task) const;
   // In (0, 1) for a finite logit, clamped so that it never is exactly 0 or 1.
@@ -37,15 +42,14 @@ class Calibration {
 
   // Protobuf text of backstory.model.v1.Calibration. `require_digest`: the file is not covered by a MANIFEST, so its
   // own digest has to be there; one that is there must match in any case. INVALID_ARGUMENT or DATA_LOSS with source and
-  // field: version not `expected_version`, an unknown task, (scene, task) twice, a or b not finite, a <= 0.
+  // field: version not `expected_version` (kAnyVersion: whatever it is), an unknown task, (scene, task) twice, a or b
+  // not finite, a <= 0.
   static absl::StatusOr<Calibration> FromText(std::string_view text, std::string_view source,
                                               std::span<const std::string> tasks, uint32_t expected_version,
                                               bool require_digest);
   // With digest. `tasks` as when it was read.
   std::string ToText(std::span<const std::string> tasks) const;
 
-  // entries[task][scene], in the order of the model's tasks.
-  using Entries = std::vector<std::map<std::string, Platt, std::less<>>>;
   static Calibration Make(uint32_t version, Entries entries);
 
  private:

@@ -85,6 +85,10 @@ absl::Status ReadGoldens(const VerifiedFiles& files, const Config& config, std::
 absl::Status ReadCalibrations(const VerifiedFiles& files, const Config& config, CalibrationMap* out) {
   const auto add = [&](const std::string& name, std::string_view text, bool listed) {
     const uint32_t number = CalibrationNumber(name);
+    if (number == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(files.directory, "/", name, ": is not called calibration/<n>.textproto, n >= 1"));
+    }
     auto parsed = Calibration::FromText(text, absl::StrCat(files.directory, "/", name), config.tasks, number, !listed);
     if (!parsed.ok()) return parsed.status();
     out->emplace(number, std::make_shared<const Calibration>(*std::move(parsed)));
