@@ -23,7 +23,8 @@ Clock* SystemClock();
 // Moves only when told to.
 class ManualClock : public Clock {
  public:
-  explicit ManualClock(int64_t wall_us = 0, int64_t monotonic_us = 0) : wall_us_(wall_us), monotonic_us_(monotonic_us) {}
+  explicit ManualClock(int64_t wall_us = 0, int64_t monotonic_us = 0)
+      : wall_us_(wall_us), monotonic_us_(monotonic_us) {}
   int64_t WallMicros() const override { return wall_us_.load(std::memory_order_relaxed); }
   int64_t MonotonicMicros() const override { return monotonic_us_.load(std::memory_order_relaxed); }
   void SetWall(int64_t us) { wall_us_.store(us, std::memory_order_relaxed); }

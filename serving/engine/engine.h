@@ -1,5 +1,5 @@
-// Start here in serving/engine: ranks candidates against users' whole histories. Wires store, models, user states, queue
-// and workers together; knows no transport.
+// Start here in serving/engine: ranks candidates against users' whole histories. Wires store, models, user states,
+// queue and workers together; knows no transport.
 #ifndef BACKSTORY_SERVING_ENGINE_ENGINE_H_
 #define BACKSTORY_SERVING_ENGINE_ENGINE_H_
 
@@ -65,8 +65,8 @@ class Engine {
   // Errors as documented for Ranking.Rank; a refusal under load carries RetryPushbackMs (shed.h).
   virtual void Rank(RankQuery query, RankCallback done) = 0;
 
-  // Store passthroughs which keep cached states in step: an append queues a refresh of the states this user has (bounded
-  // queue, drops counted), a delete or merge drops them at once. Blocking; statuses are the store's, plus
+  // Store passthroughs which keep cached states in step: an append queues a refresh of the states this user has
+  // (bounded queue, drops counted), a delete or merge drops them at once. Blocking; statuses are the store's, plus
   // RESOURCE_EXHAUSTED of the namespace's quota and UNAVAILABLE while draining.
   virtual absl::StatusOr<AppendResult> Append(const UserKey& user, std::span<const Event> events,
                                               Durability durability) = 0;
@@ -87,8 +87,8 @@ class Engine {
   virtual const ParameterSet& parameters() const = 0;  // launch values
   virtual EngineStats Stats() const = 0;
 
-  // Stops admitting and waits until everything accepted was answered; DEADLINE_EXCEEDED naming what is left if that takes
-  // longer than `timeout_us`. Idempotent.
+  // Stops admitting and waits until everything accepted was answered; DEADLINE_EXCEEDED naming what is left if that
+  // takes longer than `timeout_us`. Idempotent.
   virtual absl::Status Drain(int64_t timeout_us) = 0;
 };
 

@@ -1,5 +1,6 @@
 // The seam for experiments: a layer assigns parameter values to a request and names the arm. The engine writes the
-// exposures before any shedding that depends on an arm, and never for prefetch, refresh, shadow or counterfactual calls.
+// exposures before any shedding that depends on an arm, and never for prefetch, refresh, shadow or counterfactual
+// calls.
 #ifndef BACKSTORY_SERVING_ENGINE_EXPERIMENT_H_
 #define BACKSTORY_SERVING_ENGINE_EXPERIMENT_H_
 

@@ -1,5 +1,5 @@
-// Counters, gauges and histograms behind a thin interface, so that the engine knows no exporter. Names follow Prometheus:
-// prefix backstory_, base units (seconds, bytes), _total for counters, no ids in labels.
+// Counters, gauges and histograms behind a thin interface, so that the engine knows no exporter. Names follow
+// Prometheus: prefix backstory_, base units (seconds, bytes), _total for counters, no ids in labels.
 #ifndef BACKSTORY_SERVING_ENGINE_METRICS_H_
 #define BACKSTORY_SERVING_ENGINE_METRICS_H_
 

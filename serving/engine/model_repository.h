@@ -43,7 +43,8 @@ struct RepositoryOptions {
   std::string default_model;  // empty: the only model, if there is exactly one
 };
 
-// Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference only.
+// Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference
+// only.
 class ModelRepository {
  public:
   // Scores recorded requests with a version that is not ready yet; an error or a non-finite score fails the load.
@@ -54,8 +55,8 @@ class ModelRepository {
   ModelRepository(RepositoryOptions options, ModelLoader loader, WarmUp warm_up, OnUnload on_unload, Metrics* metrics);
 
   // Finds the versions on disk. For each model loads those its LABELS file names, or the newest version and labels it
-  // "stable". A version that fails is FAILED with its reason and the rest goes on; the first failure is returned only if
-  // some model ends without a "stable" version.
+  // "stable". A version that fails is FAILED with its reason and the rest goes on; the first failure is returned only
+  // if some model ends without a "stable" version.
   absl::Status LoadAtStart();
 
   // READY when it returns OK. Loading a READY version does nothing. On failure what served before keeps serving.
@@ -68,7 +69,8 @@ class ModelRepository {
   // With a root, the labels are kept in <root>/<model>/LABELS (written aside and renamed) and survive a restart.
   absl::StatusOr<std::string> SetLabel(const std::string& model, const std::string& label, const std::string& version);
 
-  // NOT_FOUND naming model, version or label; FAILED_PRECONDITION if the version exists but is not READY (says its state).
+  // NOT_FOUND naming model, version or label; FAILED_PRECONDITION if the version exists but is not READY (says its
+  // state).
   absl::StatusOr<std::shared_ptr<const ServedModel>> Resolve(const ModelChoice& choice) const;
   std::vector<VersionInfo> List(std::string_view model = {}) const;
   // Every READY version.
@@ -85,11 +87,9 @@ class ModelRepository {
     std::map<std::string, std::string> labels;
   };
   absl::Status LoadModelAtStart(const std::string& model);
-  absl::Status Finish(const std::string& model, const std::string& version, absl::Status status,
-                      std::shared_ptr<const ServedModel> served);
   absl::StatusOr<std::shared_ptr<const ServedModel>> LoadAndWarm(const ModelSource& source);
   void SetState(const std::string& model, const std::string& version, VersionState state);
-  void CountReady();
+  void CountReady();  // with mutex_ held
 
   const RepositoryOptions options_;
   const ModelLoader loader_;

@@ -63,7 +63,8 @@ class ParameterSet {
  public:
   explicit ParameterSet(const ParameterRegistry& registry = ParameterRegistry::Builtin());
   // Sets from text. NOT_FOUND, INVALID_ARGUMENT (type, bounds), or INVALID_ARGUMENT if `source` may not set the scope:
-  // requests set REQUEST, experiments REQUEST and STATE, the server all. A weaker source than the present one is ignored.
+  // requests set REQUEST, experiments REQUEST and STATE, the server all. A weaker source than the present one is
+  // ignored.
   absl::Status Set(std::string_view name, std::string_view text, ParameterSource source);
   absl::Status SetAll(const std::map<std::string, std::string>& values, ParameterSource source);
   // Lowers an integer parameter to at most `limit`, marking it as degraded if that changed it.

@@ -36,13 +36,14 @@ class CancelToken {
  public:
   void Cancel();
   bool cancelled() const;
-  // Runs `hook` when cancelled (now, if it already is). One hook; an empty one takes it back and, on return, no hook runs.
+  // Runs `hook` when cancelled (now, if it already is). One hook; an empty one takes it back and, on return, no hook
+  // runs.
   void SetHook(std::function<void()> hook);
 
  private:
   mutable std::recursive_mutex mutex_;
-  bool cancelled_ = false;          // guarded by mutex_
-  std::function<void()> hook_;      // guarded by mutex_
+  bool cancelled_ = false;      // guarded by mutex_
+  std::function<void()> hook_;  // guarded by mutex_
 };
 
 struct RankQuery {
@@ -51,14 +52,14 @@ struct RankQuery {
   Units units;              // units.user: whose history is read, 1..256 bytes
   uint64_t request_id = 0;  // history rows of the same request are one tie group with the candidates; 0 = none
   ModelChoice model;
-  int64_t now_us = 0;       // 0 = the clock's wall time. Events at or after it are invisible
-  AsOf as_of;               // narrows what is visible below now; known_by reads a state that cannot be cached
+  int64_t now_us = 0;  // 0 = the clock's wall time. Events at or after it are invisible
+  AsOf as_of;          // narrows what is visible below now; known_by reads a state that cannot be cached
   Criticality criticality = Criticality::kOnline;
   FeatureMap features;
   CandidateColumns candidates;
   std::map<std::string, std::string> parameters;  // overrides of REQUEST parameters (the transport checks the role)
-  int explain_top = 0;             // > 0: per candidate and channel, the past events of largest attention mass
-  bool suppress_exposure = false;  // counterfactual: writes no exposure
+  int explain_top = 0;                  // > 0: per candidate and channel, the past events of largest attention mass
+  bool suppress_exposure = false;       // counterfactual: writes no exposure
   int64_t deadline_us = INT64_MAX;      // on the engine's monotonic clock
   std::shared_ptr<CancelToken> cancel;  // may be null
 };

@@ -1,4 +1,5 @@
-// A loaded model version as the engine uses it, whatever its file format. Immutable once handed over; shared by requests.
+// A loaded model version as the engine uses it, whatever its file format. Immutable once handed over; shared by
+// requests.
 #ifndef BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
 #define BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
 
@@ -15,8 +16,8 @@ namespace backstory {
 struct ServedModel {
   std::string name;
   std::string version;
-  std::string content_hash;    // of the version directory's MANIFEST
-  std::string config_version;  // of the calibration in use
+  std::string content_hash;                  // of the version directory's MANIFEST
+  std::string config_version;                // of the calibration in use
   std::shared_ptr<const grab::Model> model;  // may alias whatever keeps its weights alive
   // Logit of task (index into config().tasks) in a scene -> probability. Monotone. Empty: the logistic function.
   std::function<float(std::string_view scene, int task, float logit)> calibrate;

@@ -1,5 +1,5 @@
-// Refusals under overload: UNAVAILABLE with the time after which a retry makes sense, carried as a status payload so that
-// the transport can hand it to the client (gRPC: trailing metadata `grpc-retry-pushback-ms`).
+// Refusals under overload: UNAVAILABLE with the time after which a retry makes sense, carried as a status payload so
+// that the transport can hand it to the client (gRPC: trailing metadata `grpc-retry-pushback-ms`).
 #ifndef BACKSTORY_SERVING_ENGINE_SHED_H_
 #define BACKSTORY_SERVING_ENGINE_SHED_H_
 

@@ -1,0 +1,37 @@
+// The two kinds of work that workers do.
+#ifndef BACKSTORY_SERVING_ENGINE_JOBS_H_
+#define BACKSTORY_SERVING_ENGINE_JOBS_H_
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "serving/engine/ranker.h"
+#include "serving/engine/request_queue.h"
+
+namespace backstory {
+
+// Rank: answered exactly once, by whoever owns it.
+class RankJob : public Job {
+ public:
+  PreparedRank rank;
+  std::function<void(absl::StatusOr<RankReply>)> done;
+  int64_t entered_us = 0;  // monotonic, when the engine was called
+  int64_t started_us = 0;  // monotonic, when a worker took it; 0 = never
+  int64_t in_flight = 0;   // others in flight when it entered
+  bool exposed = false;    // an ExposureRecord of id `id` was written
+};
+
+// Prefetch, or (done empty) a refresh after an append.
+class PrefetchJob : public Job {
+ public:
+  UserKey user;
+  std::vector<std::shared_ptr<const ServedModel>> models;
+  std::function<void(absl::StatusOr<std::vector<CacheReport>>)> done;
+};
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_SERVING_ENGINE_JOBS_H_

@@ -1,0 +1,262 @@
+#include "serving/engine/parameters.h"
+
+#include <algorithm>
+#include <cassert>
+#include <charconv>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "features/hash.h"
+
+namespace backstory {
+namespace {
+
+std::string Number(double value) {
+  if (value == std::floor(value) && std::abs(value) < 9e15) return absl::StrCat(static_cast<int64_t>(value));
+  return absl::StrCat(value);
+}
+
+absl::Status Invalid(const ParameterSpec& spec, std::string_view text, std::string_view expected) {
+  return absl::InvalidArgumentError(absl::StrCat("parameter ", spec.name, ": \"", std::string(text.substr(0, 64)),
+                                                 "\" is not ", std::string(expected)));
+}
+
+template <typename T>
+bool ParseNumber(std::string_view text, T* value) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t above = row[j];
+      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      diagonal = above;
+    }
+  }
+  return row[b.size()];
+}
+
+std::vector<ParameterSpec> StateAndRequestSpecs() {
+  using enum ParameterScope;
+  return {
+      {"state_events_max", kState, int64_t{131072}, 4096, 1048576, 0,
+       "newest events of a user that a cached state covers (it starts at a multiple of 4,096); memory and rebuild time "
+       "grow with it"},
+      {"history_rows", kRequest, int64_t{1000000}, 0, 1e9, 0,
+       "newest history rows of each channel that candidates attend to; scoring time grows with it"},
+      {"degrade_history_rows", kRequest, int64_t{512}, 0, 1e9, 0,
+       "what history_rows is lowered to under pressure (degrade step 1)"},
+      {"model_version", kRequest, std::string(), 0, 0, 64,
+       "immutable version that answers when the request names neither version nor label; empty: the stable one"},
+  };
+}
+
+std::vector<ParameterSpec> ProcessSpecs() {
+  using enum ParameterScope;
+  return {
+      {"threads", kProcess, int64_t{0}, 0, 256, 0, "threads that prepare and score requests; 0: one per core"},
+      {"cache_bytes", kProcess, int64_t{1} << 30, 1 << 20, 1e13, 0,
+       "memory for user states; the least recently used are evicted"},
+      {"queue_requests", kProcess, int64_t{256}, 1, 100000, 0,
+       "requests that may wait; a longer queue only adds waiting time"},
+      {"batch_users", kProcess, int64_t{8}, 1, 256, 0, "requests scored in one call of the model"},
+      {"batch_candidates", kProcess, int64_t{512}, 1, 100000, 0,
+       "a batch takes no further request once it has this many candidates"},
+      {"micro_batch_candidates", kProcess, int64_t{1024}, 1, 10000, 0,
+       "candidates of one request per pass over its history; bounds scratch memory, changes no bit of a score"},
+      {"concurrency_limit_min", kProcess, int64_t{16}, 1, 100000, 0, "lowest adaptive limit of requests in flight"},
+      {"concurrency_limit_max", kProcess, int64_t{1024}, 1, 100000, 0, "highest limit of requests in flight"},
+      {"concurrency_adaptive", kProcess, true, 0, 0, 0,
+       "follow latency with the limit (gradient); false: always the highest"},
+      {"batch_limit_fraction", kProcess, 0.5, 0, 1, 0, "share of the limit that BATCH and SHADOW may take together"},
+      {"degrade_queue_fill", kProcess, 0.5, 0, 1, 0, "queue fill from which histories are shortened (step 1)"},
+      {"shed_batch_queue_fill", kProcess, 0.75, 0, 1, 0, "queue fill from which BATCH and SHADOW are shed (step 2)"},
+      {"refresh_queue", kProcess, int64_t{1024}, 0, 1000000, 0,
+       "users waiting for a refresh after an append; 0: states are only extended when asked for"},
+      {"warmup_requests_max", kProcess, int64_t{1000}, 0, 1000, 0,
+       "recorded requests scored before a version is ready"},
+      {"request_log_fraction", kProcess, 0.0, 0, 1, 0, "share of answered requests that are recorded"},
+  };
+}
+
+}  // namespace
+
+std::string_view ScopeName(ParameterScope scope) {
+  switch (scope) {
+    case ParameterScope::kState:
+      return "state";
+    case ParameterScope::kRequest:
+      return "request";
+    case ParameterScope::kProcess:
+      return "process";
+  }
+  return "";
+}
+
+std::string_view SourceName(ParameterSource source) {
+  switch (source) {
+    case ParameterSource::kDefault:
+      return "default";
+    case ParameterSource::kServer:
+      return "server";
+    case ParameterSource::kExperiment:
+      return "experiment";
+    case ParameterSource::kRequest:
+      return "request";
+    case ParameterSource::kDegrade:
+      return "degrade";
+  }
+  return "";
+}
+
+std::string ToText(const ParameterValue& value) {
+  if (const auto* i = std::get_if<int64_t>(&value)) return absl::StrCat(*i);
+  if (const auto* d = std::get_if<double>(&value)) return Number(*d);
+  if (const auto* b = std::get_if<bool>(&value)) return *b ? "true" : "false";
+  return std::get<std::string>(value);
+}
+
+const ParameterRegistry& ParameterRegistry::Builtin() {
+  static const ParameterRegistry registry([] {
+    std::vector<ParameterSpec> specs = StateAndRequestSpecs();
+    for (ParameterSpec& spec : ProcessSpecs()) specs.push_back(std::move(spec));
+    return specs;
+  }());
+  return registry;
+}
+
+ParameterRegistry::ParameterRegistry(std::vector<ParameterSpec> specs) : specs_(std::move(specs)) {
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    [[maybe_unused]] const bool fresh = index_.emplace(specs_[i].name, i).second;
+    assert(fresh);
+  }
+}
+
+absl::StatusOr<size_t> ParameterRegistry::Find(std::string_view name) const {
+  if (const auto it = index_.find(name); it != index_.end()) return it->second;
+  std::string message = absl::StrCat("unknown parameter \"", std::string(name.substr(0, 64)), "\"");
+  const ParameterSpec* nearest = nullptr;
+  size_t best = name.size() > 64 ? 0 : std::max<size_t>(2, name.size() / 3) + 1;
+  for (const ParameterSpec& spec : specs_) {
+    const size_t distance = best == 0 ? 0 : EditDistance(name, spec.name);
+    if (distance < best) best = distance, nearest = &spec;
+  }
+  if (nearest != nullptr) absl::StrAppend(&message, ", did you mean ", nearest->name, "?");
+  return absl::NotFoundError(message);
+}
+
+absl::StatusOr<ParameterValue> ParameterRegistry::Parse(std::string_view name, std::string_view text) const {
+  const absl::StatusOr<size_t> index = Find(name);
+  if (!index.ok()) return index.status();
+  const ParameterSpec& spec = specs_[*index];
+  const std::string range = absl::StrCat(" within ", Number(spec.min), "..", Number(spec.max));
+  if (std::holds_alternative<int64_t>(spec.default_value)) {
+    int64_t value = 0;
+    if (!ParseNumber(text, &value) || static_cast<double>(value) < spec.min || static_cast<double>(value) > spec.max) {
+      return Invalid(spec, text, "an integer" + range);
+    }
+    return ParameterValue(value);
+  }
+  if (std::holds_alternative<double>(spec.default_value)) {
+    double value = 0;
+    if (!ParseNumber(text, &value) || !std::isfinite(value) || value < spec.min || value > spec.max) {
+      return Invalid(spec, text, "a number" + range);
+    }
+    return ParameterValue(value);
+  }
+  if (std::holds_alternative<bool>(spec.default_value)) {
+    if (text == "true") return ParameterValue(true);
+    if (text == "false") return ParameterValue(false);
+    return Invalid(spec, text, "true or false");
+  }
+  if (text.size() > spec.max_bytes) {
+    return Invalid(spec, text, absl::StrCat("a string of at most ", spec.max_bytes, " bytes"));
+  }
+  return ParameterValue(std::string(text));
+}
+
+ParameterSet::ParameterSet(const ParameterRegistry& registry) : registry_(&registry) {
+  for (const ParameterSpec& spec : registry.specs()) values_.push_back(spec.default_value);
+  sources_.resize(values_.size(), ParameterSource::kDefault);
+}
+
+absl::Status ParameterSet::Set(std::string_view name, std::string_view text, ParameterSource source) {
+  const absl::StatusOr<size_t> index = registry_->Find(name);
+  if (!index.ok()) return index.status();
+  absl::StatusOr<ParameterValue> value = registry_->Parse(name, text);
+  if (!value.ok()) return value.status();
+  const ParameterScope scope = registry_->specs()[*index].scope;
+  const bool allowed = scope == ParameterScope::kRequest || source == ParameterSource::kServer ||
+                       (scope == ParameterScope::kState && source == ParameterSource::kExperiment);
+  if (!allowed) {
+    return absl::InvalidArgumentError(absl::StrCat("parameter ", std::string(name), " has scope ",
+                                                   std::string(ScopeName(scope)), " and cannot be set by a ",
+                                                   std::string(SourceName(source))));
+  }
+  if (source < sources_[*index]) return absl::OkStatus();
+  values_[*index] = *std::move(value);
+  sources_[*index] = source;
+  return absl::OkStatus();
+}
+
+absl::Status ParameterSet::SetAll(const std::map<std::string, std::string>& values, ParameterSource source) {
+  for (const auto& [name, text] : values) {
+    if (const absl::Status status = Set(name, text, source); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+void ParameterSet::Lower(std::string_view name, int64_t limit) {
+  const size_t index = registry_->Find(name).value();
+  int64_t& value = std::get<int64_t>(values_[index]);
+  if (value <= limit) return;
+  value = limit;
+  sources_[index] = ParameterSource::kDegrade;
+}
+
+const ParameterValue& ParameterSet::Get(std::string_view name) const {
+  const absl::StatusOr<size_t> index = registry_->Find(name);
+  assert(index.ok());
+  return values_[*index];
+}
+
+int64_t ParameterSet::Int(std::string_view name) const { return std::get<int64_t>(Get(name)); }
+double ParameterSet::Real(std::string_view name) const { return std::get<double>(Get(name)); }
+bool ParameterSet::Bool(std::string_view name) const { return std::get<bool>(Get(name)); }
+const std::string& ParameterSet::Text(std::string_view name) const { return std::get<std::string>(Get(name)); }
+ParameterSource ParameterSet::Source(std::string_view name) const { return sources_[registry_->Find(name).value()]; }
+
+std::vector<EffectiveParameter> ParameterSet::Report() const {
+  std::vector<EffectiveParameter> report;
+  for (size_t i = 0; i < values_.size(); ++i) {
+    const ParameterSpec& spec = registry_->specs()[i];
+    if (spec.scope == ParameterScope::kProcess) continue;
+    report.push_back({spec.name, ToText(values_[i]), std::string(SourceName(sources_[i]))});
+  }
+  return report;
+}
+
+std::vector<EffectiveParameter> ParameterSet::ReportAll() const {
+  std::vector<EffectiveParameter> report;
+  for (size_t i = 0; i < values_.size(); ++i) {
+    report.push_back({registry_->specs()[i].name, ToText(values_[i]), std::string(SourceName(sources_[i]))});
+  }
+  return report;
+}
+
+uint64_t ParameterSet::StateHash() const {
+  std::string text;
+  for (size_t i = 0; i < values_.size(); ++i) {
+    const ParameterSpec& spec = registry_->specs()[i];
+    if (spec.scope == ParameterScope::kState) absl::StrAppend(&text, spec.name, "=", ToText(values_[i]), "\n");
+  }
+  return HashBytes(text, 0);
+}
+
+}  // namespace backstory

@@ -1,0 +1,148 @@
+#include "serving/engine/repository_files.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+
+namespace backstory {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kNameCharacters = "abcdefghijklmnopqrstuvwxyz0123456789_-";
+
+// A directory and not a link to one.
+bool IsPlainDirectory(const fs::path& path) {
+  std::error_code error;
+  return fs::symlink_status(path, error).type() == fs::file_type::directory;
+}
+
+bool IsPlainFile(const fs::path& path) {
+  std::error_code error;
+  return fs::symlink_status(path, error).type() == fs::file_type::regular;
+}
+
+absl::Status ErrnoStatus(std::string_view what, const std::string& path) {
+  return absl::FailedPreconditionError(absl::StrCat(std::string(what), " ", path, ": ", std::strerror(errno)));
+}
+
+absl::Status WriteSynced(const std::string& path, const std::string& text) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoStatus("cannot write", path);
+  auto close = absl::MakeCleanup([fd] { ::close(fd); });
+  size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus("cannot write", path);
+    done += static_cast<size_t>(n);
+  }
+  return ::fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("cannot sync", path);
+}
+
+}  // namespace
+
+bool IsModelName(std::string_view name) {
+  return !name.empty() && name.size() <= 64 && name.find_first_not_of(kNameCharacters) == std::string_view::npos;
+}
+
+bool IsVersionName(std::string_view name) {
+  if (name.empty() || name.size() > 64 || name[0] == '.') return false;
+  return std::all_of(name.begin(), name.end(),
+                     [](char c) { return c == '.' || kNameCharacters.find(c) != std::string_view::npos; });
+}
+
+bool VersionLess(std::string_view a, std::string_view b) {
+  const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+  size_t i = 0, j = 0;
+  while (i < a.size() && j < b.size()) {
+    if (!digit(a[i]) || !digit(b[j])) {
+      if (a[i] != b[j]) return a[i] < b[j];
+      ++i, ++j;
+      continue;
+    }
+    size_t i_end = i, j_end = j;
+    while (i_end < a.size() && digit(a[i_end])) ++i_end;
+    while (j_end < b.size() && digit(b[j_end])) ++j_end;
+    while (i < i_end && a[i] == '0') ++i;
+    while (j < j_end && b[j] == '0') ++j;
+    if (i_end - i != j_end - j) return i_end - i < j_end - j;
+    const int order = a.substr(i, i_end - i).compare(b.substr(j, j_end - j));
+    if (order != 0) return order < 0;
+    i = i_end, j = j_end;
+  }
+  if (i < a.size() || j < b.size()) return j < b.size();
+  return a < b;  // "01" and "1"
+}
+
+absl::StatusOr<RepositoryListing> ListRepository(const std::string& root) {
+  std::error_code error;
+  RepositoryListing listing;
+  for (fs::directory_iterator models(root, error), end; !error && models != end; models.increment(error)) {
+    const std::string model = models->path().filename().string();
+    if (!IsModelName(model) || !IsPlainDirectory(models->path())) continue;
+    std::error_code inner;
+    for (fs::directory_iterator versions(models->path(), inner); !inner && versions != end; versions.increment(inner)) {
+      const std::string version = versions->path().filename().string();
+      if (IsVersionName(version) && CheckVersionDirectory(root, model, version).ok()) listing[model].push_back(version);
+    }
+  }
+  if (error) return absl::NotFoundError(absl::StrCat("cannot read model repository ", root, ": ", error.message()));
+  for (auto& [model, versions] : listing) std::sort(versions.begin(), versions.end(), VersionLess);
+  return listing;
+}
+
+absl::Status CheckVersionDirectory(const std::string& root, const std::string& model, const std::string& version) {
+  const fs::path directory = fs::path(root) / model / version;
+  if (!IsPlainDirectory(directory.parent_path()) || !IsPlainDirectory(directory)) {
+    return absl::NotFoundError(absl::StrCat("model ", model, " has no version ", version, ": no directory ",
+                                            directory.string(), " (links are not followed)"));
+  }
+  if (!IsPlainFile(directory / "MANIFEST")) {
+    return absl::NotFoundError(
+        absl::StrCat("model ", model, " version ", version, " is incomplete: no MANIFEST in ", directory.string()));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<std::string, std::string>> ReadLabels(const std::string& root, const std::string& model) {
+  std::map<std::string, std::string> labels;
+  const fs::path path = fs::path(root) / model / "LABELS";
+  if (!IsPlainFile(path)) return labels;
+  std::ifstream file(path);
+  std::string line;
+  for (int number = 1; std::getline(file, line); ++number) {
+    std::istringstream words(line);
+    std::string label, version, rest;
+    words >> label >> version >> rest;
+    if (!IsModelName(label) || !IsVersionName(version) || !rest.empty() || !labels.emplace(label, version).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path.string(), ":", number, ": expected \"<label> <version>\", each label once"));
+    }
+  }
+  return labels;
+}
+
+absl::Status WriteLabels(const std::string& root, const std::string& model,
+                         const std::map<std::string, std::string>& labels) {
+  const std::string path = absl::StrCat(root, "/", model, "/LABELS");
+  std::string text;
+  for (const auto& [label, version] : labels) absl::StrAppend(&text, label, " ", version, "\n");
+  const std::string aside = path + ".new";
+  if (absl::Status status = WriteSynced(aside, text); !status.ok()) return status;
+  if (std::rename(aside.c_str(), path.c_str()) != 0) return ErrnoStatus("cannot rename to", path);
+  return absl::OkStatus();
+}
+
+}  // namespace backstory

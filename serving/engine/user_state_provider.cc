@@ -1,0 +1,199 @@
+#include "serving/engine/user_state_provider.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace backstory {
+namespace {
+
+// More new events than this count as long work for a caller that may not wait.
+constexpr size_t kQuickEvents = 64;
+// A view further ahead of the clock than events may be (store/history_store.h) leaves the cached state alone, so that
+// one caller's strange clock does not cost the next one a rebuild.
+constexpr int64_t kViewAheadMaxUs = int64_t{24} * 3600 * 1'000'000;
+
+// Adds the time until its end to a total.
+class Stopwatch {
+ public:
+  Stopwatch(const Clock* clock, int64_t* total_us)
+      : clock_(clock), total_us_(total_us), start_us_(clock->MonotonicMicros()) {}
+  ~Stopwatch() { *total_us_ += clock_->MonotonicMicros() - start_us_; }
+
+ private:
+  const Clock* const clock_;
+  int64_t* const total_us_;
+  const int64_t start_us_;
+};
+
+}  // namespace
+
+UserStateProvider::UserStateProvider(HistoryStore* store, Catalog* catalog, UserStateCache* cache, Clock* clock,
+                                     Metrics* metrics)
+    : store_(store),
+      catalog_(catalog),
+      cache_(cache),
+      clock_(clock),
+      metrics_(metrics),
+      rows_reused_(metrics->GetCounter("backstory_state_rows_total", "K/V rows by where they came from",
+                                       {{"origin", "reused"}})),
+      rows_computed_(metrics->GetCounter("backstory_state_rows_total", "K/V rows by where they came from",
+                                         {{"origin", "computed"}})),
+      hash_mismatches_(metrics->GetCounter("backstory_state_hash_mismatch_total",
+                                           "Cached states whose rolling hash no longer fitted and that were rebuilt")),
+      evictions_(
+          metrics->GetCounter("backstory_cache_evictions_total", "User states evicted to stay within the budget")) {}
+
+std::string UserStateProvider::StateKey(const ServedModel& served, uint64_t parameter_hash) {
+  return absl::StrCat(served.model->state_id(), ":", absl::Hex(parameter_hash, absl::kZeroPad16));
+}
+
+absl::StatusOr<StateAnswer> UserStateProvider::Acquire(const StateRequest& request) {
+  StateAnswer answer;
+  absl::StatusOr<UserHead> head;
+  {
+    Stopwatch watch(clock_, &answer.store_us);
+    head = store_->Head(request.user);
+  }
+  if (!head.ok()) return head.status();
+  answer.head = *head;
+  if (head->events == 0) {
+    answer.view.visible_rows.resize(request.served->model->config().tokenizer.channels.size());
+    Count(answer);
+    return answer;
+  }
+  const bool uncached =
+      request.known_by_us != AsOf::kAnyIngestTime || request.view_us > clock_->WallMicros() + kViewAheadMaxUs;
+  if (!uncached) {
+    const auto entry = cache_->Get(request.user, StateKey(*request.served, request.parameter_hash));
+    if (TryCached(request, entry, &answer)) {
+      Count(answer);
+      return answer;
+    }
+    StateLease lease = request.may_wait ? StateLease::Acquire(entry) : StateLease::TryAcquire(entry);
+    if (!lease) {
+      answer.busy = true;
+      return answer;
+    }
+    absl::Status status = BringUpToDate(request, &lease.state(), &answer);
+    if (!status.ok()) lease.state() = nullptr;
+    evictions_->Add(static_cast<double>(
+        cache_->SetBytes(request.user, entry, lease.state() == nullptr ? 0 : lease.state()->Bytes())));
+    if (!status.ok() || answer.busy) return status.ok() ? absl::StatusOr<StateAnswer>(std::move(answer)) : status;
+    answer.head = lease.state()->head();
+    if (auto view = lease.state()->ViewOf(request.served->model->config().tokenizer, request.view_us)) {
+      answer.view = *std::move(view);
+      answer.pin = std::move(lease).Downgrade();
+      Count(answer);
+      return answer;
+    }
+  }
+  if (!request.may_wait) {
+    answer.busy = true;
+    return answer;
+  }
+  if (absl::Status status = BuildUncached(request, &answer); !status.ok()) return status;
+  Count(answer);
+  return answer;
+}
+
+// The quick way: the state is there, knows everything, and its view suffices.
+bool UserStateProvider::TryCached(const StateRequest& request, const std::shared_ptr<CacheEntry>& entry,
+                                  StateAnswer* answer) {
+  StatePin pin;
+  if (!StatePin::TryAcquire(entry, &pin)) return false;
+  const UserState* state = pin.state();
+  const TokenizerConfig& config = request.served->model->config().tokenizer;
+  if (state == nullptr || !state->IsOf(answer->head)) return false;
+  if (state->NeedsAdvance(config, request.view_us, *catalog_, request.user.ns)) return false;
+  auto view = state->ViewOf(config, request.view_us);
+  if (!view.has_value()) return false;
+  answer->view = *std::move(view);
+  answer->report = {.source = "hit", .tier = "host", .rows_reused = state->rows(), .state_bytes = state->Bytes()};
+  answer->pin = std::move(pin);
+  return true;
+}
+
+absl::Status UserStateProvider::BringUpToDate(const StateRequest& request, std::unique_ptr<UserState>* state,
+                                              StateAnswer* answer) {
+  if (*state == nullptr) return Rebuild(request, state, answer);
+  // Read again: another thread may have extended the state since the head was read.
+  absl::StatusOr<HistoryTail> tail;
+  {
+    Stopwatch watch(clock_, &answer->store_us);
+    tail = store_->Tail(request.user, (*state)->head().seq);
+  }
+  if (!tail.ok()) return tail.status();
+  if (!(*state)->CanExtend(*tail)) return Rebuild(request, state, answer);
+  if (!request.may_wait && tail->events.size() > kQuickEvents) {
+    answer->busy = true;
+    return absl::OkStatus();
+  }
+  if (!(*state)->Verify()) {
+    hash_mismatches_->Add();
+    return Rebuild(request, state, answer);
+  }
+  ItemReader items(catalog_, request.user.ns);
+  return (*state)->Extend(*request.served->model, *std::move(tail), request.view_us, &items, &answer->report);
+}
+
+absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique_ptr<UserState>* state,
+                                        StateAnswer* answer) {
+  if (!request.may_wait) {
+    answer->busy = true;
+    return absl::OkStatus();
+  }
+  *state = nullptr;  // free the old one first
+  HistoryRange range;
+  range.newest = static_cast<uint64_t>(request.events_max) + kAnchorEvents;
+  absl::StatusOr<HistoryStore::Snapshot> snapshot;
+  {
+    Stopwatch watch(clock_, &answer->store_us);
+    snapshot = store_->Read(request.user, range);
+  }
+  if (!snapshot.ok()) return snapshot.status();
+  auto fresh = std::make_unique<UserState>(*request.served->model, request.events_max);
+  ItemReader items(catalog_, request.user.ns);
+  const absl::Status status =
+      fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items, &answer->report);
+  if (status.ok()) *state = std::move(fresh);
+  return status;
+}
+
+absl::Status UserStateProvider::BuildUncached(const StateRequest& request, StateAnswer* answer) {
+  HistoryRange range;
+  range.as_of = {request.view_us, request.known_by_us};
+  absl::StatusOr<HistoryStore::Snapshot> snapshot;
+  {
+    Stopwatch watch(clock_, &answer->store_us);
+    snapshot = store_->Read(request.user, range);
+  }
+  if (!snapshot.ok()) return snapshot.status();
+  auto state = std::make_unique<UserState>(*request.served->model, request.events_max);
+  ItemReader items(catalog_, request.user.ns);
+  answer->report = {};
+  const absl::Status status = state->BuildFrom(*request.served->model, snapshot->head, std::move(snapshot->events),
+                                               request.view_us, &items, &answer->report);
+  if (!status.ok()) return status;
+  answer->head = snapshot->head;
+  auto view = state->ViewOf(request.served->model->config().tokenizer, request.view_us);
+  if (!view.has_value()) return absl::InternalError("a state built for a view cannot answer it");
+  answer->view = *std::move(view);
+  answer->pin = StatePin::Private(std::move(state));
+  return absl::OkStatus();
+}
+
+void UserStateProvider::Count(const StateAnswer& answer) {
+  const std::string& source = answer.report.source;
+  ++(source == "hit"        ? totals_.hit
+     : source == "extend"   ? totals_.extend
+     : source == "truncate" ? totals_.truncate
+     : source == "rebuild"  ? totals_.rebuild
+     : source == "uncached" ? totals_.uncached
+                            : totals_.empty);
+  metrics_->GetCounter("backstory_state_total", "User states handed out, by what it took", {{"source", source}})->Add();
+  rows_reused_->Add(static_cast<double>(answer.report.rows_reused));
+  rows_computed_->Add(static_cast<double>(answer.report.rows_computed));
+}
+
+}  // namespace backstory
