@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 
 #include "absl/strings/str_cat.h"
 #include "features/io/csv.h"
@@ -19,6 +20,11 @@ void AddBad(uint64_t line, const std::string& reason, std::string_view text, Imp
   out->bad.push_back({line, reason, std::string(text.substr(0, kBadTextBytesMax))});
 }
 
+void SetLine(uint64_t line, std::span<ImportedEvent> rows) {
+  for (ImportedEvent& row : rows) row.line = line;
+}
+void SetLine(uint64_t, std::span<Item>) {}
+
 template <typename Row, typename Read>
 ImportPiece<Row> ReadCsv(const TextPiece& piece, const Read& read) {
   ImportPiece<Row> out;
@@ -27,9 +33,13 @@ ImportPiece<Row> ReadCsv(const TextPiece& piece, const Read& read) {
     ++out.records;
     if (!csv.error().empty()) {
       AddBad(csv.line(), csv.error(), csv.record(), &out);
-    } else if (auto status = read(csv.fields(), &out.rows); !status.ok()) {
+      continue;
+    }
+    const size_t before = out.rows.size();
+    if (auto status = read(csv.fields(), &out.rows); !status.ok()) {
       AddBad(csv.line(), std::string(status.message()), csv.record(), &out);
     }
+    SetLine(csv.line(), std::span(out.rows).subspan(before));
   }
   return out;
 }
@@ -44,7 +54,9 @@ ImportPiece<Row> ReadLines(const TextPiece& piece, const Read& read) {
     left.remove_prefix(std::min(end + 1, left.size()));
     if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     ++out.records;
+    const size_t before = out.rows.size();
     if (auto status = read(text, &out.rows); !status.ok()) AddBad(line, std::string(status.message()), text, &out);
+    SetLine(line, std::span(out.rows).subspan(before));
   }
   return out;
 }

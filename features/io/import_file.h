@@ -19,6 +19,7 @@ namespace backstory {
 struct ImportedEvent {
   std::string user;
   Event event;
+  uint64_t line = 0;  // 1-based, where its row starts
 };
 
 struct BadRow {

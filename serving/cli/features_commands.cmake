@@ -11,8 +11,17 @@ backstory_library(cli_token_shards
   DEPS backstory_features backstory_import backstory_item_counts backstory_safetensors backstory_golden
        absl::flat_hash_map)
 
-if(TARGET backstory_store)
+# Files into a store, against the interfaces alone.
+backstory_library(cli_ingest_run
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/ingest_run.cc ${CMAKE_CURRENT_LIST_DIR}/ingest_run.h
+  DEPS backstory_import absl::flat_hash_map Threads::Threads)
+
+# The commands that open a store.
+if(TARGET store)
+  backstory_library(cli_ingest
+    SOURCES ${CMAKE_CURRENT_LIST_DIR}/ingest_command.cc ${CMAKE_CURRENT_LIST_DIR}/ingest_command.h
+    DEPS cli_ingest_common cli_ingest_run store)
   backstory_library(cli_tokenize
     SOURCES ${CMAKE_CURRENT_LIST_DIR}/tokenize_command.cc ${CMAKE_CURRENT_LIST_DIR}/tokenize_command.h
-    DEPS cli_ingest_common cli_token_shards backstory_grab_config backstory_store)
+    DEPS cli_ingest_common cli_token_shards backstory_grab_config store)
 endif()
