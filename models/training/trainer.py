@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.training import metrics, optimizers, shards
+from models.training import metrics, optimizers, shards, sparse_stage
 
 DEFAULTS = {
     "epochs": 40, "patience": 6, "lr": 2e-3, "weight_decay": 0.05, "table_lr": 4e-3, "table_decay": 0.05,
@@ -66,15 +66,16 @@ def _loss(model, data, batch, scale):
     return F.binary_cross_entropy_with_logits(z, batch.label), len(batch.label)
 
 
-def fit(model, data, options, checkpoint=None, progress=None, sparse_stage=None):
+def fit(model, data, options, checkpoint=None, progress=None):
     """Trains until validation stops rising. Returns the best epoch's weights, metrics and the history of all epochs.
 
-    `checkpoint`: a path; written after every epoch, continued from when it exists. `sparse_stage`: stage II of
-    Sequence-Then-Sparse, called with the epoch when options["sts_every"] says so; the tables are frozen in stage I then.
+    `checkpoint`: a path; written after every epoch, continued from when it exists. options["sts_every"] = n > 0 trains by
+    Sequence-Then-Sparse: epochs freeze the tables, and after every n-th the sparse stage updates the tables alone.
     """
     options = {**DEFAULTS, **options}
     torch.manual_seed(options["seed"])
     rng = np.random.default_rng(options["seed"])
+    stage = sparse_stage.SparseStage(model, data, options) if options["sts_every"] > 0 else None
     tools = optimizers.build(model, options)
     average = optimizers.Average(model, options["average"])
     state = {"epoch": 0, "history": [], "best": None, "weights": None}
@@ -83,7 +84,7 @@ def fit(model, data, options, checkpoint=None, progress=None, sparse_stage=None)
     targets = int((data.split == shards.TRAIN).sum())
     while state["epoch"] < options["epochs"] and not _stale(state, options["patience"]):
         begin = time.time()
-        loss = _epoch(model, data, options, rng, tools, average, targets, state["epoch"], progress, sparse_stage)
+        loss = _epoch(model, data, options, rng, tools, average, targets, state["epoch"], progress, stage)
         average.swap()
         index, z = predict(model, data, shards.VALIDATION, options)
         scores = metrics.evaluate(data.user[index], data.label.cpu().numpy()[index].astype(np.float64), z)
@@ -112,9 +113,9 @@ def _stale(state, patience):
     return state["best"] is not None and state["epoch"] - state["best"]["epoch"] >= patience
 
 
-def _epoch(model, data, options, rng, tools, average, targets, epoch, progress, sparse_stage):
+def _epoch(model, data, options, rng, tools, average, targets, epoch, progress, stage):
     model.train()
-    frozen = sparse_stage is not None and options["sts_every"] > 0
+    frozen = stage is not None
     for name, p in model.named_parameters():
         p.requires_grad_(not (frozen and "table" in name))
     batches = _batches(model, data, shards.TRAIN, options, rng)
@@ -144,7 +145,7 @@ def _epoch(model, data, options, rng, tools, average, targets, epoch, progress, 
     if frozen and (epoch + 1) % options["sts_every"] == 0:
         for name, p in model.named_parameters():
             p.requires_grad_("table" in name)
-        sparse_stage(epoch)
+        stage.run(rng, average.update)
     return float(total) / max(1, done)
 
 
