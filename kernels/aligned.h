@@ -1,4 +1,4 @@
-// A fixed-size, zero-initialised, 64-byte aligned array of floats: what kernels read and write.
+// A fixed-size, 64-byte aligned array of floats: what kernels read and write.
 #ifndef BACKSTORY_KERNELS_ALIGNED_H_
 #define BACKSTORY_KERNELS_ALIGNED_H_
 
@@ -16,10 +16,12 @@ class AlignedFloats {
   static constexpr std::align_val_t kAlignment{64};
 
   AlignedFloats() = default;
-  explicit AlignedFloats(size_t size) : size_(size) {
-    if (size == 0) return;
-    data_.reset(static_cast<float*>(::operator new[](size * sizeof(float), kAlignment)));
-    std::memset(data_.get(), 0, size * sizeof(float));
+  explicit AlignedFloats(size_t size) : AlignedFloats(size, kUninitialised) {
+    if (size > 0) std::memset(data_.get(), 0, size * sizeof(float));
+  }
+  enum Uninitialised { kUninitialised };
+  AlignedFloats(size_t size, Uninitialised) : size_(size) {
+    if (size > 0) data_.reset(static_cast<float*>(::operator new[](size * sizeof(float), kAlignment)));
   }
 
   float* data() { return data_.get(); }
@@ -42,11 +44,10 @@ class AlignedFloats {
   size_t size_ = 0;
 };
 
-// One allocation handed out in 64-byte aligned pieces; made once per task, never grows. Pieces start uninitialised
-// after the first Reset.
+// One allocation handed out in 64-byte aligned, uninitialised pieces; made once per task, never grows.
 class Arena {
  public:
-  explicit Arena(size_t floats) : memory_(floats) {}
+  explicit Arena(size_t floats) : memory_(floats, AlignedFloats::kUninitialised) {}
   static constexpr size_t Padded(size_t floats) { return (floats + 15) / 16 * 16; }
   float* Take(size_t floats) {
     assert(used_ + Padded(floats) <= memory_.size());
@@ -54,7 +55,6 @@ class Arena {
     used_ += Padded(floats);
     return piece;
   }
-  void Reset() { used_ = 0; }
 
  private:
   AlignedFloats memory_;

@@ -14,7 +14,7 @@
 //
 // Numerics: fp32; the reduction of a query row goes over its self key first, then its pages in order, columns in 16-wide
 // panels, so its bits depend on its own key list alone: not on other rows of the tile, on threads, or on invisible rows
-// beside the visible ones. exp has a relative error <= 2e-7 and is zero below 2^-126 of the row's running maximum.
+// beside the visible ones. exp has a relative error <= 2e-7 down to 2^-126 of the row's running maximum and is zero from 2^-127 on.
 // An empty key list gives (0, -inf).
 #ifndef BACKSTORY_KERNELS_ATTEND_H_
 #define BACKSTORY_KERNELS_ATTEND_H_
@@ -74,11 +74,11 @@ struct AttendArgs {
 inline constexpr size_t kAttendTile = 96;  // query rows that share one pass over the pages
 inline constexpr size_t kAttendSub = 24;   // query rows whose logits are in flight
 inline size_t AttendWorkspaceFloats(const PageShape& shape) {
-  return kAttendTile * shape.v_panels() * kPanel + kAttendSub * kPageRows;
+  return kAttendTile * (shape.v_panels() * kPanel + shape.d_k) + kAttendSub * kPageRows + kPanel;
 }
 
 // Explanation: mass[i][j] += sum over heads of exp(logit(i, j) - lse[i][h]) / heads, for rows j of the page list, with
-// lse as attend left it (or merged over parts). o, self_* and o-workspace are not used.
+// lse as attend left it (or merged over parts). o and self_* are not used.
 struct AttendMassArgs {
   AttendArgs attend;
   float* mass = nullptr;  // [queries][128 pages]

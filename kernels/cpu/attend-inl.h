@@ -23,25 +23,29 @@ constexpr float kLog2E = 1.44269504088896340736f;
 constexpr double kLn2 = 0.69314718055994530942;
 constexpr float kMinusInf = -HUGE_VALF;
 
-// The whole of one attend call as its parts need it.
+// One head of one attend call as its parts need it. Logits are in units of log2 from here on: queries are scaled once by
+// scale * log2(e), and so is every bias.
 struct Call {
   const AttendArgs* args;
-  size_t head;
-  size_t kv_head;
-  float scale2;  // scale in units of log2
+  float scale2;
+  size_t head = 0;
+  size_t kv_head = 0;
 
-  explicit Call(const AttendArgs& a) : args(&a), head(0), kv_head(0), scale2(a.scale * kLog2E) {}
+  explicit Call(const AttendArgs& a) : args(&a), scale2(a.scale * kLog2E) {}
   void SetHead(size_t h) {
     head = h;
     kv_head = h / (args->heads / args->shape.kv_heads);
   }
-  HWY_INLINE const float* Query(size_t i) const { return args->q + (i * args->heads + head) * args->shape.d_k; }
-  HWY_INLINE size_t QueryStride() const { return args->heads * args->shape.d_k; }
   HWY_INLINE const float* Bias(size_t i) const {
     return args->bias.rows == nullptr ? nullptr : args->bias.rows + (i * args->heads + head) * args->bias.stride;
   }
   HWY_INLINE std::span<const KeyRun> Runs(size_t i) const {
     return args->runs == nullptr ? args->shared_runs : args->runs[i];
+  }
+  // Query row i, scaled, into q [d_k].
+  HWY_INLINE void ScaleQuery(size_t i, float* q) const {
+    const float* from = args->q + (i * args->heads + head) * args->shape.d_k;
+    for (size_t x = 0; x < args->shape.d_k; ++x) q[x] = from[x] * scale2;
   }
 };
 
@@ -63,16 +67,16 @@ HWY_INLINE void FillPiece(float value, size_t from, size_t to, float* row) {
 }
 
 // The bias row of one query over columns [first, last) of a page whose rows start at `base`: -inf where invisible.
-// `row` has room for 16 floats beyond `last`.
+// May write up to 16 floats beyond `last`.
 HWY_INLINE void LayBias(std::span<const KeyRun> runs, size_t base, size_t first, size_t last, const float* bias,
-                        size_t n_pos, float* row) {
+                        size_t n_pos, float scale2, float* row) {
   const Tag d;
   size_t at = first;
   for (const KeyRun& run : runs) {
     if (run.begin >= base + last) break;
+    if (run.end <= base + first) continue;
     const size_t from = std::max<size_t>(run.begin, base + first) - base;
     const size_t to = std::min<size_t>(run.end, base + last) - base;
-    if (run.end <= base + first || from >= to) continue;
     if (at < from) FillPiece(kMinusInf, at, from, row);
     at = to;
     if (bias == nullptr || run.time == KeyRun::kNoBias) {
@@ -84,11 +88,12 @@ HWY_INLINE void LayBias(std::span<const KeyRun> runs, size_t base, size_t first,
     size_t ramp = from;                                        // first column whose rank is below n_pos - 1
     if (rank >= n_pos - 1) {
       ramp = std::min(to, from + (rank - (n_pos - 1)) + 1);
-      FillPiece(bias[0] + time, from, ramp, row);
+      FillPiece((bias[0] + time) * scale2, from, ramp, row);
     }
-    const Vec t = hn::Set(d, time);
+    const Vec t = hn::Set(d, time), scale = hn::Set(d, scale2);
     for (size_t j = ramp; j < to; j += kLanes) {
-      hn::StoreU(hn::Add(hn::LoadU(d, bias + (n_pos - 1 + j - from - rank)), t), d, row + j);
+      const Vec position = hn::LoadU(d, bias + (n_pos - 1 + j - from - rank));
+      hn::StoreU(hn::Mul(hn::Add(position, t), scale), d, row + j);
     }
   }
   if (at < last) FillPiece(kMinusInf, at, last, row);
@@ -115,40 +120,36 @@ HWY_INLINE bool Reach(std::span<const KeyRun> runs, size_t base, uint32_t* curso
   return true;
 }
 
-// Logits in units of log2 of query i over columns [w.first, w.last) of page p, in place of the dot products in `s`.
-// Returns the largest.
-HWY_INLINE Vec FinishLogits(const Call& call, size_t i, size_t p, uint32_t cursor, const Window& w, float* s) {
+// Where the logits of query i over columns [w.first, w.last) of page p start from: bias, log weight, -inf if invisible.
+// May write up to 16 floats beyond w.last.
+HWY_INLINE void StartLogits(const Call& call, size_t i, size_t p, uint32_t cursor, const Window& w, float* s) {
   const Tag d;
   const AttendArgs& a = *call.args;
   const size_t base = p * kPageRows;
   const std::span<const KeyRun> runs = call.Runs(i).subspan(cursor);
   const float* bias = call.Bias(i);
-  const Vec scale = hn::Set(d, call.scale2);
-  const float* log_w = a.log_w == nullptr ? nullptr : a.log_w[p];
-  Vec top = hn::Set(d, kMinusInf);
-
   const KeyRun& run = runs.front();
   const bool covers = run.begin <= base + w.first && run.end >= base + w.last;
   const bool no_bias = bias == nullptr || run.time == KeyRun::kNoBias;
-  const bool flat = no_bias || run.rank - (base + w.last - 1 - run.begin) >= a.bias.n_pos - 1;
-  if (covers && flat && log_w == nullptr) {
-    const Vec b = hn::Set(d, no_bias ? 0.0f : bias[0] + bias[a.bias.n_pos + run.time]);
-    for (size_t j = w.first; j < w.last; j += kLanes) {
-      const Vec t = hn::Mul(hn::Add(hn::Load(d, s + j), b), scale);
-      hn::Store(t, d, s + j);
-      top = hn::Max(top, t);
-    }
-    return hn::MaxOfLanes(d, top);
+  if (covers && no_bias) {
+    FillPiece(0.0f, w.first, w.last, s);
+  } else if (covers && run.rank - (base + w.last - 1 - run.begin) >= a.bias.n_pos - 1) {
+    FillPiece((bias[0] + bias[a.bias.n_pos + run.time]) * call.scale2, w.first, w.last, s);
+  } else {
+    LayBias(runs, base, w.first, w.last, bias, a.bias.n_pos, call.scale2, s);
   }
-  HWY_ALIGN float row[kPageRows + kPanel];
-  LayBias(runs, base, w.first, w.last, bias, a.bias.n_pos, row);
-  for (size_t j = w.first; j < w.last; j += kLanes) {
-    Vec t = hn::Mul(hn::Add(hn::Load(d, s + j), hn::Load(d, row + j)), scale);
-    if (log_w != nullptr) t = hn::MulAdd(hn::LoadU(d, log_w + j), hn::Set(d, kLog2E), t);
-    hn::Store(t, d, s + j);
-    top = hn::Max(top, t);
+  const float* log_w = a.log_w == nullptr ? nullptr : a.log_w[p];
+  for (size_t j = w.first; log_w != nullptr && j < w.last; j += kLanes) {
+    hn::Store(hn::MulAdd(hn::LoadU(d, log_w + j), hn::Set(d, kLog2E), hn::Load(d, s + j)), d, s + j);
   }
-  return hn::MaxOfLanes(d, top);
+}
+
+// Adds the dot products of `rows` scaled queries with columns [w.first, w.last) of page p.
+HWY_INLINE void AddDots(const Call& call, const float* q, size_t rows, size_t p, const Window& w, float* s) {
+  const PageShape& shape = call.args->shape;
+  const float* panels = call.args->pages[p].k + call.kv_head * shape.k_head_floats() + w.first * shape.d_k;
+  TilePanels<true>(q, shape.d_k, rows, panels, kPanel * shape.d_k, (w.last - w.first) / kPanel, shape.d_k, s + w.first,
+                   kPageRows);
 }
 
 // Softmax as the score function: weights are exp2(t - running maximum), normalised at the end. A score function without
@@ -163,11 +164,12 @@ struct Softmax {
   }
 
   // Turns logits into weights in place and rescales the output so far.
-  HWY_INLINE void Step(size_t r, Vec row_top, const Window& w, size_t o_floats, float* s, float* o) {
+  HWY_INLINE void Step(size_t r, const Window& w, size_t o_floats, float* s, float* o) {
     const Tag d;
-    const float new_top = std::max(top[r], hn::GetLane(row_top));
-    const float safe_top = new_top == kMinusInf ? 0.0f : new_top;
-    const Vec m = hn::Set(d, safe_top);
+    Vec row_top = hn::Load(d, s + w.first);
+    for (size_t j = w.first + kLanes; j < w.last; j += kLanes) row_top = hn::Max(row_top, hn::Load(d, s + j));
+    const float new_top = std::max(top[r], hn::GetLane(hn::MaxOfLanes(d, row_top)));
+    const Vec m = hn::Set(d, new_top == kMinusInf ? 0.0f : new_top);
     Vec total = hn::Zero(d);
     for (size_t j = w.first; j < w.last; j += kLanes) {
       const Vec p = Exp2(hn::Sub(hn::Load(d, s + j), m));
@@ -191,58 +193,72 @@ struct Softmax {
   }
 };
 
-// Dot products of query rows [i, i + rows) with columns [w.first, w.last) of page p.
-HWY_INLINE void PageDots(const Call& call, size_t i, size_t rows, size_t p, const Window& w, float* s) {
-  const AttendArgs& a = *call.args;
-  const float* panels = a.pages[p].k + call.kv_head * a.shape.k_head_floats() + w.first * a.shape.d_k;
-  TilePanels<false>(call.Query(i), call.QueryStride(), rows, panels, kPanel * a.shape.d_k,
-                    (w.last - w.first) / kPanel, a.shape.d_k, s + w.first, kPageRows);
-}
+// Working memory of one tile: [kAttendTile] outputs in progress, as many scaled queries, [kAttendSub] rows of logits.
+struct TileMemory {
+  size_t o_stride;
+  float* o;
+  float* q;
+  float* s;
 
+  explicit TileMemory(const AttendArgs& a)
+      : o_stride(a.shape.v_panels() * kPanel),
+        o(a.workspace),
+        q(o + kAttendTile * o_stride),
+        s(q + kAttendTile * a.shape.d_k) {}
+};
+
+// Rows [r0, r0 + rows) of the tile that starts at query i0, against page p.
 template <class Score>
-HWY_INLINE void AttendSub(const Call& call, size_t i, size_t rows, size_t p, uint32_t* cursors, size_t r0, float* s,
-                          float* o, Score* score) {
+HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0, size_t r0, size_t rows, size_t p,
+                          uint32_t* cursors, Score* score) {
   const AttendArgs& a = *call.args;
-  const size_t o_stride = a.shape.v_panels() * kPanel;
   Window w;
   bool reaches[kAttendSub];
-  for (size_t r = 0; r < rows; ++r) reaches[r] = Reach(call.Runs(i + r), p * kPageRows, &cursors[r], &w);
+  for (size_t r = 0; r < rows; ++r) reaches[r] = Reach(call.Runs(i0 + r0 + r), p * kPageRows, &cursors[r0 + r], &w);
   if (w.first >= w.last) return;
-  PageDots(call, i, rows, p, w, s);
   for (size_t r = 0; r < rows; ++r) {
-    float* row = s + r * kPageRows;
-    if (!reaches[r]) {
-      std::memset(row + w.first, 0, (w.last - w.first) * sizeof(float));
-      continue;
+    float* row = memory.s + r * kPageRows;
+    if (reaches[r]) {
+      StartLogits(call, i0 + r0 + r, p, cursors[r0 + r], w, row);
+    } else {
+      FillPiece(0.0f, w.first, w.last, row);
     }
-    const Vec top = FinishLogits(call, i + r, p, cursors[r], w, row);
-    score->Step(r0 + r, top, w, o_stride, row, o + r * o_stride);
+  }
+  AddDots(call, memory.q + r0 * a.shape.d_k, rows, p, w, memory.s);
+  float* o = memory.o + r0 * memory.o_stride;
+  for (size_t r = 0; r < rows; ++r) {
+    float* row = memory.s + r * kPageRows;
+    if (reaches[r]) {
+      score->Step(r0 + r, w, memory.o_stride, row, o + r * memory.o_stride);
+    } else {
+      FillPiece(0.0f, w.first, w.last, row);
+    }
   }
   const float* v = a.pages[p].v + call.kv_head * a.shape.v_head_floats() + w.first * kPanel;
-  TilePanels<true>(s + w.first, kPageRows, rows, v, kPageRows * kPanel, a.shape.v_panels(), w.last - w.first, o,
-                   o_stride);
+  TilePanels<true>(memory.s + w.first, kPageRows, rows, v, kPageRows * kPanel, a.shape.v_panels(), w.last - w.first, o,
+                   memory.o_stride);
 }
 
-// The self key opens the softmax: weight 1 at its own logit.
+// Scales the query; the self key opens the softmax with weight 1 at its own logit.
 template <class Score>
-HWY_INLINE void StartRow(const Call& call, size_t i, size_t r, float* o, Score* score) {
+HWY_INLINE void StartRow(const Call& call, const TileMemory& memory, size_t i, size_t r, Score* score) {
   const AttendArgs& a = *call.args;
-  const size_t o_stride = a.shape.v_panels() * kPanel;
-  std::memset(o, 0, o_stride * sizeof(float));
+  float* o = memory.o + r * memory.o_stride;
+  float* q = memory.q + r * a.shape.d_k;
+  call.ScaleQuery(i, q);
+  std::memset(o, 0, memory.o_stride * sizeof(float));
   if (a.self_k == nullptr) return score->Start(r, false, 0);
   const size_t kv_row = i * a.shape.kv_heads + call.kv_head;
-  float dot = Dot(call.Query(i), a.self_k + kv_row * a.shape.d_k, a.shape.d_k);
-  if (const float* bias = call.Bias(i)) dot += bias[a.bias.n_pos - 1] + bias[a.bias.n_pos];
-  score->Start(r, true, dot * call.scale2);
+  float logit = Dot(q, a.self_k + kv_row * a.shape.d_k, a.shape.d_k);
+  if (const float* bias = call.Bias(i)) logit += (bias[a.bias.n_pos - 1] + bias[a.bias.n_pos]) * call.scale2;
+  score->Start(r, true, logit);
   std::memcpy(o, a.self_v + kv_row * a.shape.d_v, a.shape.d_v * sizeof(float));
 }
 
 template <class Score>
 HWY_INLINE void AttendWith(const AttendArgs& a) {
   assert(a.scale > 0 && a.heads % a.shape.kv_heads == 0);
-  const size_t o_stride = a.shape.v_panels() * kPanel;
-  float* o = a.workspace;
-  float* s = o + kAttendTile * o_stride;
+  const TileMemory memory(a);
   Call call(a);
   Score score;
   uint32_t cursors[kAttendTile];
@@ -251,15 +267,15 @@ HWY_INLINE void AttendWith(const AttendArgs& a) {
     for (size_t i0 = 0; i0 < a.queries; i0 += kAttendTile) {
       const size_t rows = std::min(kAttendTile, a.queries - i0);
       std::fill_n(cursors, rows, 0u);
-      for (size_t r = 0; r < rows; ++r) StartRow(call, i0 + r, r, o + r * o_stride, &score);
+      for (size_t r = 0; r < rows; ++r) StartRow(call, memory, i0 + r, r, &score);
       for (size_t p = 0; p < a.pages.size(); ++p) {
         for (size_t r = 0; r < rows; r += kAttendSub) {
-          AttendSub(call, i0 + r, std::min(kAttendSub, rows - r), p, cursors + r, r, s, o + r * o_stride, &score);
+          AttendSub(call, memory, i0, r, std::min(kAttendSub, rows - r), p, cursors, &score);
         }
       }
       for (size_t r = 0; r < rows; ++r) {
         const size_t row = (i0 + r) * a.heads + head;
-        score.Finish(r, o + r * o_stride, a.shape.d_v, a.o + row * a.shape.d_v, a.lse + row);
+        score.Finish(r, memory.o + r * memory.o_stride, a.shape.d_v, a.o + row * a.shape.d_v, a.lse + row);
       }
     }
   }
@@ -272,21 +288,22 @@ void AttendMass(const AttendMassArgs& args) {
   const AttendArgs& a = args.attend;
   const size_t width = a.pages.size() * kPageRows;
   const Vec share = hn::Set(d, 1.0f / static_cast<float>(a.heads));
-  HWY_ALIGN float s[kPageRows];
+  const TileMemory memory(a);
   Call call(a);
   for (size_t i = 0; i < a.queries; ++i) {
     for (size_t head = 0; head < a.heads; ++head) {
       call.SetHead(head);
+      call.ScaleQuery(i, memory.q);
       const Vec lse = hn::Set(d, a.lse[i * a.heads + head] * kLog2E);
       uint32_t cursor = 0;
       for (size_t p = 0; p < a.pages.size(); ++p) {
         Window w;
         if (!Reach(call.Runs(i), p * kPageRows, &cursor, &w)) continue;
-        PageDots(call, i, 1, p, w, s);
-        FinishLogits(call, i, p, cursor, w, s);
+        StartLogits(call, i, p, cursor, w, memory.s);
+        AddDots(call, memory.q, 1, p, w, memory.s);
         float* mass = args.mass + i * width + p * kPageRows;
         for (size_t j = w.first; j < w.last; j += kLanes) {
-          const Vec weight = Exp2(hn::Sub(hn::Load(d, s + j), lse));
+          const Vec weight = Exp2(hn::Min(hn::Sub(hn::Load(d, memory.s + j), lse), hn::Zero(d)));
           hn::StoreU(hn::MulAdd(weight, share, hn::LoadU(d, mass + j)), d, mass + j);
         }
       }

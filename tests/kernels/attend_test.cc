@@ -299,7 +299,9 @@ TEST(Attend, MassesAreTheSoftmaxAndSumToOneWithTheSelfKey) {
     Result r = RunAttend(*table, p);
     std::vector<float> mass(6 * p.pages.size() * kPageRows, 0.0f);
     AttendMassArgs args{.attend = p.args, .mass = mass.data()};
+    AlignedFloats workspace(AttendWorkspaceFloats(p.args.shape));
     args.attend.lse = r.lse.data();
+    args.attend.workspace = workspace.data();
     table->attend_mass(args);
     for (size_t i = 0; i < 6; ++i) {
       double sum = 0, self = 0;
