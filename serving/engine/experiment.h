@@ -5,7 +5,9 @@
 #define BACKSTORY_SERVING_ENGINE_EXPERIMENT_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -38,8 +40,10 @@ struct LayerAssignment {
 };
 
 struct Assignment {
-  std::vector<LayerAssignment> layers;
+  // Of the configuration that `owner` keeps alive: assigning copies no parameter and no name.
+  std::vector<std::reference_wrapper<const LayerAssignment>> layers;
   std::string config_version;  // of the experiment configuration that decided
+  std::shared_ptr<const void> owner;
 };
 
 // Thread-safe, pure per configuration version: the same units give the same arms.
@@ -54,7 +58,7 @@ class Assigner {
 class LaunchDefaults : public Assigner {
  public:
   Assignment Assign(const std::string&, const std::string&, const Units&, const FeatureMap&) const override {
-    return Assignment{{}, "launch"};
+    return Assignment{{}, "launch", nullptr};
   }
 };
 

@@ -180,12 +180,13 @@ Assignment ExperimentPlan::Assign(const std::string& ns, const std::string& scen
                                   const FeatureMap& features) const {
   Assignment assignment;
   assignment.config_version = config_.version;
+  assignment.owner = shared_from_this();
   const TargetingInput input{ns, scene, &units, &features};
   Above above = DecideAbove(units);
   const size_t layers = above.domain < 0 ? 0 : domains_[static_cast<size_t>(above.domain)].layers.size();
   assignment.layers.reserve(layers + 1);
   if (above.holdout_bucket >= 0 && !config_.kill_all) {
-    assignment.layers.push_back(holdout_given_[(above.held_out ? 2 : 0) + (above.forced.empty() ? 0 : 1)]);
+    assignment.layers.emplace_back(holdout_given_[(above.held_out ? 2 : 0) + (above.forced.empty() ? 0 : 1)]);
   }
   for (size_t l = 0; l < layers; ++l) {
     const Layer& layer = domains_[static_cast<size_t>(above.domain)].layers[l];
@@ -193,7 +194,7 @@ Assignment ExperimentPlan::Assign(const std::string& ns, const std::string& scen
         config_.kill_all ? LayerDecision{} : Decide(static_cast<size_t>(above.domain), l, above, input);
     if (above.held_out && !config_.kill_all && decision.outcome != LayerOutcome::kOverride) continue;
     const LayerAssignment& given = Given(layer, decision);
-    if (!given.parameters.empty() || !given.exposures.empty()) assignment.layers.push_back(given);
+    if (!given.parameters.empty() || !given.exposures.empty()) assignment.layers.emplace_back(given);
   }
   return assignment;
 }

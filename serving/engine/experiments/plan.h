@@ -33,7 +33,7 @@ enum class LayerOutcome : uint8_t {
 };
 
 // Immutable; thread-safe.
-class ExperimentPlan {
+class ExperimentPlan : public std::enable_shared_from_this<ExperimentPlan> {
  public:
   // INVALID_ARGUMENT with every problem LintConfig finds, one a line.
   static absl::StatusOr<std::shared_ptr<const ExperimentPlan>> Compile(ExperimentConfig config,

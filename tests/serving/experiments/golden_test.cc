@@ -54,8 +54,8 @@ TEST(Golden, Arms) {
     }
     ++in_arms;
     ASSERT_EQ(assignment.layers.size(), 1u) << v;
-    EXPECT_EQ(assignment.layers[0].exposures.at(0).experiment, v.at("experiment").get<std::string>()) << v;
-    EXPECT_EQ(assignment.layers[0].exposures.at(0).arm, v.at("arm").get<std::string>()) << v;
+    EXPECT_EQ(assignment.layers[0].get().exposures.at(0).experiment, v.at("experiment").get<std::string>()) << v;
+    EXPECT_EQ(assignment.layers[0].get().exposures.at(0).arm, v.at("arm").get<std::string>()) << v;
   }
   EXPECT_GT(in_arms, 200);
 }
