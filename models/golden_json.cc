@@ -206,6 +206,8 @@ absl::Status ReadLogits(const json& value, const std::string& key, size_t candid
 }  // namespace
 
 absl::StatusOr<GoldenCase> GoldenFromJson(std::string_view line) {
+  // JSON parsers may take a zero byte for the end of the text.
+  if (line.find('\0') != std::string_view::npos) return absl::InvalidArgumentError("not JSON: has a zero byte");
   auto parsed = ParseJsonObject(line);
   if (!parsed.ok()) return parsed.status();
   GoldenCase golden;

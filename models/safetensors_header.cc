@@ -219,6 +219,8 @@ std::optional<uint64_t> TensorBytes(std::span<const int64_t> shape, DType dtype)
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, const SafetensorsLimits& limits) {
   // The format wants the brace as the very first byte; the parser would also skip spaces and a byte order mark.
   if (json.empty() || json.front() != '{') return absl::DataLossError("header: does not begin with {");
+  // The parser takes a zero byte for the end of the text and would not look at what follows.
+  if (json.find('\0') != std::string_view::npos) return absl::DataLossError("header: has a zero byte");
   HeaderHandler handler(limits);
   if (!nlohmann::json::sax_parse(json.begin(), json.end(), &handler)) return absl::DataLossError(handler.error());
   return std::move(handler.header());

@@ -78,13 +78,14 @@ Case LoadCase(const std::string& name) {
   return c;
 }
 
-// Every output is a chain of sums; each of n terms adds at most eps of the magnitudes it sums, and a layer passes the error
-// of the one before on (normalisation keeps rows at the scale of their outputs). n: the products and sums along one row's
-// path through a layer, the keys of its softmax included, and 16 for the element-wise steps (exp: 2e-7 = 4 eps, norm, gate).
+// Every output is a chain of sums; each of n terms adds at most eps of the magnitudes it sums, and a layer passes the
+// error of the one before on (normalisation keeps rows at the scale of their outputs). n: the products and sums along
+// one row's path through a layer, the keys of its softmax included, and 16 for the element-wise steps (exp: 2e-7 = 4
+// eps, norm, gate).
 double Tolerance(const Case& c, double scale) {
-  const double per_layer = 2.0 * c.config.d + (c.config.latent > 0 ? c.config.d : 0) +
-                           2.0 * c.config.d_head + c.config.heads * c.config.d_head + 2.0 * c.config.ffn +
-                           static_cast<double>(c.longest + 1) + static_cast<double>(c.channels) * c.config.d + 16;
+  const double per_layer = 2.0 * c.config.d + (c.config.latent > 0 ? c.config.d : 0) + 2.0 * c.config.d_head +
+                           c.config.heads * c.config.d_head + 2.0 * c.config.ffn + static_cast<double>(c.longest + 1) +
+                           static_cast<double>(c.channels) * c.config.d + 16;
   return std::ldexp(1.0, -24) * per_layer * c.config.layers * std::max(scale, 1.0);
 }
 
@@ -167,8 +168,13 @@ void CheckScores(const Case& c, const Stack& stack, const CpuUserKv& kv, ThreadP
   const std::vector<size_t> visible(c.channels, 1u << 30);
   std::vector<float> logits(rows);
   ScoreTrace trace;
-  stack.Score({.x = x.data(), .rows = rows, .now_us = c.Read<int64_t>("in.now")[0] * 1'000'000,
-               .tie = c.Read<int64_t>("in.tie_F")[0], .kv = &kv, .visible_rows = visible, .logits = logits.data(),
+  stack.Score({.x = x.data(),
+               .rows = rows,
+               .now_us = c.Read<int64_t>("in.now")[0] * 1'000'000,
+               .tie = c.Read<int64_t>("in.tie_F")[0],
+               .kv = &kv,
+               .visible_rows = visible,
+               .logits = logits.data(),
                .trace = &trace},
               pool);
   ExpectClose(c, "out.logit", logits);

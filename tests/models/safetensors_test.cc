@@ -85,6 +85,8 @@ TEST(SafetensorsRead, RefusesWhatIsNotTheFormat) {
   ExpectRefused("\xef\xbb\xbf{}", 0, "does not begin with {");
   ExpectRefused("[]", 0, "does not begin with {");
   ExpectRefused("{}{}", 0, "not JSON");
+  ExpectRefused(std::string("{}\0", 3), 0, "zero byte");
+  ExpectRefused(std::string("{}\0{}", 5), 0, "zero byte");
   ExpectRefused("{\"a\":", 0, "not JSON");
   ExpectRefused("{\"\xff\":{}}", 0, "not JSON in UTF-8");
   ExpectRefused(R"({"a":1})", 0, "tensor a: unexpected a number");
