@@ -40,6 +40,7 @@ TimeBuckets::TimeBuckets(int n_time) {
 }
 
 uint32_t TimeBuckets::Bucket(int64_t age_us) const {
+  age_us = std::min(age_us, INT64_MAX - 1);  // INT64_MAX marks buckets that no age reaches
   return static_cast<uint32_t>(std::upper_bound(edges_.begin() + 1, edges_.end(), age_us) - edges_.begin()) - 1;
 }
 
