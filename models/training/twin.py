@@ -11,6 +11,7 @@ parameter names, so the module stores "." as ":".
 """
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -48,7 +49,7 @@ class Grab(torch.nn.Module):
     def load_weights(self, tensors):
         """Copies numpy arrays or torch tensors by name; every tensor must be there with its shape."""
         for name, parameter in self.named_weights().items():
-            value = torch.as_tensor(tensors[name])
+            value = torch.as_tensor(np.array(tensors[name]) if isinstance(tensors[name], np.ndarray) else tensors[name])
             if tuple(value.shape) != tuple(parameter.shape):
                 raise ValueError(f"tensor {name}: shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
             with torch.no_grad():

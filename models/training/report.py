@@ -1,0 +1,86 @@
+"""Metrics of finished trainings on the test split, with paired bootstrap over users: the table of a model card.
+
+    python3 -m models.training.report --data SHARDS --config model.textproto --runs DIR [--json]
+
+DIR holds results.jsonl and <name>.logits.safetensors as models/training/sweep.py writes them ("test": true). Runs of one
+kind are its seeds. Logits are Platt-calibrated on validation before log loss and PCOC; AUC and GAUC do not change by it.
+"""
+import argparse
+import json
+import os
+
+import numpy as np
+
+from models.training import config as grab_config
+from models.training import metrics, shards, tensor_file
+
+
+def load_runs(folder):
+    """{kind: [(row, tensors)]} of the runs whose test logits were written, ordered by seed."""
+    runs = {}
+    with open(os.path.join(folder, "results.jsonl")) as file:
+        for line in file:
+            row = json.loads(line)
+            path = os.path.join(folder, f"{row['name']}.logits.safetensors")
+            if "error" not in row and os.path.exists(path):
+                runs.setdefault(row["kind"], []).append((row, tensor_file.read_tensors(path)[0]))
+    return {kind: sorted(listed, key=lambda run: run[0]["seed"]) for kind, listed in runs.items()}
+
+
+def evaluate_runs(data, runs, replicates=1000, reference="grab"):
+    """{"metrics": {kind: {metric: {mean, spread, seeds}}}, "versus": {kind: bootstrap of reference minus kind}}."""
+    label = data.label.cpu().numpy().astype(np.float64)
+    table, logits, index = {}, {}, None
+    for kind, listed in runs.items():
+        rows, logits[kind] = [], []
+        for _, tensors in listed:
+            if index is None:
+                index = tensors["test.index"]
+            if not np.array_equal(index, tensors["test.index"]):
+                raise ValueError(f"{kind}: the run scored other targets than the first run")
+            a, b = metrics.platt(label[tensors["validation.index"]], tensors["validation.logits"])
+            rows.append(metrics.evaluate(data.user[index], label[index], a * tensors["test.logits"] + b))
+            logits[kind].append(tensors["test.logits"])
+        table[kind] = {name: {"mean": float(np.mean([row[name] for row in rows])),
+                              "spread": float(np.std([row[name] for row in rows], ddof=1)) if len(rows) > 1 else 0.0,
+                              "seeds": [row[name] for row in rows]} for name in rows[0]}
+    versus = {kind: metrics.paired_bootstrap(data.user[index], label[index], logits[reference], logits[kind], replicates)
+              for kind in runs if kind != reference}
+    return {"targets": int(len(index)), "metrics": table, "versus": versus}
+
+
+def markdown(report, names):
+    """The two tables of a card."""
+    lines = ["| model | AUC | GAUC | log loss | PCOC |", "| --- | --- | --- | --- | --- |"]
+    for kind in names:
+        if kind in report["metrics"]:
+            row = report["metrics"][kind]
+            cells = [f"{row[m]['mean']:.4f} ± {row[m]['spread']:.4f}" for m in ("auc", "gauc", "log_loss", "pcoc")]
+            lines.append(f"| {names[kind]} | " + " | ".join(cells) + " |")
+    lines += ["", "| GRAB minus | AUC, 95 % interval | GAUC, 95 % interval |", "| --- | --- | --- |"]
+    for kind in names:
+        if kind in report["versus"]:
+            row = report["versus"][kind]
+            cells = [f"{row[m]['mean']:+.4f} [{row[m]['low']:+.4f}, {row[m]['high']:+.4f}]" for m in ("auc", "gauc")]
+            lines.append(f"| {names[kind]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+NAMES = {"grab": "GRAB", "hstu": "HSTU-style ranker", "din": "DIN", "bias": "bias regression", "popularity": "item rate"}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--runs", required=True)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with open(arguments.config) as file:
+        data = shards.Dataset(arguments.data, grab_config.from_text(file.read()))
+    report = evaluate_runs(data, load_runs(arguments.runs))
+    print(json.dumps(report, indent=1) if arguments.json else markdown(report, NAMES))
+
+
+if __name__ == "__main__":
+    main()
