@@ -2,7 +2,6 @@
 
 #include <grpcpp/server_context.h>
 
-#include <algorithm>
 #include <string>
 
 #include "absl/strings/match.h"
@@ -96,6 +95,16 @@ CallContext MakeCallContext(const ServiceContext& service, const grpc::CallbackS
                     std::chrono::duration_cast<std::chrono::microseconds>(deadline - now).count();
   out.cancel = std::make_shared<CancelToken>();
   return out;
+}
+
+CallContext WithPatience(const ServiceContext& service, const grpc::CallbackServerContext& context,
+                         v1::Criticality criticality, CallContext call) {
+  const bool patient = criticality == v1::CRITICALITY_BATCH || criticality == v1::CRITICALITY_SHADOW;
+  if (patient && context.deadline() == std::chrono::system_clock::time_point::max()) {
+    call.deadline_us = service.clock->MonotonicMicros() +
+                       std::chrono::duration_cast<std::chrono::microseconds>(service.deadlines.max_timeout).count();
+  }
+  return call;
 }
 
 absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, const v1::RankRequest& request,

@@ -21,6 +21,9 @@ namespace backstory::rpc {
 
 Caller CallerOf(const grpc::CallbackServerContext& context);
 CallContext MakeCallContext(const ServiceContext& service, const grpc::CallbackServerContext& context);
+// BATCH and SHADOW work without a deadline of its own may take the cap instead of the default.
+CallContext WithPatience(const ServiceContext& service, const grpc::CallbackServerContext& context,
+                         v1::Criticality criticality, CallContext call);
 // What Rank and each request of RankStream need beyond a valid message: overrides ask for a role.
 absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, const v1::RankRequest& request,
                             Method method);

@@ -41,7 +41,7 @@ class RankStreamCall final : public StreamCall {
       status = absl::InvalidArgumentError("request_id must be nonzero on a stream");
     }
     if (status.ok()) status = CheckOverrides(*service_, caller_, slot->request, method_);
-    slot->call = MakeCallContext(*service_, *context_);
+    slot->call = WithPatience(*service_, *context_, slot->request.criticality(), MakeCallContext(*service_, *context_));
     if (status.ok()) status = Register(id, slot->call.cancel);
     if (!status.ok()) return Answer(slot, status);
     service_->handlers->Rank(slot->request, slot->call, slot->response.mutable_response(),
@@ -95,7 +95,8 @@ class RankingService final : public Base {
         [this, context](const v1::RankRequest& request, const CallContext& call, v1::RankResponse* response, Done done) {
           const auto status = CheckOverrides(*service_, CallerOf(*context), request, Method::kRank);
           if (!status.ok()) return done(status);
-          service_->handlers->Rank(request, call, response, std::move(done));
+          service_->handlers->Rank(request, WithPatience(*service_, *context, request.criticality(), call), response,
+                                   std::move(done));
         });
   }
 

@@ -133,7 +133,7 @@ absl::Status ReadServerConfig(const std::string& path, ServerConfig* config) {
 
 void FillDefaults(ServerConfig* config) {
   DefaultText(config->mutable_listen()->mutable_host(), "127.0.0.1");
-  if (!config->listen().has_port()) config->mutable_listen()->set_port(8500);
+  if (!config->listen().has_port()) config->mutable_listen()->set_port(7070);
   DefaultText(config->mutable_admin()->mutable_host(), "127.0.0.1");
   if (!config->admin().has_port()) config->mutable_admin()->set_port(0);
   DefaultText(config->mutable_metrics()->mutable_host(), "127.0.0.1");
@@ -164,6 +164,9 @@ void FillDefaults(ServerConfig* config) {
                                  uint64_t{256} << 20);
   Default<StoreConfig, uint32_t>(store, &StoreConfig::background_threads, &StoreConfig::set_background_threads, 2);
   for (auto& range : *store->mutable_slots()) DefaultText(range.mutable_owner(), store->self());
+  if (config->has_request_log() && config->request_log().max_bytes() == 0) {
+    config->mutable_request_log()->set_max_bytes(uint64_t{64} << 20);
+  }
   DefaultText(config->mutable_log()->mutable_level(), "info");
 }
 

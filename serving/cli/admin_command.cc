@@ -1,0 +1,125 @@
+#include "serving/cli/admin_command.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <iostream>
+#include <memory>
+
+#include "CLI/CLI.hpp"
+#include "backstory/v1/admin.grpc.pb.h"
+#include "fmt/format.h"
+#include "serving/cli/client_options.h"
+#include "serving/cli/exit_codes.h"
+
+namespace backstory {
+namespace {
+
+struct Options {
+  ClientOptions client;
+  std::string model, version, label, name, ns;
+  uint64_t max_users = 0;
+};
+
+using OptionsPtr = std::shared_ptr<Options>;
+
+void PrintJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions print;
+  print.preserve_proto_field_names = true;
+  print.always_print_primitive_fields = true;
+  std::string text;
+  if (!google::protobuf::util::MessageToJsonString(message, &text, print).ok()) {
+    FailCommand(kExitFailed, "the reply cannot be printed as JSON");
+  }
+  std::cout << text << "\n";
+}
+
+template <typename Service, typename Request, typename Response>
+Response Call(const Options& options, const Request& request,
+              grpc::Status (Service::Stub::*method)(grpc::ClientContext*, const Request&, Response*)) {
+  auto stub = Service::NewStub(options.client.Connect());
+  auto context = options.client.Context();
+  Response response;
+  CheckCall((stub.get()->*method)(context.get(), request, &response));
+  PrintJson(response);
+  return response;
+}
+
+void Load(const Options& o) {
+  v1::LoadModelRequest request;
+  request.set_model(o.model);
+  request.set_version(o.version);
+  Call<v1::Models>(o, request, &v1::Models::Stub::Load);
+}
+
+void Unload(const Options& o) {
+  v1::UnloadModelRequest request;
+  request.set_model(o.model);
+  request.set_version(o.version);
+  Call<v1::Models>(o, request, &v1::Models::Stub::Unload);
+}
+
+void SetLabel(const Options& o) {
+  v1::SetLabelRequest request;
+  request.set_model(o.model);
+  request.set_label(o.label);
+  request.set_version(o.version);
+  Call<v1::Models>(o, request, &v1::Models::Stub::SetLabel);
+}
+
+void Verify(const Options& o) {
+  v1::VerifyRequest request;
+  request.set_namespace_(o.ns);
+  request.set_max_users(o.max_users);
+  const auto response = Call<v1::Store>(o, request, &v1::Store::Stub::Verify);
+  if (response.problems_size() > 0) FailCommand(kExitDamaged, fmt::format("{} problems", response.problems_size()));
+}
+
+CLI::App* Add(CLI::App* parent, const OptionsPtr& options, const std::string& name, const std::string& help,
+              const std::string& example, std::function<void(const Options&)> run) {
+  CLI::App* command = parent->add_subcommand(name, help);
+  command->footer("Examples:\n  backstory admin " + example);
+  options->client.AddTo(command);
+  command->callback([options, run = std::move(run)] { run(*options); });
+  return command;
+}
+
+}  // namespace
+
+void AddAdminCommand(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  options->client.deadline_ms = 600'000;
+  CLI::App* admin = app.add_subcommand("admin", "Models and checkpoints of a running server (its admin port)");
+  admin->require_subcommand(1);
+  CLI::App* list = Add(admin, options, "list", "Model versions and their state", "list --server 127.0.0.1:7071",
+                       [](const Options& o) {
+                         v1::ListModelsRequest request;
+                         request.set_model(o.model);
+                         Call<v1::Models>(o, request, &v1::Models::Stub::List);
+                       });
+  list->add_option("--model", options->model, "Only this model");
+  CLI::App* load = Add(admin, options, "load", "Load, verify and warm a version", "load --model grab-ml --version-id 2", Load);
+  CLI::App* unload = Add(admin, options, "unload", "Unload a version without labels",
+                         "unload --model grab-ml --version-id 1", Unload);
+  CLI::App* label = Add(admin, options, "label", "Move a label to a loaded version",
+                        "label --model grab-ml --label stable --version-id 2", SetLabel);
+  for (CLI::App* command : {load, unload, label}) {
+    command->add_option("--model", options->model, "Model")->required();
+    command->add_option("--version-id", options->version, "Version")->required();
+  }
+  label->add_option("--label", options->label, "Label")->required();
+  CLI::App* checkpoint = Add(admin, options, "checkpoint", "A consistent copy of the store",
+                             "checkpoint --name before-upgrade", [](const Options& o) {
+                               v1::CheckpointRequest request;
+                               request.set_name(o.name);
+                               Call<v1::Store>(o, request, &v1::Store::Stub::Checkpoint);
+                             });
+  checkpoint->add_option("--name", options->name, "New directory below the server's --checkpoint-dir")->required();
+  CLI::App* verify = Add(admin, options, "verify", "Read histories back and check them, while serving",
+                         "verify --namespace movielens", Verify);
+  verify->add_option("--namespace", options->ns, "Namespace [default]");
+  verify->add_option("--max-users", options->max_users, "How many users to read [1000]");
+}
+
+}  // namespace backstory

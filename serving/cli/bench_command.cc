@@ -1,0 +1,18 @@
+#include "serving/cli/bench_command.h"
+
+#include <memory>
+
+#include "CLI/CLI.hpp"
+#include "serving/cli/bench_append.h"
+#include "serving/cli/bench_rank.h"
+
+namespace backstory {
+
+void AddBenchCommand(CLI::App& app) {
+  CLI::App* bench = app.add_subcommand("bench", "Load on a running server, measured");
+  bench->require_subcommand(1);
+  AddBenchRank(bench);
+  AddBenchAppend(bench);
+}
+
+}  // namespace backstory

@@ -1,0 +1,81 @@
+#include "serving/cli/serving_stack.h"
+
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "models/grab/loader.h"
+#include "serving/engine/request_log.h"
+
+namespace backstory {
+
+ModelLoader GrabLoader(ThreadPool* pool) {
+  return [pool](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
+    auto loaded = grab::LoadGrabVersion(source.path, {.pool = pool, .expected_name = source.model});
+    if (!loaded.ok()) return loaded.status();
+    auto served = std::make_shared<ServedModel>();
+    served->name = source.model;
+    served->version = source.version;
+    served->content_hash = (*loaded)->hash;
+    const std::shared_ptr<const Calibration> calibration = (*loaded)->calibration();
+    served->config_version = "calibration-" + std::to_string(calibration->version());
+    served->model = std::shared_ptr<const grab::Model>(*loaded, (*loaded)->model.get());
+    served->calibrate = [calibration](std::string_view scene, int task, float logit) {
+      return calibration->Probability(scene, task, logit);
+    };
+    return std::shared_ptr<const ServedModel>(std::move(served));
+  };
+}
+
+StoreOptions StoreOptionsOf(const rpc::ServerConfig& config) {
+  StoreOptions options;
+  options.directory = config.store().directory();
+  options.create_if_missing = config.store().create_if_missing();
+  options.self = config.store().self();
+  for (const auto& range : config.store().slots()) {
+    options.slots.push_back({static_cast<int>(range.first()), static_cast<int>(range.last()), range.owner()});
+  }
+  options.wal_flush_interval = std::chrono::milliseconds(config.store().wal_flush_interval_ms());
+  options.block_cache_bytes = config.store().block_cache_bytes();
+  options.writer_cache_bytes = config.store().writer_cache_bytes();
+  options.background_threads = static_cast<int>(config.store().background_threads());
+  return options;
+}
+
+absl::StatusOr<EngineOptions> EngineOptionsOf(const rpc::ServerConfig& config) {
+  EngineOptions options;
+  options.repository.root = config.models().directory();
+  options.repository.default_model = config.models().default_model();
+  options.parameters.insert(config.parameters().begin(), config.parameters().end());
+  for (const auto& quota : config.quotas()) {
+    options.quotas.push_back({quota.namespace_(), quota.requests_per_s(), quota.burst()});
+  }
+  if (config.has_request_log()) {
+    auto recorder = JsonLinesRecorder::Open(config.request_log().file(), config.request_log().max_bytes());
+    if (!recorder.ok()) return recorder.status();
+    options.recorder = *std::move(recorder);
+  }
+  options.load_at_start = false;
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::ServerConfig& config) {
+  auto options = EngineOptionsOf(config);
+  if (!options.ok()) return options.status();
+  auto stack = std::make_unique<ServingStack>();
+  ParameterSet parameters;
+  if (auto s = parameters.SetAll(options->parameters, ParameterSource::kServer); !s.ok()) return s;
+  const int64_t threads = parameters.Int("threads");
+  stack->pool = std::make_unique<ThreadPool>(
+      threads > 0 ? static_cast<size_t>(threads) : std::max<size_t>(1, std::thread::hardware_concurrency()));
+  auto store = OpenStore(StoreOptionsOf(config));
+  if (!store.ok()) return store.status();
+  stack->store = *std::move(store);
+  auto engine = Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),
+                               GrabLoader(stack->pool.get()), SystemClock(), &stack->metrics);
+  if (!engine.ok()) return engine.status();
+  stack->engine = *std::move(engine);
+  return stack;
+}
+
+}  // namespace backstory

@@ -1,0 +1,36 @@
+// Everything a server needs below its transport, opened from one configuration: store, models, engine.
+#ifndef BACKSTORY_SERVING_CLI_SERVING_STACK_H_
+#define BACKSTORY_SERVING_CLI_SERVING_STACK_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/thread_pool.h"
+#include "serving/engine/engine.h"
+#include "serving/engine/prometheus_metrics.h"
+#include "serving/rpc/server_config.h"
+#include "store/rocksdb_history_store.h"
+
+namespace backstory {
+
+// Loads GRAB version directories; scoring loops run on `pool`, which must outlive the models.
+ModelLoader GrabLoader(ThreadPool* pool);
+
+StoreOptions StoreOptionsOf(const rpc::ServerConfig& config);
+absl::StatusOr<EngineOptions> EngineOptionsOf(const rpc::ServerConfig& config);
+
+// Members are destroyed in reverse order: the engine first, the store last.
+struct ServingStack {
+  PrometheusMetrics metrics;
+  std::unique_ptr<ThreadPool> pool;
+  Store store;
+  std::unique_ptr<Engine> engine;
+
+  // Opens the store and starts the engine; models are not loaded yet (engine->LoadModels()). `config` is filled and has
+  // no problems.
+  static absl::StatusOr<std::unique_ptr<ServingStack>> Open(const rpc::ServerConfig& config);
+};
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_SERVING_CLI_SERVING_STACK_H_
