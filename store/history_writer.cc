@@ -241,6 +241,7 @@ absl::Status HistoryWriter::Apply(Entry* entry, Changes* changes) {
   std::vector<StoredEvent> upserts;
   std::vector<BlockKey> removals;
   int64_t live = 0;
+  upserts.reserve(changes->upserts.size());
   for (const Upsert& upsert : changes->upserts) {
     upserts.push_back({upsert.stored.event, record.head.seq});
     if (upsert.old.has_value()) {
@@ -356,12 +357,17 @@ void HistoryWriter::AddCell(const std::string& ns, const Event& event, int64_t c
 }
 
 void HistoryWriter::EmitCells() {
-  for (auto& [key, changes] : pending_cells_) {
-    auto& cells = changes.second;
+  // In key order: the memory table then inserts each beside the one before instead of searching from its top.
+  std::vector<std::pair<const std::string, std::pair<std::string, std::vector<Cell>>>*> sorted;
+  sorted.reserve(pending_cells_.size());
+  for (auto& entry : pending_cells_) sorted.push_back(&entry);
+  std::sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) { return a->first < b->first; });
+  for (auto* entry : sorted) {
+    auto& cells = entry->second.second;
     NormaliseCells(&cells);
     if (cells.empty()) continue;
     const uint32_t first_hour = cells[0].hour / kHoursPerRecord * kHoursPerRecord;
-    batch_.Merge(database_->family(Family::kCells), key, EncodeCells(cells, first_hour));
+    batch_.Merge(database_->family(Family::kCells), entry->first, EncodeCells(cells, first_hour));
   }
 }
 

@@ -2,6 +2,7 @@
 #include <rocksdb/cache.h>
 #include <rocksdb/file_checksum.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/slice_transform.h>
 #include <rocksdb/sst_file_manager.h>
 #include <rocksdb/table.h>
 
@@ -68,7 +69,10 @@ std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOption
         family == Family::kHistory ? options.write_buffer_bytes : std::max<size_t>(options.write_buffer_bytes / 4, 64 << 10);
     cf.disable_auto_compactions = !compactions;
     cf.level_compaction_dynamic_level_bytes = true;
-    if (family == Family::kCells) cf.merge_operator = NewCellMergeOperator();
+    if (family == Family::kCells) {
+      cf.merge_operator = NewCellMergeOperator();
+      cf.memtable_insert_with_hint_prefix_extractor.reset(rocksdb::NewFixedPrefixTransform(1));  // commits insert in order
+    }
     families.emplace_back(kFamilyNames[i], cf);
   }
   return families;

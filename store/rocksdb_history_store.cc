@@ -388,7 +388,7 @@ std::unique_ptr<HistoryStore> NewHistoryStore(std::shared_ptr<StoreCore> core) {
   return std::make_unique<RocksDbHistoryStore>(std::move(core));
 }
 
-absl::StatusOr<Store> OpenStoreWithEnv(const StoreOptions& options, rocksdb::Env* env) {
+absl::StatusOr<std::shared_ptr<StoreCore>> OpenCore(const StoreOptions& options, rocksdb::Env* env) {
   if (options.directory.empty()) return absl::InvalidArgumentError("directory: empty");
   if (options.wal_flush_interval.count() < 1 || options.wal_flush_interval.count() > 10'000) {
     return absl::InvalidArgumentError("wal_flush_interval: 1 to 10,000 ms allowed");
@@ -399,10 +399,16 @@ absl::StatusOr<Store> OpenStoreWithEnv(const StoreOptions& options, rocksdb::Env
   if (!database.ok()) return database.status();
   auto core = std::make_shared<StoreCore>(*std::move(database), *std::move(slots), options);
   if (absl::Status status = core->writer.Load(); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Catalog>> catalog = NewCatalog(core);
+  return core;
+}
+
+absl::StatusOr<Store> OpenStoreWithEnv(const StoreOptions& options, rocksdb::Env* env) {
+  absl::StatusOr<std::shared_ptr<StoreCore>> core = OpenCore(options, env);
+  if (!core.ok()) return core.status();
+  absl::StatusOr<std::unique_ptr<Catalog>> catalog = NewCatalog(*core);
   if (!catalog.ok()) return catalog.status();
   Store store;
-  store.history = NewHistoryStore(core);
+  store.history = NewHistoryStore(*core);
   store.catalog = *std::move(catalog);
   return store;
 }

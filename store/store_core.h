@@ -36,6 +36,8 @@ struct StoreCore {
   absl::Status CheckWritable() const;
 };
 
+absl::StatusOr<std::shared_ptr<StoreCore>> OpenCore(const StoreOptions& options, rocksdb::Env* env);
+
 // As OpenStore; env serves RocksDB's files (tests make it fail) and must outlive the store.
 absl::StatusOr<Store> OpenStoreWithEnv(const StoreOptions& options, rocksdb::Env* env);
 
