@@ -16,6 +16,7 @@
 #include "features/io/import_file.h"
 #include "nlohmann/json.hpp"
 #include "serving/cli/evaluate_report.h"
+#include "serving/cli/exit_codes.h"
 #include "serving/cli/held_out.h"
 #include "serving/cli/rank_client.h"
 #include "serving/cli/ranking_quality.h"
@@ -32,18 +33,6 @@ struct Options {
   bool json = false;
 };
 
-[[noreturn]] void Fail(int code, const std::string& message) {
-  std::cerr << "evaluate: " << message << "\n";
-  throw CLI::RuntimeError(code);
-}
-
-// Maps a status to the documented exit codes.
-void Check(const absl::Status& status) {
-  if (status.ok()) return;
-  const bool away = status.code() == absl::StatusCode::kUnavailable;
-  Fail(away ? 5 : 1, std::string(status.message()));
-}
-
 // Everything one run needs.
 struct Evaluation {
   Options options;
@@ -56,20 +45,20 @@ struct Evaluation {
 
 Evaluation Prepare(const Options& options) {
   auto mappings = PresetMappings(options.preset);
-  if (!mappings.ok()) Fail(2, std::string(mappings.status().message()));
+  if (!mappings.ok()) FailCommand(kExitUsage, std::string(mappings.status().message()));
   std::vector<BadRow> bad;
   auto events = ReadEventFile(options.events, mappings->events, &bad);
-  Check(events.status());
+  CheckOk(events.status());
   auto items = ReadItemFile(options.items, mappings->items, &bad);
-  Check(items.status());
-  if (!bad.empty()) Fail(1, fmt::format("{} bad rows, the first at line {}: {}", bad.size(), bad[0].line, bad[0].reason));
+  CheckOk(items.status());
+  if (!bad.empty()) FailCommand(kExitFailed, fmt::format("{} bad rows, the first at line {}: {}", bad.size(), bad[0].line, bad[0].reason));
   auto action = ActionTypeFromName(options.label_action);
-  if (!action.ok()) Fail(2, std::string(action.status().message()));
+  if (!action.ok()) FailCommand(kExitUsage, std::string(action.status().message()));
 
   Evaluation e{options, nullptr, {}, {}, {}, {}};
   e.users = SplitByTime(*events, {.action = *action, .min_value = static_cast<float>(options.label_min)},
                         options.fraction);
-  if (e.users.empty()) Fail(1, fmt::format("{}: no event with action {}", options.events, options.label_action));
+  if (e.users.empty()) FailCommand(kExitFailed, fmt::format("{}: no event with action {}", options.events, options.label_action));
   for (Item& item : *items) {
     e.item_ids.push_back(item.item_id);
     e.titles[item.item_id] = std::move(item.title);
@@ -93,7 +82,7 @@ v1::RankResponse RankOne(const Evaluation& e, const v1::RankRequest& request) {
   context.set_wait_for_ready(true);
   v1::RankResponse response;
   const grpc::Status status = e.stub->Rank(&context, request, &response);
-  Check(absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()));
+  CheckOk(absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()));
   return response;
 }
 
@@ -152,7 +141,7 @@ Scored ScoreHeldOut(Evaluation* e) {
   const auto progress = [&](size_t n) {
     if (terminal) std::cerr << fmt::format("\rranked {} of {} moments", n, requests.size()) << std::flush;
   };
-  Check(RankAll(e->stub.get(), &requests, e->options.streams, done, progress));
+  CheckOk(RankAll(e->stub.get(), &requests, e->options.streams, done, progress));
   if (terminal) std::cerr << "\n";
   return {Quality(model), Quality(item_rate)};
 }
@@ -198,7 +187,7 @@ nlohmann::json Baselines(const Options& options, const RankingQuality& item_rate
   std::ifstream file(options.card);
   const nlohmann::json card = nlohmann::json::parse(file, nullptr, false);
   if (card.is_discarded() || !card.contains("baselines") || !card["baselines"].is_object()) {
-    Fail(1, options.card + ": no JSON object with \"baselines\"");
+    FailCommand(kExitFailed, options.card + ": no JSON object with \"baselines\"");
   }
   for (const auto& [name, values] : card["baselines"].items()) {
     if (values.is_object() && values.contains("auc")) {
@@ -246,7 +235,7 @@ void Run(const Options& options) {
   if (!options.json_file.empty()) {
     std::ofstream out(options.json_file);
     out << result.dump() << "\n";
-    if (!out.flush()) Fail(1, options.json_file + ": cannot be written");
+    if (!out.flush()) FailCommand(kExitFailed, options.json_file + ": cannot be written");
   }
 }
 
