@@ -67,7 +67,8 @@ def paired_bootstrap(user, label, first, second, replicates=1000, seed=0):
         for run, logit in enumerate(runs):
             ids, values, counts = user_aucs(index, label, logit)
             table[run, ids], count[ids] = values, counts
-        per_user[key] = (np.nanmean(table, 0) if len(runs) else table, count)
+        # A user has an AUC in every run or, with one class only, in none; those carry no weight.
+        per_user[key] = (np.where(count > 0, np.nan_to_num(table).mean(0), 0.0), count)
     ranked = {"first": [Ranked(label, x) for x in first], "second": [Ranked(label, x) for x in second]}
     rng, areas, grouped = np.random.default_rng(seed), [], []
     for _ in range(replicates):
@@ -79,7 +80,7 @@ def paired_bootstrap(user, label, first, second, replicates=1000, seed=0):
         for key in ("first", "second"):
             values, count = per_user[key]
             w = multiple * count
-            gauc.append(np.nansum(values * w) / max(1e-9, w.sum()))
+            gauc.append((values * w).sum() / max(1e-9, w.sum()))
         grouped.append(gauc[0] - gauc[1])
 
     def interval(values):

@@ -26,6 +26,15 @@ class SparseStage:
             torch.optim.AdamW(self.top.parameters(), lr=options["lr"], weight_decay=options["weight_decay"]),
         ]
 
+    def state(self):
+        """What a checkpoint must keep of this stage."""
+        return [self.top.state_dict()] + [tool.state_dict() for tool in self.tools]
+
+    def load(self, state):
+        self.top.load_state_dict(state[0])
+        for tool, saved in zip(self.tools, state[1:]):
+            tool.load_state_dict(saved)
+
     def logits(self, samples):
         """Logit of every sample from pooled tables alone."""
         data, config = self.data, self.model.config

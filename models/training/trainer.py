@@ -80,7 +80,7 @@ def fit(model, data, options, checkpoint=None, progress=None):
     average = optimizers.Average(model, options["average"])
     state = {"epoch": 0, "history": [], "best": None, "weights": None}
     if checkpoint and os.path.exists(checkpoint):
-        state = _resume(checkpoint, model, tools, average, rng)
+        state = _resume(checkpoint, model, tools, average, rng, stage)
     targets = int((data.split == shards.TRAIN).sum())
     while state["epoch"] < options["epochs"] and not _stale(state, options["patience"]):
         begin = time.time()
@@ -98,7 +98,7 @@ def fit(model, data, options, checkpoint=None, progress=None):
         if progress:
             progress.epoch(state["history"][-1])
         if checkpoint:
-            _save(checkpoint, state, model, tools, average, rng)
+            _save(checkpoint, state, model, tools, average, rng, stage)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(state["weights"][name])
@@ -149,15 +149,15 @@ def _epoch(model, data, options, rng, tools, average, targets, epoch, progress, 
     return float(total) / max(1, done)
 
 
-def _save(path, state, model, tools, average, rng):
+def _save(path, state, model, tools, average, rng, stage):
     temporary = f"{path}.tmp"
     torch.save({"state": state, "model": model.state_dict(), "tools": [t.state_dict() for t in tools],
                 "average": (average.values, average.steps), "torch": torch.get_rng_state(),
-                "numpy": rng.bit_generator.state}, temporary)
+                "numpy": rng.bit_generator.state, "stage": stage.state() if stage else None}, temporary)
     os.replace(temporary, path)
 
 
-def _resume(path, model, tools, average, rng):
+def _resume(path, model, tools, average, rng, stage):
     saved = torch.load(path, map_location="cpu") if torch.__version__ < "2" else torch.load(
         path, map_location="cpu", weights_only=False)
     model.load_state_dict(saved["model"])
@@ -168,6 +168,8 @@ def _resume(path, model, tools, average, rng):
     average.steps = saved["average"][1]
     torch.set_rng_state(saved["torch"])
     rng.bit_generator.state = saved["numpy"]
+    if stage:
+        stage.load(saved["stage"])
     return saved["state"]
 
 
