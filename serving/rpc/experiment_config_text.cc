@@ -74,9 +74,6 @@ std::vector<BucketRange> Ranges(const google::protobuf::RepeatedPtrField<pb::Buc
   return out;
 }
 
-// Enum numbers the schema does not know are refused by the text parser, names included.
-UnitKind ToUnit(pb::Unit unit) { return static_cast<UnitKind>(unit); }
-
 class Reader {
  public:
   explicit Reader(ExperimentConfigText* out) : out_(out) {}
@@ -85,9 +82,9 @@ class Reader {
     ExperimentConfig& config = out_->config;
     config.hash_version = in.hash_version();
     config.kill_all = in.kill_all();
-    config.holdout = {in.holdout().salt(), ToUnit(in.holdout().unit()), Ranges(in.holdout().buckets())};
+    config.holdout = {in.holdout().salt(), ToUnit(in.holdout().unit(), "holdout.unit"), Ranges(in.holdout().buckets())};
     config.domain_salt = in.domain_salt();
-    config.domain_unit = ToUnit(in.domain_unit());
+    config.domain_unit = ToUnit(in.domain_unit(), "domain_unit");
     for (const pb::Domain& domain : in.domain()) {
       DomainConfig& to = config.domains.emplace_back();
       to.name = domain.name();
@@ -98,19 +95,31 @@ class Reader {
       }
     }
     for (const pb::Override& forced : in.override()) {
-      config.overrides.push_back({ToUnit(forced.unit()), forced.id(), forced.experiment(), forced.arm()});
+      const std::string path = absl::StrCat("override[", config.overrides.size(), "].unit");
+      config.overrides.push_back({ToUnit(forced.unit(), path), forced.id(), forced.experiment(), forced.arm()});
     }
   }
 
  private:
+  // The text format accepts enum numbers that the schema lacks.
+  UnitKind ToUnit(pb::Unit unit, const std::string& path) {
+    if (pb::Unit_IsValid(unit)) return static_cast<UnitKind>(unit);
+    out_->problems.push_back({path, absl::StrCat(static_cast<int>(unit), " is no unit")});
+    return UnitKind::kUser;
+  }
+
   LayerConfig Read(const pb::Layer& in, const std::string& path) {
-    LayerConfig layer{in.name(), in.salt(), ToUnit(in.unit()), {in.parameter().begin(), in.parameter().end()},
+    LayerConfig layer{in.name(), in.salt(), ToUnit(in.unit(), path + ".unit"), {in.parameter().begin(), in.parameter().end()},
                       Settings(in.launch(), path + ".launch"), {}};
     for (const pb::Experiment& experiment : in.experiment()) {
       const std::string inner = absl::StrCat(path, ".experiment[", layer.experiments.size(), "]");
       ExperimentSpec& to = layer.experiments.emplace_back();
       to.name = experiment.name();
-      to.state = static_cast<ExperimentState>(experiment.state());
+      if (pb::Experiment::State_IsValid(experiment.state())) {
+        to.state = static_cast<ExperimentState>(experiment.state());
+      } else {
+        out_->problems.push_back({inner + ".state", absl::StrCat(experiment.state(), " is no state")});
+      }
       to.salt = experiment.salt();
       to.targeting = experiment.targeting();
       to.buckets = Ranges(experiment.buckets());
