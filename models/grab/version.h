@@ -42,7 +42,7 @@ absl::StatusOr<std::shared_ptr<const Calibration>> ReadCalibration(const std::st
                                                                    const std::vector<std::string>& tasks);
 
 // Adds a calibration beside the existing ones, numbered one above the newest; returns the number. The version's other
-// files, and so its hash, stay as they are.
+// files, and so its hash, stay as they are. One caller at a time per directory.
 absl::StatusOr<uint32_t> AddCalibration(const std::string& path, const Calibration::Entries& entries,
                                         const std::vector<std::string>& tasks);
 
