@@ -1,6 +1,6 @@
 """Metrics of finished trainings on the test split, with paired bootstrap over users: the table of a model card.
 
-    python3 -m models.training.report --data SHARDS --config model.textproto --runs DIR [--json]
+    python3 -m models.training.report --data SHARDS --config model.textproto --runs DIR [--json] [--card card.json]
 
 DIR holds results.jsonl and <name>.logits.safetensors as models/training/sweep.py writes them ("test": true). Runs of one
 kind are its seeds. Logits are Platt-calibrated on validation before log loss and PCOC; AUC and GAUC do not change by it.
@@ -66,6 +66,22 @@ def markdown(report, names):
     return "\n".join(lines) + "\n"
 
 
+def card(report, shipped):
+    """card.json: the baselines' metrics by name, as `backstory evaluate --card` reads them, and the shipped run's."""
+    names = {"hstu": "hstu", "din": "din", "bias": "bias_regression", "popularity": "item_rate"}
+
+    def means(kind):
+        row = report["metrics"][kind]
+        return {**{m: round(row[m]["mean"], 5) for m in row}, "auc_spread": round(row["auc"]["spread"], 5),
+                "gauc_spread": round(row["gauc"]["spread"], 5), "seeds": len(row["auc"]["seeds"])}
+
+    grab = report["metrics"]["grab"]
+    return {"split": "test", "targets": report["targets"], "grab": means("grab"),
+            "shipped": {m: round(grab[m]["seeds"][shipped], 5) for m in grab},
+            "baselines": {name: means(kind) for kind, name in names.items() if kind in report["metrics"]},
+            "grab_minus": {name: report["versus"][kind] for kind, name in names.items() if kind in report["versus"]}}
+
+
 NAMES = {"grab": "GRAB", "hstu": "HSTU-style ranker", "din": "DIN", "bias": "bias regression", "popularity": "item rate"}
 
 
@@ -75,10 +91,16 @@ def main():
     parser.add_argument("--config", required=True)
     parser.add_argument("--runs", required=True)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--card", help="write card.json of a version here")
     arguments = parser.parse_args()
     with open(arguments.config) as file:
         data = shards.Dataset(arguments.data, grab_config.from_text(file.read()))
-    report = evaluate_runs(data, load_runs(arguments.runs))
+    runs = load_runs(arguments.runs)
+    report = evaluate_runs(data, runs)
+    if arguments.card:
+        best = int(np.argmax([row["best"]["auc"] for row, _ in runs["grab"]]))  # the seed that validation prefers ships
+        with open(arguments.card, "w") as file:
+            json.dump(card(report, best), file, indent=1)
     print(json.dumps(report, indent=1) if arguments.json else markdown(report, NAMES))
 
 
