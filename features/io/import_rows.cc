@@ -1,7 +1,9 @@
 #include "features/io/import_rows.h"
 
+#include <array>
 #include <charconv>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -89,6 +91,14 @@ std::vector<std::pair<std::string, size_t>>* ListOf(std::string_view field, std:
 
 }  // namespace
 
+std::string_view RowReader::CsvFieldName(CsvField field) {
+  static constexpr std::array<std::string_view, kCsvFields> kNames = {
+      "user",          "kind",          "event_id",   "revision", "tombstone", "time_us", "item_id",
+      "request_id",    "position",      "scene",      "action",   "value",     "label",   "exposure_id",
+      "label_time_us", "embedding_ids", "categories", "sid",      "year",      "title",   "text"};
+  return kNames[field];
+}
+
 absl::StatusOr<RowReader> RowReader::ForCsv(const std::vector<std::string_view>& header, ImportFile::Content content,
                                             const ImportMapping& mapping, std::vector<std::string>* unused) {
   RowReader reader(mapping);
@@ -96,6 +106,7 @@ absl::StatusOr<RowReader> RowReader::ForCsv(const std::vector<std::string_view>&
   const auto known = content == ImportFile::Content::kEvents ? IsEventField : IsItemField;
   std::map<std::string, std::vector<std::string>, std::less<>> fields_of;  // column -> fields
   for (const auto& [field, column] : mapping.columns) fields_of[column].push_back(field);
+  std::map<std::string, size_t> column_of;  // field -> column
   for (size_t i = 0; i < header.size(); ++i) {
     std::vector<std::string> fields;
     if (const auto mapped = fields_of.find(header[i]); mapped != fields_of.end()) {
@@ -109,7 +120,7 @@ absl::StatusOr<RowReader> RowReader::ForCsv(const std::vector<std::string_view>&
       std::string_view name;
       auto* list = ListOf(field, &name, &reader.context_, &reader.numbers_, &reader.strings_);
       if (list != nullptr) list->emplace_back(name, i);
-      if (list == nullptr && !reader.column_of_.emplace(field, i).second) {
+      if (list == nullptr && !column_of.emplace(field, i).second) {
         return Bad(absl::StrCat("header: two columns for the field ", field));
       }
     }
@@ -119,19 +130,18 @@ absl::StatusOr<RowReader> RowReader::ForCsv(const std::vector<std::string_view>&
                                               ? std::vector<std::string>{"user", "time_us", "item_id"}
                                               : std::vector<std::string>{"item_id"};
   for (const std::string& field : needed) {
-    if (!reader.column_of_.contains(field) && !mapping.constants.contains(field)) {
+    if (!column_of.contains(field) && !mapping.constants.contains(field)) {
       return Bad(absl::StrCat("header: no column for the field ", field, " (map it)"));
     }
   }
-  return reader;
-}
-
-std::string_view RowReader::Value(const std::vector<std::string_view>& fields, std::string_view field) const {
-  if (const auto column = column_of_.find(field); column != column_of_.end() && !fields[column->second].empty()) {
-    return fields[column->second];
+  for (size_t f = 0; f < kCsvFields; ++f) {
+    const std::string name(CsvFieldName(static_cast<CsvField>(f)));
+    if (const auto column = column_of.find(name); column != column_of.end()) reader.slots_[f].column = column->second;
+    if (const auto constant = mapping.constants.find(name); constant != mapping.constants.end()) {
+      reader.slots_[f].constant = constant->second;
+    }
   }
-  const auto constant = mapping_.constants.find(std::string(field));
-  return constant == mapping_.constants.end() ? std::string_view() : constant->second;
+  return reader;
 }
 
 absl::Status RowReader::ReadCsvEvent(const std::vector<std::string_view>& fields,
@@ -140,42 +150,42 @@ absl::Status RowReader::ReadCsvEvent(const std::vector<std::string_view>& fields
   Event event;
   int64_t label_us = -1;
   double label = 0;
-  for (std::string_view needed : {"user", "time_us", "item_id"}) {
-    if (Value(fields, needed).empty()) return Bad(absl::StrCat(std::string(needed), ": missing"));
+  for (const CsvField needed : {kUser, kTimeUs, kItemId}) {
+    if (Value(fields, needed).empty()) return Bad(absl::StrCat(std::string(CsvFieldName(needed)), ": missing"));
   }
-  if (auto s = Time("time_us", Value(fields, "time_us"), mapping_.time_unit_us, &event.time_us); !s.ok()) return s;
-  if (auto s = Number("revision", Value(fields, "revision"), &event.revision); !s.ok()) return s;
-  if (auto s = Number("position", Value(fields, "position"), &event.position); !s.ok()) return s;
-  if (auto s = Number("value", Value(fields, "value"), &event.value); !s.ok()) return s;
-  if (auto s = Number("label", Value(fields, "label"), &label); !s.ok()) return s;
-  if (auto s = Bool("tombstone", Value(fields, "tombstone"), &event.tombstone); !s.ok()) return s;
-  if (const std::string_view at = Value(fields, "label_time_us"); !at.empty()) {
+  if (auto s = Time("time_us", Value(fields, kTimeUs), mapping_.time_unit_us, &event.time_us); !s.ok()) return s;
+  if (auto s = Number("revision", Value(fields, kRevision), &event.revision); !s.ok()) return s;
+  if (auto s = Number("position", Value(fields, kPosition), &event.position); !s.ok()) return s;
+  if (auto s = Number("value", Value(fields, kValue), &event.value); !s.ok()) return s;
+  if (auto s = Number("label", Value(fields, kLabel), &label); !s.ok()) return s;
+  if (auto s = Bool("tombstone", Value(fields, kTombstone), &event.tombstone); !s.ok()) return s;
+  if (const std::string_view at = Value(fields, kLabelTimeUs); !at.empty()) {
     if (auto s = Time("label_time_us", at, mapping_.time_unit_us, &label_us); !s.ok()) return s;
   }
-  if (const std::string_view action = Value(fields, "action"); !action.empty()) {
+  if (const std::string_view action = Value(fields, kAction); !action.empty()) {
     const absl::StatusOr<ActionType> type = ActionTypeFromName(action);
     if (!type.ok()) return type.status();
     event.action = *type;
   }
-  const std::string_view kind = Value(fields, "kind");
+  const std::string_view kind = Value(fields, kKind);
   if (!kind.empty() && kind != "exposure" && kind != "action")
     return BadField("kind", kind, "exposure or action needed");
   const bool is_action = kind.empty() ? event.action != ActionType::kNone : kind == "action";
   event.kind = is_action ? EventKind::kAction : EventKind::kExposure;
-  event.item_id = Id(Value(fields, "item_id"));
-  event.request_id = Id(Value(fields, "request_id"));
-  event.exposure_id = Id(Value(fields, "exposure_id"));
-  event.scene = Value(fields, "scene");
+  event.item_id = Id(Value(fields, kItemId));
+  event.request_id = Id(Value(fields, kRequestId));
+  event.exposure_id = Id(Value(fields, kExposureId));
+  event.scene = Value(fields, kScene);
   for (const auto& [name, column] : context_) {
     if (!fields[column].empty()) event.context.push_back({name, std::string(fields[column])});
   }
   const auto add_embedding = [&event](std::string_view part) {
     return Number("embedding_ids", part, &event.embedding_ids.emplace_back());
   };
-  if (auto s = ForEachPart(Value(fields, "embedding_ids"), add_embedding); !s.ok()) return s;
-  const std::string_view event_id = Value(fields, "event_id");
+  if (auto s = ForEachPart(Value(fields, kEmbeddingIds), add_embedding); !s.ok()) return s;
+  const std::string_view event_id = Value(fields, kEventId);
   event.event_id = event_id.empty() ? DerivedEventId(event) : Id(event_id);
-  return Finish(std::string(Value(fields, "user")), std::move(event), label, label_us, rows);
+  return Finish(std::string(Value(fields, kUser)), std::move(event), label, label_us, rows);
 }
 
 // Adds the event and, for a label other than 0, the action that the label stands for.
@@ -222,19 +232,19 @@ absl::Status RowReader::FinishItem(Item item, std::vector<Item>* rows) const {
 absl::Status RowReader::ReadCsvItem(const std::vector<std::string_view>& fields, std::vector<Item>* rows) const {
   if (fields.size() != columns_) return Bad(absl::StrCat(fields.size(), " fields, the header has ", columns_));
   Item item;
-  const std::string_view id = Value(fields, "item_id");
+  const std::string_view id = Value(fields, kItemId);
   if (id.empty()) return Bad("item_id: missing");
   item.item_id = Id(id);
-  item.title = Value(fields, "title");
-  item.text = Value(fields, "text");
-  if (auto s = Number("year", Value(fields, "year"), &item.year); !s.ok()) return s;
+  item.title = Value(fields, kTitle);
+  item.text = Value(fields, kText);
+  if (auto s = Number("year", Value(fields, kYear), &item.year); !s.ok()) return s;
   const auto add_category = [&item](std::string_view part) {
     item.categories.emplace_back(part);
     return absl::OkStatus();
   };
-  if (auto s = ForEachPart(Value(fields, "categories"), add_category); !s.ok()) return s;
+  if (auto s = ForEachPart(Value(fields, kCategories), add_category); !s.ok()) return s;
   const auto add_sid = [&item](std::string_view part) { return Number("sid", part, &item.sid.emplace_back()); };
-  if (auto s = ForEachPart(Value(fields, "sid"), add_sid); !s.ok()) return s;
+  if (auto s = ForEachPart(Value(fields, kSid), add_sid); !s.ok()) return s;
   for (const auto& [name, column] : numbers_) {
     if (fields[column].empty()) continue;
     if (auto s = Number("numbers." + name, fields[column], &item.numbers[name]); !s.ok()) return s;

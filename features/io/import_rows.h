@@ -2,7 +2,8 @@
 #ifndef BACKSTORY_FEATURES_IO_IMPORT_ROWS_H_
 #define BACKSTORY_FEATURES_IO_IMPORT_ROWS_H_
 
-#include <map>
+#include <array>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,14 +30,50 @@ class RowReader {
   absl::Status ReadJsonItem(std::string_view line, std::vector<Item>* rows) const;
 
  private:
+  // The fields that CSV rows read one by one; CsvFieldName gives their names.
+  enum CsvField : size_t {
+    kUser,
+    kKind,
+    kEventId,
+    kRevision,
+    kTombstone,
+    kTimeUs,
+    kItemId,
+    kRequestId,
+    kPosition,
+    kScene,
+    kAction,
+    kValue,
+    kLabel,
+    kExposureId,
+    kLabelTimeUs,
+    kEmbeddingIds,
+    kCategories,
+    kSid,
+    kYear,
+    kTitle,
+    kText,
+    kCsvFields
+  };
+  struct Slot {
+    size_t column = SIZE_MAX;
+    std::string constant;
+  };
+  static std::string_view CsvFieldName(CsvField field);
+
   explicit RowReader(const ImportMapping& mapping) : mapping_(mapping) {}
-  std::string_view Value(const std::vector<std::string_view>& fields, std::string_view field) const;
+  // The row's value of a field: its column, else the constant, else empty.
+  std::string_view Value(const std::vector<std::string_view>& fields, CsvField field) const {
+    const Slot& slot = slots_[field];
+    const bool filled = slot.column != SIZE_MAX && !fields[slot.column].empty();
+    return filled ? fields[slot.column] : std::string_view(slot.constant);
+  }
   absl::Status Finish(std::string user, Event event, double label, int64_t label_us,
                       std::vector<ImportedEvent>* rows) const;
   absl::Status FinishItem(Item item, std::vector<Item>* rows) const;
 
   ImportMapping mapping_;
-  std::map<std::string, size_t, std::less<>> column_of_;                     // field -> column index
+  std::array<Slot, kCsvFields> slots_;
   std::vector<std::pair<std::string, size_t>> context_, numbers_, strings_;  // name -> column index
   size_t columns_ = 0;
 };

@@ -1,7 +1,5 @@
 #include "serving/cli/ingest_command.h"
 
-#include <unistd.h>
-
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -40,30 +38,6 @@ struct Flags {
 using Clock = std::chrono::steady_clock;
 
 double SecondsSince(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// A bar on a terminal, nothing elsewhere.
-class Progress {
- public:
-  explicit Progress(const char* what) : what_(what), shown_(::isatty(STDERR_FILENO) == 1) {}
-  ~Progress() {
-    if (shown_ && drawn_) std::fprintf(stderr, "\r\033[K");
-  }
-  void operator()(uint64_t done, uint64_t total) {
-    constexpr int kWidth = 40;
-    if (!shown_ || total == 0 || (done < total && SecondsSince(last_) < 0.1)) return;
-    last_ = Clock::now();
-    drawn_ = true;
-    const int filled = static_cast<int>(static_cast<double>(done) / static_cast<double>(total) * kWidth);
-    const std::string bar = std::string(filled, '#') + std::string(kWidth - filled, '.');
-    std::fprintf(stderr, "\r%s [%s] %3.0f%%", what_, bar.c_str(), 100.0 * static_cast<double>(done) / total);
-  }
-
- private:
-  const char* what_;
-  const bool shown_;
-  bool drawn_ = false;
-  Clock::time_point last_ = Clock::now();
-};
 
 Store OpenForWriting(const std::string& directory) {
   StoreOptions options;
@@ -126,14 +100,18 @@ void Ingest(const Flags& flags) {
   IngestCounts items, events;
   if (items_file.has_value()) {
     const auto sink = [&](const BadRow& row) { report.Add(flags.items, row); };
-    const auto counts = IngestItems(*items_file, options, store.catalog.get(), sink, Progress("items "));
+    ProgressBar progress("items ");
+    const auto counts = IngestItems(*items_file, options, store.catalog.get(), sink, std::ref(progress));
+    progress.Clear();
     if (!counts.ok()) Leave("ingest", counts.status());
     items = *counts;
   }
   const Clock::time_point start = Clock::now();
   if (events_file.has_value()) {
     const auto sink = [&](const BadRow& row) { report.Add(flags.events, row); };
-    const auto counts = IngestEvents(*events_file, options, store.history.get(), sink, Progress("events"));
+    ProgressBar progress("events");
+    const auto counts = IngestEvents(*events_file, options, store.history.get(), sink, std::ref(progress));
+    progress.Clear();
     if (!counts.ok()) Leave("ingest", counts.status());
     events = *counts;
   }

@@ -1,5 +1,7 @@
 #include "serving/cli/ingest_common.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 
 #include "absl/strings/str_cat.h"
@@ -79,22 +81,28 @@ absl::Status BadRowReport::Finish() {
   return absl::ResourceExhaustedError(absl::StrCat("--bad-rows ", keep_path_, ": cannot be written"));
 }
 
-int ExitCodeOf(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kOk:
-      return 0;
-    case absl::StatusCode::kDataLoss:
-      return 4;
-    case absl::StatusCode::kUnavailable:
-      return 5;
-    default:
-      return kExitFailed;
-  }
+ProgressBar::ProgressBar(const char* what)
+    : what_(what), shown_(::isatty(STDERR_FILENO) == 1), last_(std::chrono::steady_clock::now()) {}
+
+void ProgressBar::operator()(uint64_t done, uint64_t total) {
+  constexpr int kWidth = 40;
+  const auto now = std::chrono::steady_clock::now();
+  if (!shown_ || total == 0 || (done < total && now - last_ < std::chrono::milliseconds(100))) return;
+  last_ = now;
+  drawn_ = true;
+  const double share = static_cast<double>(done) / static_cast<double>(total);
+  const int filled = static_cast<int>(share * kWidth);
+  const std::string bar = std::string(filled, '#') + std::string(kWidth - filled, '.');
+  std::fprintf(stderr, "\r%s [%s] %3.0f%%", what_, bar.c_str(), 100 * share);
+}
+
+void ProgressBar::Clear() {
+  if (drawn_) std::fputs("\r\033[K", stderr);
+  drawn_ = false;
 }
 
 void Leave(const std::string& command, const absl::Status& status, int code) {
-  std::fprintf(stderr, "backstory %s: %s\n", command.c_str(), std::string(status.message()).c_str());
-  throw CLI::RuntimeError(code != 0 ? code : ExitCodeOf(status));
+  FailCommand(code != kExitOk ? code : ExitCodeOf(status), absl::StrCat(command, ": ", status.message()));
 }
 
 }  // namespace backstory

@@ -1,7 +1,8 @@
-// What `ingest` and `tokenize` share: the flags that say how to read somebody's files, reports of bad rows, exit codes.
+// What `ingest` and `tokenize` share: the flags that say how to read somebody's files, reports of bad rows, progress.
 #ifndef BACKSTORY_SERVING_CLI_INGEST_COMMON_H_
 #define BACKSTORY_SERVING_CLI_INGEST_COMMON_H_
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "features/io/import_file.h"
+#include "serving/cli/exit_codes.h"
 
 namespace backstory {
 
@@ -42,15 +44,22 @@ class BadRowReport {
   bool Flush();
 };
 
-// Exit codes of docs/reference/cli.md.
-inline constexpr int kExitFailed = 1;
-inline constexpr int kExitUsage = 2;
-inline constexpr int kExitConfig = 3;
-int ExitCodeOf(const absl::Status& status);
+// A bar on stderr if that is a terminal, nothing elsewhere.
+class ProgressBar {
+ public:
+  explicit ProgressBar(const char* what);
+  void operator()(uint64_t done, uint64_t total);
+  void Clear();
 
-// Prints "backstory <command>: message" on stderr and leaves the command with the status's exit code, or `code` if
-// given.
-[[noreturn]] void Leave(const std::string& command, const absl::Status& status, int code = 0);
+ private:
+  const char* what_;
+  const bool shown_;
+  bool drawn_ = false;
+  std::chrono::steady_clock::time_point last_;
+};
+
+// Leaves the command with a message that names it and the status's exit code, or `code` if given.
+[[noreturn]] void Leave(const std::string& command, const absl::Status& status, int code = kExitOk);
 
 }  // namespace backstory
 
