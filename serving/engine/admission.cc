@@ -5,6 +5,11 @@
 #include <cmath>
 
 namespace backstory {
+namespace {
+
+constexpr double kRounding = 1e-9;  // a token that lacks only this is a whole one
+
+}  // namespace
 
 TokenBucket::TokenBucket(double rate_per_s, double burst, int64_t now_us)
     : rate_per_s_(rate_per_s), burst_(std::max(1.0, burst)), tokens_(burst_), filled_us_(now_us) {
@@ -19,14 +24,14 @@ double TokenBucket::Filled(int64_t now_us) const {
 bool TokenBucket::Take(int64_t now_us) {
   tokens_ = Filled(now_us);
   filled_us_ = std::max(filled_us_, now_us);
-  if (tokens_ < 1) return false;
-  tokens_ -= 1;
+  if (tokens_ < 1 - kRounding) return false;
+  tokens_ = std::max(0.0, tokens_ - 1);
   return true;
 }
 
 int64_t TokenBucket::WaitMs(int64_t now_us) const {
   const double missing = 1 - Filled(now_us);
-  return missing <= 0 ? 0 : static_cast<int64_t>(std::ceil(missing / rate_per_s_ * 1e3));
+  return missing <= kRounding ? 0 : static_cast<int64_t>(std::ceil(missing / rate_per_s_ * 1e3));
 }
 
 GradientLimit::GradientLimit(int64_t min, int64_t max)

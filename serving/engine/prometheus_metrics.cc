@@ -34,33 +34,43 @@ class HistogramHandle : public Histogram {
   prometheus::Histogram* const histogram_;
 };
 
-template <typename Handle, typename Base, typename Metric>
-Base* Keep(Metric* metric, std::vector<std::unique_ptr<Base>>* handles) {
-  handles->push_back(std::make_unique<Handle>(metric));
-  return handles->back().get();
+std::string Key(std::string_view name, const MetricLabels& labels) {
+  std::string key(name);
+  for (const auto& [label, value] : labels) key.append("\n").append(label).append("\t").append(value);
+  return key;
 }
 
 }  // namespace
 
-// prometheus-cpp gives the same family and the same metric for the same name and labels; a second handle costs 16
-// bytes.
 Counter* PrometheusMetrics::GetCounter(std::string_view name, std::string_view help, const MetricLabels& labels) {
   std::lock_guard lock(mutex_);
-  auto& family = prometheus::BuildCounter().Name(std::string(name)).Help(std::string(help)).Register(*registry_);
-  return Keep<CounterHandle>(&family.Add(labels), &counters_);
+  std::unique_ptr<Counter>& handle = counters_[Key(name, labels)];
+  if (handle == nullptr) {
+    auto& family = prometheus::BuildCounter().Name(std::string(name)).Help(std::string(help)).Register(*registry_);
+    handle = std::make_unique<CounterHandle>(&family.Add(labels));
+  }
+  return handle.get();
 }
 
 Gauge* PrometheusMetrics::GetGauge(std::string_view name, std::string_view help, const MetricLabels& labels) {
   std::lock_guard lock(mutex_);
-  auto& family = prometheus::BuildGauge().Name(std::string(name)).Help(std::string(help)).Register(*registry_);
-  return Keep<GaugeHandle>(&family.Add(labels), &gauges_);
+  std::unique_ptr<Gauge>& handle = gauges_[Key(name, labels)];
+  if (handle == nullptr) {
+    auto& family = prometheus::BuildGauge().Name(std::string(name)).Help(std::string(help)).Register(*registry_);
+    handle = std::make_unique<GaugeHandle>(&family.Add(labels));
+  }
+  return handle.get();
 }
 
 Histogram* PrometheusMetrics::GetHistogram(std::string_view name, std::string_view help,
                                            const std::vector<double>& bounds, const MetricLabels& labels) {
   std::lock_guard lock(mutex_);
-  auto& family = prometheus::BuildHistogram().Name(std::string(name)).Help(std::string(help)).Register(*registry_);
-  return Keep<HistogramHandle>(&family.Add(labels, bounds), &histograms_);
+  std::unique_ptr<Histogram>& handle = histograms_[Key(name, labels)];
+  if (handle == nullptr) {
+    auto& family = prometheus::BuildHistogram().Name(std::string(name)).Help(std::string(help)).Register(*registry_);
+    handle = std::make_unique<HistogramHandle>(&family.Add(labels, bounds));
+  }
+  return handle.get();
 }
 
 }  // namespace backstory

@@ -4,8 +4,10 @@
 
 #include <prometheus/registry.h>
 
+#include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "serving/engine/metrics.h"
@@ -25,9 +27,10 @@ class PrometheusMetrics : public Metrics {
  private:
   const std::shared_ptr<prometheus::Registry> registry_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Counter>> counters_;      // guarded by mutex_
-  std::vector<std::unique_ptr<Gauge>> gauges_;          // guarded by mutex_
-  std::vector<std::unique_ptr<Histogram>> histograms_;  // guarded by mutex_
+  // By name and labels, so that asking for the same metric again and again costs no memory.
+  std::map<std::string, std::unique_ptr<Counter>> counters_;      // guarded by mutex_
+  std::map<std::string, std::unique_ptr<Gauge>> gauges_;          // guarded by mutex_
+  std::map<std::string, std::unique_ptr<Histogram>> histograms_;  // guarded by mutex_
 };
 
 }  // namespace backstory

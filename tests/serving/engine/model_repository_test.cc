@@ -1,0 +1,204 @@
+#include "serving/engine/model_repository.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "serving/engine/repository_files.h"
+#include "tests/serving/engine/harness.h"
+
+namespace backstory::testing {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+std::shared_ptr<const ServedModel> Version(const std::string& version, const std::string& state_id = "s") {
+  return Served(std::make_shared<FakeModel>(FakeConfig(), state_id), version);
+}
+
+class ModelRepositoryTest : public ::testing::Test {
+ protected:
+  ModelRepositoryTest() : root_(::testing::TempDir() + "repository_" + std::to_string(::getpid())) {
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+  }
+  ~ModelRepositoryTest() override { fs::remove_all(root_); }
+  void AddVersion(const std::string& version, bool complete = true) {
+    fs::create_directories(root_ + "/fake/" + version);
+    if (complete) std::ofstream(root_ + "/fake/" + version + "/MANIFEST") << "manifest\n";
+  }
+  std::unique_ptr<ModelRepository> Open() {
+    return std::make_unique<ModelRepository>(
+        RepositoryOptions{root_, ""},
+        [this](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
+          loaded_.push_back(source.version);
+          if (broken_.contains(source.version)) return absl::DataLossError("golden case 3 is off by 0.2");
+          return Version(source.version);
+        },
+        [this](const std::shared_ptr<const ServedModel>& served) { return warm_ ? warm_(*served) : absl::OkStatus(); },
+        [this](const ServedModel& served) { unloaded_.push_back(served.version); }, &metrics_);
+  }
+  static std::string StableOf(const ModelRepository& repository) {
+    const auto served = repository.Resolve({"fake", "", ""});
+    return served.ok() ? (*served)->version : std::string(served.status().message());
+  }
+
+  const std::string root_;
+  MemoryMetrics metrics_;
+  std::vector<std::string> loaded_, unloaded_;
+  std::set<std::string> broken_;
+  std::function<absl::Status(const ServedModel&)> warm_;
+};
+
+TEST_F(ModelRepositoryTest, StartsWithTheNewestCompleteVersion) {
+  AddVersion("9");
+  AddVersion("10");
+  AddVersion("11", /*complete=*/false);
+  fs::create_directory_symlink(root_ + "/fake/10", root_ + "/fake/12");
+  auto repository = Open();
+  ASSERT_TRUE(repository->LoadAtStart().ok());
+  EXPECT_EQ(StableOf(*repository), "10");
+  EXPECT_THAT(loaded_, ElementsAre("10"));
+  EXPECT_EQ(repository->List("fake").size(), 2u);
+  EXPECT_EQ(metrics_.Value("backstory_models_ready"), 1);
+}
+
+TEST_F(ModelRepositoryTest, LabelsSurviveARestart) {
+  AddVersion("1");
+  AddVersion("2");
+  {
+    auto repository = Open();
+    ASSERT_TRUE(repository->LoadAtStart().ok());
+    ASSERT_TRUE(repository->Load("fake", "1").ok());
+    EXPECT_EQ(*repository->SetLabel("fake", "stable", "1"), "2");
+    EXPECT_EQ(*repository->SetLabel("fake", "canary", "2"), "");
+  }
+  auto repository = Open();
+  ASSERT_TRUE(repository->LoadAtStart().ok());
+  EXPECT_EQ(StableOf(*repository), "1");
+  EXPECT_EQ((*repository->Resolve({"", "", "canary"}))->version, "2");
+}
+
+TEST_F(ModelRepositoryTest, ADamagedLabelsFileIsRefusedByLine) {
+  AddVersion("1");
+  std::ofstream(root_ + "/fake/LABELS") << "stable 1\nstable 1\n";
+  const absl::Status status = Open()->LoadAtStart();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("LABELS:2"));
+}
+
+TEST_F(ModelRepositoryTest, AnEmptyRepositorySaysWhatItExpected) {
+  const absl::Status status = Open()->LoadAtStart();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("<model>/<version>/MANIFEST"));
+}
+
+// R8: a version that fails its goldens or its warm-up is never ready, and what served before serves on.
+TEST_F(ModelRepositoryTest, AFailedLoadKeepsTheOldVersion) {
+  AddVersion("1");
+  AddVersion("2");
+  AddVersion("3");
+  auto repository = Open();
+  broken_ = {"2"};
+  ASSERT_FALSE(repository->Load("fake", "2").ok());
+  ASSERT_TRUE(repository->Load("fake", "1").ok());
+  ASSERT_TRUE(repository->SetLabel("fake", "stable", "1").ok());
+  warm_ = [](const ServedModel&) { return absl::InternalError("a score that is not finite"); };
+  const absl::Status warm = repository->Load("fake", "3");
+  EXPECT_EQ(warm.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(warm.message()), HasSubstr("model fake version 3: warm-up: a score that is not finite"));
+  EXPECT_EQ(StableOf(*repository), "1");
+  for (const char* version : {"2", "3"}) {
+    const absl::Status label = repository->SetLabel("fake", "stable", version).status();
+    EXPECT_EQ(label.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(label.message()), HasSubstr("FAILED"));
+    EXPECT_EQ(repository->Resolve({"fake", version, ""}).status().code(), absl::StatusCode::kFailedPrecondition);
+  }
+  const std::vector<VersionInfo> list = repository->List();
+  EXPECT_EQ(list[1].reason, "golden case 3 is off by 0.2");
+  EXPECT_EQ(metrics_.Value("backstory_model_loads_total{outcome=\"failed\"}"), 2);
+  warm_ = nullptr;
+  EXPECT_TRUE(repository->Load("fake", "3").ok());  // it can be tried again
+}
+
+TEST_F(ModelRepositoryTest, NamesAndMissingVersions) {
+  AddVersion("1");
+  auto repository = Open();
+  EXPECT_EQ(repository->Load("../fake", "1").code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(repository->Load("fake", "..").code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(repository->Load("fake", "2").code(), absl::StatusCode::kNotFound);
+  AddVersion("2", false);
+  EXPECT_THAT(std::string(repository->Load("fake", "2").message()), HasSubstr("no MANIFEST"));
+  EXPECT_EQ(repository->SetLabel("fake", "Stable!", "1").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(repository->Unload("fake", "5").code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(loaded_.empty());
+}
+
+TEST_F(ModelRepositoryTest, UnloadRefusesLabelledVersionsAndRequestsKeepTheirs) {
+  AddVersion("1");
+  AddVersion("2");
+  auto repository = Open();
+  ASSERT_TRUE(repository->LoadAtStart().ok());
+  const absl::Status refused = repository->Unload("fake", "2");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("label \"stable\""));
+  const auto pinned = *repository->Resolve({});
+  ASSERT_TRUE(repository->Load("fake", "1").ok());
+  ASSERT_TRUE(repository->SetLabel("fake", "stable", "1").ok());
+  ASSERT_TRUE(repository->Unload("fake", "2").ok());
+  EXPECT_EQ(pinned->model->state_id(), "s");
+  EXPECT_THAT(unloaded_, ElementsAre("2"));
+  EXPECT_EQ(repository->Resolve({"", "2", ""}).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(repository->Load("fake", "2").ok());
+}
+
+TEST_F(ModelRepositoryTest, TwoLoadsOfOneVersionDoNotRace) {
+  AddVersion("1");
+  auto repository = Open();
+  warm_ = [&](const ServedModel&) {
+    EXPECT_EQ(repository->List()[0].state, VersionState::kWarming);
+    EXPECT_EQ(repository->Load("fake", "1").code(), absl::StatusCode::kAborted);
+    EXPECT_EQ(repository->Unload("fake", "1").code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_EQ(repository->SetLabel("fake", "stable", "1").status().code(), absl::StatusCode::kFailedPrecondition);
+    return absl::OkStatus();
+  };
+  EXPECT_TRUE(repository->Load("fake", "1").ok());
+  EXPECT_TRUE(repository->Load("fake", "1").ok());  // nothing to do
+  EXPECT_THAT(loaded_, ElementsAre("1"));
+}
+
+TEST(VersionLessTest, ComparesNumbersAsNumbers) {
+  const std::vector<std::string> order{"1", "2", "10", "2024-01-31", "2024-02-01", "v9", "v10", "v10.1", "v10.1-a"};
+  for (size_t i = 0; i < order.size(); ++i) {
+    for (size_t j = 0; j < order.size(); ++j) EXPECT_EQ(VersionLess(order[i], order[j]), i < j) << order[i] << order[j];
+  }
+}
+
+// Unloading drops the states that only that version could use.
+TEST(EngineUnloadTest, StatesGoWithTheirLastVersion) {
+  Harness harness({{"1", Version("1", "s")}, {"2", Version("2", "s")}, {"3", Version("3", "t")}});
+  ModelRepository& models = harness.engine->models();
+  harness.Append("a", {Shown(1, kNow - kSecond, 1)});
+  for (const char* version : {"1", "2", "3"}) {
+    ASSERT_TRUE(models.Load("fake", version).ok());
+    RankQuery query = Query("a");
+    query.model.version = version;
+    const auto reply = harness.Rank(query);
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    EXPECT_EQ(reply->cache.source, version == std::string("2") ? "hit" : "rebuild");  // 1 and 2 share state
+  }
+  EXPECT_EQ(harness.engine->Stats().cached_states, 2u);
+  ASSERT_TRUE(models.Unload("fake", "2").ok());
+  EXPECT_EQ(harness.engine->Stats().cached_states, 2u);
+  ASSERT_TRUE(models.Unload("fake", "3").ok());
+  EXPECT_EQ(harness.engine->Stats().cached_states, 1u);
+}
+
+}  // namespace
+}  // namespace backstory::testing
