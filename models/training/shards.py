@@ -74,11 +74,19 @@ class Dataset:
                                  for f in config.partial}
             if len(self.rows[c]["action"]) and int(self.rows[c]["action"].max()) >= config.n_act - 1:
                 raise ValueError(f"{folder}: an action class reaches n_act - 1 = {config.n_act - 1}, the candidate's own")
+            self._close_in_order(c)
         self.select_dense(config)
         self._time = self.targets["time_us"].cpu().numpy()
         self._row_time = [rows["time_us"].cpu().numpy() for rows in self.rows]
         self._count_rows()
         self.split = split_by_time(self.target_offsets, self.targets["tie"].cpu().numpy())
+
+    def _close_in_order(self, c):
+        """A row is final once it and every earlier row of the user are: closed_us becomes the running maximum."""
+        closed = self.rows[c]["closed_us"].cpu().numpy().copy()
+        for begin, end in zip(self.row_offsets[c][:-1], self.row_offsets[c][1:]):
+            np.maximum.accumulate(closed[begin:end], out=closed[begin:end])
+        self.rows[c]["closed_us"] = torch.from_numpy(closed).to(self.device)
 
     def select_dense(self, config):
         """Keeps the dense columns that `config` names; the shards may have been written with more."""
