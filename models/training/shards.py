@@ -8,6 +8,7 @@ import os
 import numpy as np
 import torch
 
+from models.training import config as grab_config
 from models.training import tensor_file
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -89,8 +90,10 @@ class Dataset:
         self.rows[c]["closed_us"] = torch.from_numpy(closed).to(self.device)
 
     def select_dense(self, config):
-        """Keeps the dense columns that `config` names; the shards may have been written with more."""
-        from models.training import config as grab_config  # the metadata holds a whole model.textproto
+        """Keeps the dense columns that `config` names; the shards may have been written with more.
+
+        Which ones they have says the model.textproto in their metadata.
+        """
         written = grab_config.from_text(self.metadata["config"]).dense
         missing = [name for name in config.dense if name not in written]
         if missing:

@@ -58,7 +58,7 @@ def plot(history, path):
 
 
 def train(arguments):
-    """Returns (model, data, state)."""
+    """Returns (model, data, options, state) of trainer.fit."""
     with open(arguments.config) as file:
         base = grab_config.from_text(file.read())
     settings = parse_settings(arguments.set)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from models.training import metrics, optimizers, shards, sparse_stage
 
 DEFAULTS = {
-    "epochs": 40, "patience": 6, "lr": 2e-3, "weight_decay": 0.05, "table_lr": 4e-3, "table_decay": 0.05,
+    "epochs": 40, "patience": 6, "lr": 2e-3, "weight_decay": 0.05, "table_lr": 1e-3, "table_decay": 0.05,
     "average": 0.98, "pairs_max": 4_000_000, "users_max": 24, "samples_max": 1024, "row_dropout": 0.0,
     "target_rows_max": 4096, "context_rows": 0, "select": "auc", "sts_every": 0, "clip": 1.0, "accumulate": 1, "seed": 0,
 }
