@@ -10,7 +10,7 @@
 //   SPLIT    two such runs, one boundary
 //   TABLE    anything else: the bias row is laid out beside the logits first
 //   FOLDED   the page points to a scratch copy whose K already holds the bias (FoldBias), runs say kNoBias
-// All four give the same logits; the first three the same bits.
+// All four give the same logits. Which one a page is, is a matter of the query's own runs.
 //
 // Numerics: fp32; the reduction of a query row goes over its self key first, then its pages in order, columns in 16-wide
 // panels, so its bits depend on its own key list alone: not on other rows of the tile, on threads, or on invisible rows

@@ -120,35 +120,49 @@ HWY_INLINE bool Reach(std::span<const KeyRun> runs, size_t base, uint32_t* curso
   return true;
 }
 
+// How one query row enters one page.
+struct RowPage {
+  bool reaches = false;
+  // One run holds all 128 rows at one bias: it is added to the maximum instead of to 128 logits. Whether a page is flat is
+  // a matter of the row's own runs, so its bits stay its own.
+  bool flat = false;
+  float shift = 0;  // the bias of a flat page
+};
+
+HWY_INLINE RowPage LookAtPage(const Call& call, size_t i, size_t p, uint32_t cursor) {
+  const AttendArgs& a = *call.args;
+  const KeyRun& run = call.Runs(i)[cursor];
+  const size_t base = p * kPageRows, end = base + kPageRows;
+  RowPage look{.reaches = true};
+  if (run.begin > base || run.end < end || (a.log_w != nullptr && a.log_w[p] != nullptr)) return look;
+  const float* bias = call.Bias(i);
+  if (bias == nullptr || run.time == KeyRun::kNoBias) {
+    look.flat = true;
+  } else if (run.rank - (end - 1 - run.begin) >= a.bias.n_pos - 1) {
+    look.flat = true;
+    look.shift = (bias[0] + bias[a.bias.n_pos + run.time]) * call.scale2;
+  }
+  return look;
+}
+
 // Where the logits of query i over columns [w.first, w.last) of page p start from: bias, log weight, -inf if invisible.
 // May write up to 16 floats beyond w.last.
 HWY_INLINE void StartLogits(const Call& call, size_t i, size_t p, uint32_t cursor, const Window& w, float* s) {
   const Tag d;
   const AttendArgs& a = *call.args;
-  const size_t base = p * kPageRows;
-  const std::span<const KeyRun> runs = call.Runs(i).subspan(cursor);
-  const float* bias = call.Bias(i);
-  const KeyRun& run = runs.front();
-  const bool covers = run.begin <= base + w.first && run.end >= base + w.last;
-  const bool no_bias = bias == nullptr || run.time == KeyRun::kNoBias;
-  if (covers && no_bias) {
-    FillPiece(0.0f, w.first, w.last, s);
-  } else if (covers && run.rank - (base + w.last - 1 - run.begin) >= a.bias.n_pos - 1) {
-    FillPiece((bias[0] + bias[a.bias.n_pos + run.time]) * call.scale2, w.first, w.last, s);
-  } else {
-    LayBias(runs, base, w.first, w.last, bias, a.bias.n_pos, call.scale2, s);
-  }
+  LayBias(call.Runs(i).subspan(cursor), p * kPageRows, w.first, w.last, call.Bias(i), a.bias.n_pos, call.scale2, s);
   const float* log_w = a.log_w == nullptr ? nullptr : a.log_w[p];
   for (size_t j = w.first; log_w != nullptr && j < w.last; j += kLanes) {
     hn::Store(hn::MulAdd(hn::LoadU(d, log_w + j), hn::Set(d, kLog2E), hn::Load(d, s + j)), d, s + j);
   }
 }
 
-// Adds the dot products of `rows` scaled queries with columns [w.first, w.last) of page p.
-HWY_INLINE void AddDots(const Call& call, const float* q, size_t rows, size_t p, const Window& w, float* s) {
+// Dot products of `rows` scaled queries with columns [w.first, w.last) of page p, added to what stands in s or not.
+template <bool kAdd>
+HWY_INLINE void Dots(const Call& call, const float* q, size_t rows, size_t p, const Window& w, float* s) {
   const PageShape& shape = call.args->shape;
   const float* panels = call.args->pages[p].k + call.kv_head * shape.k_head_floats() + w.first * shape.d_k;
-  TilePanels<true>(q, shape.d_k, rows, panels, kPanel * shape.d_k, (w.last - w.first) / kPanel, shape.d_k, s + w.first,
+  TilePanels<kAdd>(q, shape.d_k, rows, panels, kPanel * shape.d_k, (w.last - w.first) / kPanel, shape.d_k, s + w.first,
                    kPageRows);
 }
 
@@ -163,13 +177,14 @@ struct Softmax {
     sum[r] = self ? 1.0f : 0.0f;
   }
 
-  // Turns logits into weights in place and rescales the output so far.
-  HWY_INLINE void Step(size_t r, const Window& w, size_t o_floats, float* s, float* o) {
+  // Turns logits (each to be shifted by `shift`) into weights in place and rescales the output so far.
+  HWY_INLINE void Step(size_t r, const Window& w, float shift, size_t o_floats, float* s, float* o) {
     const Tag d;
     Vec row_top = hn::Load(d, s + w.first);
     for (size_t j = w.first + kLanes; j < w.last; j += kLanes) row_top = hn::Max(row_top, hn::Load(d, s + j));
-    const float new_top = std::max(top[r], hn::GetLane(hn::MaxOfLanes(d, row_top)));
-    const Vec m = hn::Set(d, new_top == kMinusInf ? 0.0f : new_top);
+    const float new_top = std::max(top[r], hn::GetLane(hn::MaxOfLanes(d, row_top)) + shift);
+    const float safe_top = new_top == kMinusInf ? 0.0f : new_top;
+    const Vec m = hn::Set(d, safe_top - shift);
     Vec total = hn::Zero(d);
     for (size_t j = w.first; j < w.last; j += kLanes) {
       const Vec p = Exp2(hn::Sub(hn::Load(d, s + j), m));
@@ -177,7 +192,7 @@ struct Softmax {
       total = hn::Add(total, p);
     }
     if (new_top != top[r]) {
-      const Vec shrink = Exp2(hn::Sub(hn::Set(d, top[r]), m));
+      const Vec shrink = Exp2(hn::Set(d, top[r] - safe_top));
       sum[r] = sum[r] * hn::GetLane(shrink);
       for (size_t j = 0; j < o_floats; j += kLanes) hn::Store(hn::Mul(hn::Load(d, o + j), shrink), d, o + j);
       top[r] = new_top;
@@ -213,23 +228,39 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
                           uint32_t* cursors, Score* score) {
   const AttendArgs& a = *call.args;
   Window w;
-  bool reaches[kAttendSub];
-  for (size_t r = 0; r < rows; ++r) reaches[r] = Reach(call.Runs(i0 + r0 + r), p * kPageRows, &cursors[r0 + r], &w);
-  if (w.first >= w.last) return;
+  RowPage look[kAttendSub];
+  bool all_flat = true;
   for (size_t r = 0; r < rows; ++r) {
-    float* row = memory.s + r * kPageRows;
-    if (reaches[r]) {
-      StartLogits(call, i0 + r0 + r, p, cursors[r0 + r], w, row);
+    const size_t i = i0 + r0 + r;
+    if (r == 0 || a.runs != nullptr) {
+      look[r].reaches = Reach(call.Runs(i), p * kPageRows, &cursors[r0 + r], &w);
     } else {
-      FillPiece(0.0f, w.first, w.last, row);
+      look[r].reaches = look[0].reaches;
+      cursors[r0 + r] = cursors[r0];
     }
+    if (look[r].reaches) look[r] = LookAtPage(call, i, p, cursors[r0 + r]);
+    all_flat &= look[r].flat;
   }
-  AddDots(call, memory.q + r0 * a.shape.d_k, rows, p, w, memory.s);
+  if (w.first >= w.last) return;
+  const float* q = memory.q + r0 * a.shape.d_k;
+  if (all_flat) {
+    Dots<false>(call, q, rows, p, w, memory.s);
+  } else {
+    for (size_t r = 0; r < rows; ++r) {
+      float* row = memory.s + r * kPageRows;
+      if (look[r].reaches && !look[r].flat) {
+        StartLogits(call, i0 + r0 + r, p, cursors[r0 + r], w, row);
+      } else {
+        FillPiece(0.0f, w.first, w.last, row);
+      }
+    }
+    Dots<true>(call, q, rows, p, w, memory.s);
+  }
   float* o = memory.o + r0 * memory.o_stride;
   for (size_t r = 0; r < rows; ++r) {
     float* row = memory.s + r * kPageRows;
-    if (reaches[r]) {
-      score->Step(r0 + r, w, memory.o_stride, row, o + r * memory.o_stride);
+    if (look[r].reaches) {
+      score->Step(r0 + r, w, look[r].shift, memory.o_stride, row, o + r * memory.o_stride);
     } else {
       FillPiece(0.0f, w.first, w.last, row);
     }
@@ -300,7 +331,7 @@ void AttendMass(const AttendMassArgs& args) {
         Window w;
         if (!Reach(call.Runs(i), p * kPageRows, &cursor, &w)) continue;
         StartLogits(call, i, p, cursor, w, memory.s);
-        AddDots(call, memory.q, 1, p, w, memory.s);
+        Dots<true>(call, memory.q, 1, p, w, memory.s);
         float* mass = args.mass + i * width + p * kPageRows;
         for (size_t j = w.first; j < w.last; j += kLanes) {
           const Vec weight = Exp2(hn::Min(hn::Sub(hn::Load(d, memory.s + j), lse), hn::Zero(d)));
