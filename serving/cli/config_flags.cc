@@ -52,6 +52,9 @@ void ConfigFlags::AddTo(CLI::App* command) {
   command->add_option("--checkpoint-dir", checkpoint_dir, "Where the admin method Store.Checkpoint may write");
   command->add_option("--drain-grace-s", drain_grace_s, "How long a drain waits for accepted calls [20]");
   command->add_option("-p,--parameter", parameters, "Launch value of a parameter, name=value; may be repeated");
+  command->add_option("--experiments", experiments, "Experiment configuration; watched, replaced without a restart");
+  command->add_option("--exposure-log", exposure_log, "Directory of the exposure log");
+  command->add_option("--unit-key-file", unit_key_file, "Key of the unit hashes in the exposure log (first line)");
   command->add_flag("--reflection", reflection, "Offer gRPC reflection");
   command->add_option("--log-level", log_level, "debug, info, warning, error [info]");
   command->add_option("--log-file", log_file, "Log file [standard error]");
@@ -72,6 +75,9 @@ absl::Status ConfigFlags::Build(rpc::ServerConfig* config) const {
   SetText(metrics_host, config->mutable_metrics()->mutable_host());
   SetText(log_level, config->mutable_log()->mutable_level());
   SetText(log_file, config->mutable_log()->mutable_file());
+  if (!experiments.empty()) config->mutable_experiments()->set_file(experiments);
+  if (!exposure_log.empty()) config->mutable_experiments()->set_exposure_dir(exposure_log);
+  if (!unit_key_file.empty()) config->mutable_experiments()->set_unit_key_file(unit_key_file);
   if (port) config->mutable_listen()->set_port(*port);
   if (admin_port) config->mutable_admin()->set_port(*admin_port);
   if (metrics_port) config->mutable_metrics()->set_port(*metrics_port);

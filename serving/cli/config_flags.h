@@ -20,6 +20,7 @@ struct ConfigFlags {
   std::string store, models, host, admin_host, metrics_host, admin_roles, checkpoint_dir, default_model, log_level,
       log_file;
   std::string tls_cert, tls_key, tls_client_ca;
+  std::string experiments, exposure_log, unit_key_file;
   std::optional<uint32_t> port, admin_port, metrics_port, drain_grace_s;
   std::vector<std::string> parameters;  // name=value
   std::vector<std::string> slots;       // first-last[=owner]

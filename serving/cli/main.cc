@@ -18,6 +18,12 @@
 #ifdef BACKSTORY_CLI_EVALUATE
 #include "serving/cli/evaluate_command.h"
 #endif
+#ifdef BACKSTORY_CLI_EXPERIMENT
+#include "serving/cli/experiment_command.h"
+#endif
+#ifdef BACKSTORY_CLI_REPLAY
+#include "serving/cli/replay_command.h"
+#endif
 #ifdef BACKSTORY_CLI_INGEST
 #include "serving/cli/ingest_command.h"
 #endif
@@ -61,6 +67,12 @@ void AddCommands(CLI::App& app) {
 #endif
 #ifdef BACKSTORY_CLI_TOKENIZE
   AddTokenizeCommand(app);
+#endif
+#ifdef BACKSTORY_CLI_EXPERIMENT
+  AddExperimentCommand(app);
+#endif
+#ifdef BACKSTORY_CLI_REPLAY
+  AddReplayCommand(app);
 #endif
   AddAdminCommand(app);
   AddCheckCommand(app);

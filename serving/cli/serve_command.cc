@@ -100,10 +100,11 @@ void Serve(const Options& options) {
   CheckOk(log.status());
   (*log)->Write(rpc::LogLevel::kInfo, "starting",
                 {{"version", std::string(kBuildVersion)}, {"store", config.store().directory()}});
-  auto stack = ServingStack::Open(config);
+  auto stack = ServingStack::Open(config, {nullptr, nullptr, log->get()});
   CheckOk(stack.status(), "store " + config.store().directory());
   auto server =
-      rpc::Server::Start(config, (*stack)->engine.get(), SystemClock(), &(*stack)->metrics, log->get());
+      rpc::Server::Start(config, (*stack)->engine.get(), SystemClock(), &(*stack)->metrics, log->get(),
+                         (*stack)->experiments.control.get(), (*stack)->experiments.exposures.get());
   CheckOk(server.status());
   const absl::Status loaded = (*stack)->engine->LoadModels();
   LogVersions((*stack)->engine->models(), log->get());

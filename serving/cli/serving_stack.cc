@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "models/grab/loader.h"
+#include "serving/engine/experiments/shadow.h"
 #include "serving/engine/request_log.h"
 
 namespace backstory {
@@ -59,7 +60,7 @@ absl::StatusOr<EngineOptions> EngineOptionsOf(const rpc::ServerConfig& config) {
   return options;
 }
 
-absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::ServerConfig& config) {
+absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::ServerConfig& config, StackOptions extra) {
   auto options = EngineOptionsOf(config);
   if (!options.ok()) return options.status();
   auto stack = std::make_unique<ServingStack>();
@@ -71,10 +72,22 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   auto store = OpenStore(StoreOptionsOf(config));
   if (!store.ok()) return store.status();
   stack->store = *std::move(store);
+  auto experiments = OpenServingExperiments(config, &stack->metrics, extra.log);
+  if (!experiments.ok()) return experiments.status();
+  stack->experiments = *std::move(experiments);
+  options->assigner = extra.assigner != nullptr ? std::move(extra.assigner) : stack->experiments.assigner;
+  options->exposure_sink = extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;
   auto engine = Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),
                                GrabLoader(stack->pool.get()), SystemClock(), &stack->metrics);
   if (!engine.ok()) return engine.status();
   stack->engine = *std::move(engine);
+  if (config.has_shadow()) {
+    const auto& shadow = config.shadow();
+    auto shadowing = MakeShadowingEngine(std::move(stack->engine), {shadow.model(), shadow.version(), shadow.fraction()},
+                                         &stack->metrics);
+    if (!shadowing.ok()) return shadowing.status();
+    stack->engine = *std::move(shadowing);
+  }
   return stack;
 }
 

@@ -30,6 +30,10 @@ enum class Method {
   kSetLabel,
   kCheckpoint,
   kVerify,
+  kValidateExperiments,
+  kApplyExperiments,
+  kExperimentsStatus,
+  kExplainAssignment,
   kOther,
 };
 inline constexpr size_t kMethodCount = static_cast<size_t>(Method::kOther) + 1;

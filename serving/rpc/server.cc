@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "serving/rpc/call.h"
+#include "serving/rpc/experiments_service.h"
 #include "serving/rpc/metrics_endpoint.h"
 
 namespace backstory::rpc {
@@ -86,6 +87,27 @@ std::string Address(const std::string& host, uint32_t port) {
   return absl::StrCat(v6 ? "[" : "", host, v6 ? "]" : "", ":", port);
 }
 
+// Gauges that are read when somebody looks, not counted as things happen.
+std::function<void()> ScrapeHook(Engine* engine, PrometheusMetrics* metrics) {
+  Gauge* users = metrics->GetGauge("backstory_cache_users", "Users with a cached state");
+  Gauge* running = metrics->GetGauge("backstory_rank_running", "Requests being scored");
+  Gauge* store_users = metrics->GetGauge("backstory_store_users", "Users with a history");
+  Gauge* store_events = metrics->GetGauge("backstory_store_events", "Live events");
+  Gauge* store_bytes = metrics->GetGauge("backstory_store_disk_bytes", "Bytes of the store on disk");
+  Gauge* writable = metrics->GetGauge("backstory_store_writable", "0 while the store refuses writes (disk full, damage)");
+  return [=] {
+    const EngineStats stats = engine->Stats();
+    users->Set(static_cast<double>(stats.cached_users));
+    running->Set(static_cast<double>(stats.running));
+    writable->Set(engine->store().WriteHealth().ok() ? 1 : 0);
+    const auto store = engine->store().GetStats();
+    if (!store.ok()) return;
+    store_users->Set(static_cast<double>(store->users));
+    store_events->Set(static_cast<double>(store->events));
+    store_bytes->Set(static_cast<double>(store->disk_bytes));
+  };
+}
+
 }  // namespace
 
 struct Server::Impl {
@@ -139,7 +161,7 @@ void Server::Impl::SetServing(bool serving) {
     for (const char* name : {"backstory.v1.Ranking", "backstory.v1.History", "backstory.v1.Catalog"}) {
       if (server == data.get()) health->SetServingStatus(name, serving);
     }
-    for (const char* name : {"backstory.v1.Models", "backstory.v1.Store"}) {
+    for (const char* name : {"backstory.v1.Models", "backstory.v1.Store", "backstory.v1.Experiments"}) {
       if (server == admin.get()) health->SetServingStatus(name, serving);
     }
   }
@@ -158,7 +180,8 @@ void Server::Impl::Close(std::chrono::milliseconds flush) {
 }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config, Engine* engine, Clock* clock,
-                                                      PrometheusMetrics* metrics, Log* log) {
+                                                      PrometheusMetrics* metrics, Log* log,
+                                                      ExperimentControl* experiments, const ExposureLog* exposures) {
   static std::once_flag once;
   std::call_once(once, [] { grpc::EnableDefaultHealthCheckService(true); });
   if (config.reflection()) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -195,13 +218,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
     own.clear();
     own.push_back(MakeModelsService(&impl->service));
     own.push_back(MakeStoreService(&impl->service));
+    if (experiments != nullptr) own.push_back(MakeExperimentsService(&impl->service, experiments, exposures));
     auto admin = impl->Listen(config.admin().host(), config.admin().port(), true, std::move(own), &impl->admin_port);
     if (!admin.ok()) return admin.status();
     impl->admin = *std::move(admin);
   }
   impl->SetServing(false);
   if (!config.metrics().disabled()) {
-    impl->endpoint = std::make_unique<MetricsEndpoint>(metrics, nullptr);
+    impl->endpoint = std::make_unique<MetricsEndpoint>(metrics, ScrapeHook(engine, metrics));
     auto port = impl->endpoint->Listen(config.metrics().host(), static_cast<int>(config.metrics().port()));
     if (!port.ok()) return port.status();
     impl->metrics_port = *port;

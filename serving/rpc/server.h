@@ -12,14 +12,23 @@
 #include "serving/rpc/log.h"
 #include "serving/rpc/server_config.h"
 
+namespace backstory {
+class ExposureLog;
+}
+
 namespace backstory::rpc {
+
+class ExperimentControl;
 
 class Server {
  public:
-  // `config` is filled and has no problems. The others must outlive the server. Listens when it returns.
+  // `config` is filled and has no problems. The others must outlive the server. Listens when it returns. Without
+  // `experiments` the service Experiments does not exist; `exposures` (may be null) counts for its Status.
   // INVALID_ARGUMENT (roles, certificates), UNAVAILABLE (an address cannot be bound; names it).
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerConfig& config, Engine* engine, Clock* clock,
-                                                       PrometheusMetrics* metrics, Log* log);
+                                                       PrometheusMetrics* metrics, Log* log,
+                                                       ExperimentControl* experiments = nullptr,
+                                                       const ExposureLog* exposures = nullptr);
   ~Server();  // without a drain: cancels what runs
 
   int port() const;

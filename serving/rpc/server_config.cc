@@ -102,6 +102,14 @@ void CheckTlsAndRoles(const ServerConfig& config, Problems* problems) {
   }
 }
 
+void CheckExperiments(const config::v1::ExperimentFiles& files, Problems* problems) {
+  if (files.file().empty()) problems->Add("experiments.file", "must be set when experiments is");
+  problems->Readable("experiments.file", files.file());
+  if (files.exposure_dir().empty()) return;
+  if (files.unit_key_file().empty()) problems->Add("experiments.unit_key_file", "must be set when exposure_dir is");
+  problems->Readable("experiments.unit_key_file", files.unit_key_file());
+}
+
 void CheckQuotas(const ServerConfig& config, Problems* problems) {
   for (int i = 0; i < config.quotas_size(); ++i) {
     const auto& quota = config.quotas(i);
@@ -180,6 +188,13 @@ std::vector<std::string> ConfigProblems(const ServerConfig& config) {
   CheckTlsAndRoles(config, &problems);
   CheckLimits(config.limits(), &problems);
   CheckQuotas(config, &problems);
+  if (config.has_experiments()) CheckExperiments(config.experiments(), &problems);
+  if (config.has_shadow()) {
+    if (config.shadow().version().empty()) problems.Add("shadow.version", "must name an immutable version");
+    if (!(config.shadow().fraction() >= 0 && config.shadow().fraction() <= 1)) {
+      problems.Add("shadow.fraction", "must be 0..1");
+    }
+  }
   ParameterSet parameters;
   for (const auto& [name, value] : config.parameters()) {
     if (auto s = parameters.Set(name, value, ParameterSource::kServer); !s.ok()) {
