@@ -1,7 +1,7 @@
 # ingest, tokenize: reading data sets. Included by serving/cli/CMakeLists.txt.
 backstory_library(cli_ingest_common
   SOURCES ${CMAKE_CURRENT_LIST_DIR}/ingest_common.cc ${CMAKE_CURRENT_LIST_DIR}/ingest_common.h
-  DEPS backstory_import absl::status absl::statusor absl::strings)
+  DEPS backstory_import cli_common absl::status absl::statusor absl::strings)
 
 # Corpus and shards, apart from the command line and from any store implementation.
 backstory_library(cli_token_shards
@@ -16,6 +16,18 @@ backstory_library(cli_ingest_run
   SOURCES ${CMAKE_CURRENT_LIST_DIR}/ingest_run.cc ${CMAKE_CURRENT_LIST_DIR}/ingest_run.h
   DEPS backstory_import absl::flat_hash_map Threads::Threads)
 
+backstory_library(cli_synth_users
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/synth_files.cc ${CMAKE_CURRENT_LIST_DIR}/synth_files.h
+          ${CMAKE_CURRENT_LIST_DIR}/synth_tables.h ${CMAKE_CURRENT_LIST_DIR}/synth_user.cc
+          ${CMAKE_CURRENT_LIST_DIR}/synth_user.h
+  DEPS backstory_import backstory_hash absl::status absl::statusor absl::strings)
+backstory_library(cli_synth
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/synth_command.cc ${CMAKE_CURRENT_LIST_DIR}/synth_command.h
+  DEPS cli_ingest_common cli_synth_users)
+
+backstory_test(cli_synth_test SOURCES ${CMAKE_SOURCE_DIR}/tests/cli/synth_test.cc DEPS cli_synth_users
+  LABELS tier1 asan)
+
 # The commands that open a store.
 if(TARGET store)
   backstory_library(cli_ingest
@@ -24,4 +36,6 @@ if(TARGET store)
   backstory_library(cli_tokenize
     SOURCES ${CMAKE_CURRENT_LIST_DIR}/tokenize_command.cc ${CMAKE_CURRENT_LIST_DIR}/tokenize_command.h
     DEPS cli_ingest_common cli_token_shards backstory_grab_config store)
+  backstory_test(cli_ingest_tokenize_test SOURCES ${CMAKE_SOURCE_DIR}/tests/cli/ingest_tokenize_test.cc
+    DEPS cli_ingest cli_synth cli_tokenize)
 endif()

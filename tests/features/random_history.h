@@ -92,7 +92,7 @@ inline RandomHistory MakeHistory(std::mt19937_64& random, size_t size) {
   for (uint64_t id = 1; id <= 15; ++id) {  // items 16 to 21 are unknown
     Item item;
     item.item_id = id;
-    if (id % 3 != 0) item.categories = {"a" + std::to_string(id % 4), "b"};
+    if (id % 3 != 0) item.categories = {id % 2 == 0 ? "a0" : id % 4 == 1 ? "a1" : "a3", "b"};
     item.year = id % 2 == 0 ? 1990 + static_cast<int32_t>(id) : 0;
     history.items.emplace(id, std::move(item));
   }
