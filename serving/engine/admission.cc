@@ -37,15 +37,14 @@ int64_t TokenBucket::WaitMs(int64_t now_us) const {
 GradientLimit::GradientLimit(int64_t min, int64_t max)
     : min_(static_cast<double>(min)), max_(static_cast<double>(std::max(min, max))), limit_(max_) {}
 
-void GradientLimit::Sample(int64_t latency_us, int64_t in_flight) {
-  const double latency = std::max<double>(1, static_cast<double>(latency_us));
-  // An average over the first samples, an exponential one later.
-  const double weight = 1.0 / static_cast<double>(std::min<int64_t>(++samples_, kLongWindow));
-  long_us_ += (latency - long_us_) * weight;
-  // After an overload the long-term latency is inflated: let it fall quickly, or the limit would never shrink again.
-  if (long_us_ > 2 * latency) long_us_ *= 0.95;
+void GradientLimit::Sample(int64_t latency_us, int64_t service_us, int64_t in_flight) {
+  const auto average = [](double sample, double* mean) {
+    *mean = *mean == 0 ? sample : *mean + (sample - *mean) * kAverage;
+  };
+  average(std::max<double>(1, static_cast<double>(latency_us)), &latency_us_);
+  average(std::max<double>(1, static_cast<double>(service_us)), &service_us_);
   if (static_cast<double>(in_flight) < limit_ / 2) return;
-  const double gradient = std::clamp(kTolerance * long_us_ / latency, 0.5, 1.0);
+  const double gradient = std::clamp(kTolerance * service_us_ / latency_us_, 0.5, 1.0);
   const double wanted = limit_ * gradient + std::sqrt(limit_);
   limit_ = std::clamp(limit_ * (1 - kSmoothing) + wanted * kSmoothing, min_, max_);
 }

@@ -25,30 +25,30 @@ class TokenBucket {
   int64_t filled_us_;
 };
 
-// Adaptive limit of requests in flight, after Netflix's Gradient2: the limit follows the ratio of long-term to recent
-// latency, plus headroom of sqrt(limit). Recent latency within `kTolerance` of the long-term one counts as no queueing.
-// Not thread-safe.
+// Adaptive limit of requests in flight, after Netflix's gradient limits: latency beyond a few service times is
+// queueing, and the limit shrinks by that ratio, plus headroom of sqrt(limit). Service time is measured, not guessed
+// from the lowest latency, so neither a mix of cheap and dear requests nor a long overload misleads it. Not
+// thread-safe.
 class GradientLimit {
  public:
-  static constexpr double kTolerance = 1.5;  // latency may grow by this factor before the limit shrinks
+  static constexpr double kTolerance = 3;    // latency up to this many service times is no queueing
   static constexpr double kSmoothing = 0.2;  // weight of a new limit
-  static constexpr int kLongWindow = 600;    // samples the long-term latency averages over
+  static constexpr double kAverage = 0.1;    // weight of a new latency and service time
   GradientLimit(int64_t min, int64_t max);
-  // One answered request: its latency, and how many were in flight when it entered. Samples taken while less than half
-  // of the limit was used say nothing about it and only feed the long-term latency.
-  void Sample(int64_t latency_us, int64_t in_flight);
+  // One answered request: its whole latency, the part of it that a worker spent, and how many were in flight when it
+  // entered. Samples taken while less than half of the limit was used say nothing about it.
+  void Sample(int64_t latency_us, int64_t service_us, int64_t in_flight);
   int64_t limit() const { return static_cast<int64_t>(limit_); }
 
  private:
   double min_, max_, limit_;
-  double long_us_ = 0;
-  int64_t samples_ = 0;
+  double latency_us_ = 0;
+  double service_us_ = 0;
 };
 
-// What pressure looks like, all fractions of a bound.
+// What pressure looks like.
 struct Pressure {
-  double queue_fill = 0;  // waiting / capacity
-  double limit_fill = 0;  // in flight / concurrency limit
+  double queue_fill = 0;  // waiting, as a fraction of what may wait
 };
 
 // The ladder: each step includes the ones before it.

@@ -81,7 +81,10 @@ absl::Status AdmissionGate::QueueFull(std::string_view reason, size_t waiting) {
 DegradeStep AdmissionGate::Observe(size_t waiting, size_t capacity) {
   std::lock_guard lock(mutex_);
   Pressure pressure;
-  pressure.queue_fill = static_cast<double>(waiting) / static_cast<double>(std::max<size_t>(1, capacity));
+  // What may wait is bounded by the queue and by the limit of requests in flight, whichever is lower.
+  const int64_t limit = adaptive_ ? gradient_.limit() : limit_max_;
+  const int64_t bound = std::max<int64_t>(1, std::min<int64_t>(static_cast<int64_t>(capacity), limit));
+  pressure.queue_fill = static_cast<double>(waiting) / static_cast<double>(bound);
   const DegradeStep next = NextDegradeStep(step_, pressure, thresholds_);
   if (next != step_) {
     metrics_->GetGauge("backstory_degrade_step", "0 full quality, 1 shorter histories, 2 BATCH and SHADOW shed")
@@ -97,7 +100,7 @@ DegradeStep AdmissionGate::step() const {
 
 void AdmissionGate::Sample(int64_t latency_us, int64_t service_us, int64_t in_flight) {
   std::lock_guard lock(mutex_);
-  gradient_.Sample(latency_us, in_flight);
+  gradient_.Sample(latency_us, service_us, in_flight);
   const double service = static_cast<double>(service_us);
   mean_service_us_ = mean_service_us_ == 0 ? service : mean_service_us_ * 0.95 + service * 0.05;
   // Rises slowly when nothing quick is seen, so that one lucky sample does not keep hopeless work alive for ever.

@@ -31,39 +31,40 @@ TEST(TokenBucketTest, TimeThatRunsBackGivesNothing) {
   EXPECT_TRUE(bucket.Take(11 * kSecond));
 }
 
-TEST(GradientLimitTest, SteadyLatencyKeepsTheLimitUp) {
+// Latency within three service times is no queueing, however dear a request is.
+TEST(GradientLimitTest, AShortQueueKeepsTheLimitUp) {
   GradientLimit limit(10, 200);
-  for (int i = 0; i < 1000; ++i) limit.Sample(5000, limit.limit());
+  for (int i = 0; i < 100; ++i) limit.Sample(15'000, 5000, limit.limit());
+  for (int i = 0; i < 100; ++i) limit.Sample(150'000, 50'000, limit.limit());
   EXPECT_EQ(limit.limit(), 200);
 }
 
-// Latency ten times its long-term value: queueing. The limit falls, but never below its minimum.
-TEST(GradientLimitTest, GrowingLatencyShrinksTheLimit) {
+// Latency of twenty service times: the limit falls, stays down as long as that lasts, but never below its minimum.
+TEST(GradientLimitTest, QueueingShrinksTheLimit) {
   GradientLimit limit(10, 200);
-  for (int i = 0; i < 1000; ++i) limit.Sample(5000, limit.limit());
   int64_t last = limit.limit();
-  for (int i = 0; i < 20; ++i) {
-    limit.Sample(50'000, limit.limit());
+  for (int i = 0; i < 40; ++i) {
+    limit.Sample(100'000, 5000, limit.limit());
     EXPECT_LE(limit.limit(), last);
     last = limit.limit();
   }
-  EXPECT_LT(last, 60);
-  EXPECT_GE(last, 10);
+  EXPECT_LT(last, 20);
+  for (int i = 0; i < 10'000; ++i) limit.Sample(100'000, 5000, limit.limit());
+  EXPECT_LT(limit.limit(), 20);
+  EXPECT_GE(limit.limit(), 10);
 }
 
 TEST(GradientLimitTest, RecoversWhenLatencyDoes) {
   GradientLimit limit(10, 200);
-  for (int i = 0; i < 1000; ++i) limit.Sample(5000, limit.limit());
-  for (int i = 0; i < 30; ++i) limit.Sample(50'000, limit.limit());
-  for (int i = 0; i < 500; ++i) limit.Sample(5000, limit.limit());
+  for (int i = 0; i < 100; ++i) limit.Sample(100'000, 5000, limit.limit());
+  for (int i = 0; i < 200; ++i) limit.Sample(6000, 5000, limit.limit());
   EXPECT_EQ(limit.limit(), 200);
 }
 
-// A slow request on an idle server (a cold user, say) says nothing about the limit.
+// A slow answer while little is in flight (the machine was busy with something else) says nothing about the limit.
 TEST(GradientLimitTest, IdleSamplesDoNotCount) {
   GradientLimit limit(10, 200);
-  for (int i = 0; i < 100; ++i) limit.Sample(5000, 1);
-  for (int i = 0; i < 100; ++i) limit.Sample(500'000, 1);
+  for (int i = 0; i < 100; ++i) limit.Sample(500'000, 5000, 1);
   EXPECT_EQ(limit.limit(), 200);
 }
 
