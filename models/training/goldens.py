@@ -34,7 +34,8 @@ class CaseMaker:
 
     def item(self, item_id):
         r = self.random
-        return {"item_id": item_id, "categories": sorted(r.sample(self.categories, r.randint(0, min(3, len(self.categories))))),
+        categories = sorted(r.sample(self.categories, r.randint(0, min(3, len(self.categories)))))
+        return {"item_id": item_id, "categories": categories,
                 "year": r.choice([0, 1977, 1994, 2003, 2016]), "title": f"item {item_id}",
                 "numbers": {"price": round(r.uniform(1, 90), 2)}, "strings": {"brand": r.choice(["a", "b", "c"])}}
 

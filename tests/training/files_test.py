@@ -106,9 +106,9 @@ class ShardTest(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, "no .*shard"):
                 shards.Dataset(folder, config)
             synthetic.write(folder, users=5, rows=10)
-            narrow = grab_config.from_text(synthetic.CONFIG.replace('table: "item" vocab: 41', 'table: "item" vocab: 9'))
+            small = synthetic.CONFIG.replace('table: "item" vocab: 41', 'table: "item" vocab: 9')
             with self.assertRaisesRegex(ValueError, "item: id .* outside the table of 9 rows"):
-                shards.Dataset(folder, narrow)
+                shards.Dataset(folder, grab_config.from_text(small))
             with self.assertRaisesRegex(ValueError, "n_act"):
                 shards.Dataset(folder, grab_config.from_text(synthetic.CONFIG.replace("n_act: 4", "n_act: 2")))
             tensor_file.write_tensors(os.path.join(folder, "tokens-9.safetensors"), synthetic.tensors(3, 5),

@@ -1,4 +1,4 @@
-"""A small data set in the shard format: users who like category 1 and one of their own, with ties, exposures and late labels."""
+"""A small data set in the shard format: users like category 1 and one of their own; ties, late labels."""
 import os
 
 import numpy as np
