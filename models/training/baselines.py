@@ -1,6 +1,6 @@
 """The rankers a GRAB version is compared with, on the same tokens: bias regression, DIN, an HSTU-style ranker.
 
-Each is a ranker in the sense of models/training/trainer.py. They read the same fields as GRAB; what differs is the model.
+Each is a ranker in the sense of models/training/trainer.py. They read the same fields as GRAB.
 """
 import math
 

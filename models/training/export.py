@@ -3,8 +3,8 @@
     python3 -m models.training.export --weights run/weights.safetensors --data SHARDS \\
         --backstory build/release/bin/backstory --out models/zoo/NAME/1 [--category NAME ...] [--add FILE ...]
 
-Golden cases are drawn from the configuration and tokenized by the backstory binary; calibration is Platt's, fitted on the
-validation split of the shards. A version is immutable: an existing MANIFEST is never overwritten.
+Golden cases are drawn from the configuration and tokenized by the backstory binary; calibration is Platt's, fitted on
+the validation split of the shards. A version is immutable: an existing MANIFEST is never overwritten.
 """
 import argparse
 import hashlib

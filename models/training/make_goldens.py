@@ -3,7 +3,8 @@
     python3 -m models.training.make_goldens --backstory build/release/bin/backstory --out tests/conformance/grab_e2e
 
 The C++ engine loads each directory like any model version and must reproduce the twin's logits. Together they cover one
-and three channels, post- and pre-norm, latent projections, windows, hidden open rows, several tasks, odd widths, no mixing.
+and three channels, post- and pre-norm, latent projections, windows, hidden open rows, several tasks, odd widths,
+no mixing.
 """
 import argparse
 import os

@@ -2,8 +2,8 @@
 
     python3 -m models.training.report --data SHARDS --config model.textproto --runs DIR [--json] [--card card.json]
 
-DIR holds results.jsonl and <name>.logits.safetensors as models/training/sweep.py writes them ("test": true). Runs of one
-kind are its seeds. Logits are Platt-calibrated on validation before log loss and PCOC; AUC and GAUC do not change by it.
+DIR holds results.jsonl and <name>.logits.safetensors as models/training/sweep.py writes them ("test": true). Runs of
+one kind are its seeds. Logits are Platt-calibrated on validation before log loss and PCOC; AUC and GAUC do not change.
 """
 import argparse
 import json
@@ -44,8 +44,8 @@ def evaluate_runs(data, runs, replicates=1000, reference="grab"):
         table[kind] = {name: {"mean": float(np.mean([row[name] for row in rows])),
                               "spread": float(np.std([row[name] for row in rows], ddof=1)) if len(rows) > 1 else 0.0,
                               "seeds": [row[name] for row in rows]} for name in rows[0]}
-    versus = {kind: metrics.paired_bootstrap(data.user[index], label[index], logits[reference], logits[kind], replicates)
-              for kind in runs if kind != reference}
+    versus = {kind: metrics.paired_bootstrap(data.user[index], label[index], logits[reference], logits[kind],
+                                             replicates) for kind in runs if kind != reference}
     return {"targets": int(len(index)), "metrics": table, "versus": versus}
 
 
@@ -82,7 +82,8 @@ def card(report, shipped):
             "grab_minus": {name: report["versus"][kind] for kind, name in names.items() if kind in report["versus"]}}
 
 
-NAMES = {"grab": "GRAB", "hstu": "HSTU-style ranker", "din": "DIN", "bias": "bias regression", "popularity": "item rate"}
+NAMES = {"grab": "GRAB", "hstu": "HSTU-style ranker", "din": "DIN", "bias": "bias regression",
+         "popularity": "item rate"}
 
 
 def main():

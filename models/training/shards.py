@@ -74,7 +74,7 @@ class Dataset:
             self.ids[f"p{c}"] = {f.name: _id_matrix(shards, f"p{c}.{f.name}", f.vocab).to(device)
                                  for f in config.partial}
             if len(self.rows[c]["action"]) and int(self.rows[c]["action"].max()) >= config.n_act - 1:
-                raise ValueError(f"{folder}: an action class reaches n_act - 1 = {config.n_act - 1}, the candidate's own")
+                raise ValueError(f"{folder}: an action class reaches n_act - 1 = {config.n_act - 1}")
             self._close_in_order(c)
         self.select_dense(config)
         self._time = self.targets["time_us"].cpu().numpy()

@@ -1,8 +1,9 @@
-"""Stage II of Sequence-Then-Sparse training: embedding tables learn from independent samples, everything else is frozen.
+"""Stage II of Sequence-Then-Sparse training: embedding tables learn from independent samples, all else is frozen.
 
 Stage I (models/training/trainer.py) runs packed user sequences with frozen tables. Here each labelled event is a sample
-of its own: the tables' rows of the newest past events, mean-pooled per field, beside those of the candidate, into a small
-network that exists for this stage alone. It keeps a user's thousands of events from adding up in one step of the tables.
+of its own: the tables' rows of the newest past events, mean-pooled per field, beside those of the candidate, into a
+small network that exists for this stage alone. It keeps a user's thousands of events from adding up in one step of the
+tables.
 """
 import numpy as np
 import torch

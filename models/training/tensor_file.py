@@ -40,7 +40,7 @@ def read_tensors(path):
         begin, end = entry["data_offsets"]
         count = int(np.prod(entry["shape"], dtype=np.int64))
         if not 0 <= begin <= end <= data.size or end - begin != count * dtype.itemsize:
-            raise ValueError(f"{path}: tensor {name} has offsets [{begin}, {end}) that do not fit its shape or the file")
+            raise ValueError(f"{path}: tensor {name} has offsets [{begin}, {end}) outside the file or not of its shape")
         tensors[name] = np.frombuffer(data[begin:end].tobytes(), dtype=dtype).reshape(entry["shape"])
     return tensors, metadata
 
@@ -57,7 +57,8 @@ def write_tensors(path, tensors, metadata=None):
         if dtype not in _NAMES:
             raise ValueError(f"tensor {name}: dtype {dtype} cannot be written")
         data = array.astype(dtype, copy=False).tobytes()
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [offset, offset + len(data)]}
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape),
+                        "data_offsets": [offset, offset + len(data)]}
         chunks.append(data)
         offset += len(data)
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode("utf-8")

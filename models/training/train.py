@@ -2,10 +2,10 @@
 
     backstory tokenize --events E --items I --model-config model.textproto --out shards/
     python3 -m models.training.train --data shards/ --config model.textproto --out run/
-    python3 -m models.training.export --weights run/weights.safetensors --data shards/ --backstory backstory --out NAME/1
+    python3 -m models.training.export --weights run/weights.safetensors --data shards/ --backstory BINARY --out NAME/1
 
-run/ receives weights.safetensors of the best validation epoch, history.json, curves.png and checkpoint.pt; started again
-with the same arguments, training goes on from the checkpoint. --test reads the test split, once, at the very end.
+run/ receives weights.safetensors of the best validation epoch, history.json, curves.png and checkpoint.pt; started
+again with the same arguments, training goes on from the checkpoint. --test reads the test split, once, at the very end.
 """
 import argparse
 import json

@@ -15,7 +15,8 @@ from models.training import metrics, optimizers, shards, sparse_stage
 DEFAULTS = {
     "epochs": 40, "patience": 6, "lr": 2e-3, "weight_decay": 0.05, "table_lr": 1e-3, "table_decay": 0.05,
     "average": 0.98, "pairs_max": 4_000_000, "users_max": 24, "samples_max": 1024, "row_dropout": 0.0,
-    "target_rows_max": 4096, "context_rows": 0, "select": "auc", "sts_every": 0, "clip": 1.0, "accumulate": 1, "seed": 0,
+    "target_rows_max": 4096, "context_rows": 0, "select": "auc", "sts_every": 0, "clip": 1.0, "accumulate": 1,
+    "seed": 0,
 }
 
 
@@ -69,8 +70,8 @@ def _loss(model, data, batch, scale):
 def fit(model, data, options, checkpoint=None, progress=None):
     """Trains until validation stops rising. Returns the best epoch's weights, metrics and the history of all epochs.
 
-    `checkpoint`: a path; written after every epoch, continued from when it exists. options["sts_every"] = n > 0 trains by
-    Sequence-Then-Sparse: epochs freeze the tables, and after every n-th the sparse stage updates the tables alone.
+    `checkpoint`: a path; written after every epoch, continued from when it exists. options["sts_every"] = n > 0 trains
+    by Sequence-Then-Sparse: epochs freeze the tables, and after every n-th the sparse stage updates the tables alone.
     """
     options = {**DEFAULTS, **options}
     torch.manual_seed(options["seed"])
@@ -186,6 +187,6 @@ class Progress:
             self.stream.flush()
 
     def epoch(self, row):
-        self.stream.write("\r" * self.live + f"epoch {row['epoch']}  train loss {row['train_loss']:.4f}  validation AUC "
-                          f"{row['auc']:.4f}  GAUC {row['gauc']:.4f}  log loss {row['log_loss']:.4f}  "
+        self.stream.write("\r" * self.live + f"epoch {row['epoch']}  train loss {row['train_loss']:.4f}  "
+                          f"validation AUC {row['auc']:.4f}  GAUC {row['gauc']:.4f}  log loss {row['log_loss']:.4f}  "
                           f"{row['seconds']:.1f} s\n")

@@ -256,7 +256,7 @@ class Relation:
         self.pos_ends, self.time_ends = _bucket_ends(pos, n_pos), _bucket_ends(time, n_time)
 
     def add_bias(self, s, by_pos, by_time):
-        """s [B, H, T, N] + by_pos [B, H, T, n_pos] and by_time [B, H, T, n_time] of each key's bucket; -inf if hidden."""
+        """s [B, H, T, N] + by_pos [B, H, T, n_pos] and by_time [B, H, T, n_time] of each key's bucket, or -inf."""
         return _AddBias.apply(s, by_pos, by_time, self)
 
 
@@ -305,7 +305,8 @@ class PackedIndex:
         seen = (p["valid"].unsqueeze(1) & (age > 0) & (f["tie"].unsqueeze(2) != p["tie"].unsqueeze(1)) &
                 (p["closed_us"].unsqueeze(1) <= f["time_us"].unsqueeze(2)) & (age <= window_us))
         rank = seen.to(torch.int32).flip(-1).cumsum(-1).flip(-1)
-        self.f = Relation(rank.clamp(max=config.n_pos - 1).to(torch.int64), time_bucket(age.clamp(min=0), config.n_time),
+        self.f = Relation(rank.clamp(max=config.n_pos - 1).to(torch.int64),
+                          time_bucket(age.clamp(min=0), config.n_time),
                           seen & (rank <= config.window_rows), config.n_pos, config.n_time)
 
         i = torch.arange(n, device=device)
