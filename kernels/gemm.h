@@ -38,7 +38,8 @@ struct GemmArgs {
   const PackedMatrix* b = nullptr;
   const float* bias = nullptr;  // [n] or nullptr
   bool relu = false;
-  float* c = nullptr;  // [m][n], row stride ldc; must not overlap a
+  size_t first_panel = 0;  // columns before 16 * first_panel are neither computed nor written
+  float* c = nullptr;      // [m][n], row stride ldc; must not overlap a
   size_t ldc = 0;
 };
 

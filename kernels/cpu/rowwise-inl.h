@@ -53,14 +53,14 @@ void Gemm(const GemmArgs& a) {
     const size_t rows = std::min(kGemmRows, a.m - i);
     const float* x = a.a + i * a.lda;
     float* y = a.c + i * a.ldc;
-    for (size_t p = 0; p < whole; p += kGemmPanels) {
+    for (size_t p = a.first_panel; p < whole; p += kGemmPanels) {
       const size_t panels = std::min(kGemmPanels, whole - p);
       TilePanels<false>(x, a.lda, rows, a.b->panel(p), k * kPanel, panels, k, y + p * kPanel, a.ldc);
       if (a.bias != nullptr || a.relu) {
         FinishGemm(a, rows, p * kPanel, panels * kPanel, y + p * kPanel, a.ldc, y + p * kPanel);
       }
     }
-    if (whole * kPanel < n) {
+    if (whole * kPanel < n && a.first_panel <= whole) {
       TileRows<false>(x, a.lda, rows, a.b->panel(whole), k, edge, kPanel);
       FinishGemm(a, rows, whole * kPanel, n - whole * kPanel, edge, kPanel, y + whole * kPanel);
     }

@@ -10,7 +10,7 @@ namespace {
 
 void Gemm(const GemmArgs& a) {
   for (size_t i = 0; i < a.m; ++i) {
-    for (size_t j = 0; j < a.b->n(); ++j) {
+    for (size_t j = a.first_panel * kPanel; j < a.b->n(); ++j) {
       double sum = a.bias == nullptr ? 0 : a.bias[j];
       for (size_t k = 0; k < a.b->k(); ++k) sum += static_cast<double>(a.a[i * a.lda + k]) * a.b->At(k, j);
       a.c[i * a.ldc + j] = static_cast<float>(a.relu ? std::max(sum, 0.0) : sum);

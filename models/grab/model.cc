@@ -78,7 +78,7 @@ absl::Status GrabModel::CheckRows(const ChannelRows& rows, size_t channel, const
   if (state.rows() > 0 && state.index().time_us.back() != rows.time_us[state.rows() - 1]) {
     return absl::InvalidArgumentError(absl::StrCat(what, ": row ", state.rows() - 1, " is not the one that was appended"));
   }
-  return partial_.CheckItem(rows.tokens, what);
+  return partial_.CheckItem(rows.tokens, state.rows(), what);
 }
 
 absl::Status GrabModel::Extend(std::span<const ChannelRows> tokens, UserKv* kv) const {
@@ -159,7 +159,7 @@ absl::Status GrabModel::CheckSegment(const ScoreSegment& segment, size_t index) 
     return absl::InvalidArgumentError(absl::StrCat(what, ": explain_top without attributions"));
   }
   if (absl::Status status = full_.CheckUser(segment.candidates->user, what + " user side"); !status.ok()) return status;
-  return full_.CheckItem(segment.candidates->item, what + " item side");
+  return full_.CheckItem(segment.candidates->item, 0, what + " item side");
 }
 
 absl::Status GrabModel::Score(std::span<const ScoreSegment> segments) const {

@@ -57,6 +57,12 @@ const float* Stack::Inner(const LayerWeights& w, const float* x, size_t rows, Sc
   return s->latent;
 }
 
+void Stack::BiasTableOf(const LayerWeights& w, size_t rows, size_t max_rank, Scratch* s) const {
+  const size_t clip = Size(config_.n_pos) - 1;  // entry clip - p of a row is position p
+  Kernels().gemm({.a = s->q, .lda = d_head_, .m = rows * heads_, .b = &w.bias_codes,
+                  .first_panel = (clip - std::min(max_rank, clip)) / kPanel, .c = s->bias, .ldc = table_width_});
+}
+
 void Stack::FinishLayer(const LayerWeights& w, size_t rows, Scratch* s, float* x) const {
   const KernelTable& kernels = Kernels();
   const bool post = config_.norm == Norm::kPost;
@@ -112,8 +118,7 @@ void Stack::HistoryLayer(size_t layer, const Tile& tile, std::span<const PageVie
   const KernelTable& kernels = Kernels();
   const float* z = Inner(w, tile.x, tile.rows, &scratch);
   kernels.gemm({.a = z, .lda = inner_, .m = tile.rows, .b = &w.wq, .c = scratch.q, .ldc = wide_});
-  kernels.gemm({.a = scratch.q, .lda = d_head_, .m = tile.rows * heads_, .b = &w.bias_codes, .c = scratch.bias,
-                .ldc = table_width_});
+  BiasTableOf(w, tile.rows, tile.first + tile.rows, &scratch);
   AttendArgs attend = scratch.Attend(*this, tile.rows, pages.first((tile.first + tile.rows - 1) / kPageRows + 1));
   attend.runs = tile.runs->of_row.data();
   kernels.attend(attend);
@@ -204,10 +209,10 @@ void Stack::CandidateLayer(size_t layer, size_t c, Block* block) const {
   kernels.gemm({.a = z, .lda = inner_, .m = rows, .b = &w.wv, .c = s.v, .ldc = wide_});
   const float* self_action = w.bact.data() + Size(config_.n_act - 1) * d_head_;
   for (size_t r = 0; r < rows; ++r) FoldAction(self_action, heads_, d_head_, s.k + r * wide_);
-  kernels.gemm({.a = s.q, .lda = d_head_, .m = rows * heads_, .b = &w.bias_codes, .c = s.bias, .ldc = table_width_});
-
+  const std::vector<KeyRun>& runs = block->visibility->runs[c];
+  BiasTableOf(w, rows, runs.empty() ? 0 : runs.front().rank, &s);
   AttendArgs attend = s.Attend(*this, rows, block->visibility->pages[c][layer]);
-  attend.shared_runs = block->visibility->runs[c];
+  attend.shared_runs = runs;
   attend.self_k = s.k;
   attend.self_v = s.v;
   kernels.attend(attend);

@@ -89,6 +89,8 @@ class Stack {
   // Shared by history and candidates. `inner` is z after the pre-norm and the latent projection where configured.
   struct Scratch;
   const float* Inner(const LayerWeights& w, const float* x, size_t rows, Scratch* scratch) const;
+  // The bias table of the queries at scratch->q, as far as ranks up to `max_rank` read it.
+  void BiasTableOf(const LayerWeights& w, size_t rows, size_t max_rank, Scratch* scratch) const;
   void FinishLayer(const LayerWeights& w, size_t rows, Scratch* scratch, float* x) const;
 
   Config config_;

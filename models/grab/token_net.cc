@@ -108,7 +108,8 @@ absl::StatusOr<TokenNet> TokenNet::Load(const Config& config, const TensorMap& t
   return net;
 }
 
-absl::Status TokenNet::Check(const Side& side, const TokenColumns& tokens, const std::string& what) const {
+absl::Status TokenNet::Check(const Side& side, const TokenColumns& tokens, size_t first,
+                             const std::string& what) const {
   if (tokens.sparse.size() != side.sparse.size()) {
     return absl::InvalidArgumentError(absl::StrCat(what, ": ", tokens.sparse.size(), " sparse columns, the model reads ",
                                                    side.sparse.size()));
@@ -121,13 +122,14 @@ absl::Status TokenNet::Check(const Side& side, const TokenColumns& tokens, const
     const SparseColumn& column = tokens.sparse[f];
     const std::string& name = side.sparse[f].name;
     if (column.offsets.size() != tokens.rows + 1 || column.offsets.front() != 0 ||
-        column.offsets.back() != column.ids.size() || !std::is_sorted(column.offsets.begin(), column.offsets.end())) {
+        column.offsets.back() != column.ids.size() ||
+        !std::is_sorted(column.offsets.begin() + static_cast<ptrdiff_t>(first), column.offsets.end())) {
       return absl::InvalidArgumentError(absl::StrCat(what, ": offsets of field '", name, "' do not fit its ids"));
     }
-    for (uint32_t id : column.ids) {
-      if (id >= side.sparse[f].vocab) {
+    for (size_t at = column.offsets[first]; at < column.ids.size(); ++at) {
+      if (column.ids[at] >= side.sparse[f].vocab) {
         return absl::InvalidArgumentError(
-            absl::StrCat(what, ": id ", id, " of field '", name, "', vocab is ", side.sparse[f].vocab));
+            absl::StrCat(what, ": id ", column.ids[at], " of field '", name, "', vocab is ", side.sparse[f].vocab));
       }
     }
   }

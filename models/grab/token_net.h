@@ -29,9 +29,13 @@ class TokenNet {
   static absl::StatusOr<TokenNet> LoadFull(const Config& config, const TensorMap& tensors);
 
   // INVALID_ARGUMENT naming the field: wrong column counts, offsets that do not fit, ids beyond the vocabulary,
-  // non-finite numbers. `what` opens the message.
-  absl::Status CheckItem(const TokenColumns& tokens, const std::string& what) const { return Check(item_, tokens, what); }
-  absl::Status CheckUser(const TokenColumns& tokens, const std::string& what) const { return Check(user_, tokens, what); }
+  // non-finite numbers. Rows before `first` were checked before. `what` opens the message.
+  absl::Status CheckItem(const TokenColumns& tokens, size_t first, const std::string& what) const {
+    return Check(item_, tokens, first, what);
+  }
+  absl::Status CheckUser(const TokenColumns& tokens, const std::string& what) const {
+    return Check(user_, tokens, 0, what);
+  }
 
   // The user side of one token: row 0 of checked columns. Without a user side pass an empty UserPart to Run.
   struct UserPart {
@@ -61,7 +65,7 @@ class TokenNet {
   static absl::StatusOr<TokenNet> Load(const Config& config, const TensorMap& tensors, const std::string& prefix,
                                        const std::vector<SparseFieldConfig>& sparse,
                                        const std::vector<DenseFieldConfig>& dense, bool split);
-  absl::Status Check(const Side& side, const TokenColumns& tokens, const std::string& what) const;
+  absl::Status Check(const Side& side, const TokenColumns& tokens, size_t first, const std::string& what) const;
   void Pool(const Side& side, const TokenColumns& tokens, size_t first, size_t rows, float* v) const;
 
   TensorMap tensors_;  // owns the tables

@@ -57,6 +57,23 @@ TEST(Gemm, EveryTargetAgreesWithExactSums) {
   }
 }
 
+TEST(Gemm, FirstPanelLeavesEarlierColumnsAlone) {
+  Random random(35);
+  for (size_t n : {16u, 40u, 64u, 130u}) {
+    const std::vector<float> a = random.Normals(7 * 5), b = random.Normals(5 * n);
+    const PackedMatrix packed(b.data(), 5, n, n);
+    ForEachTarget([&](const KernelTable& table) {
+      std::vector<float> all(7 * n);
+      table.gemm({.a = a.data(), .lda = 5, .m = 7, .b = &packed, .c = all.data(), .ldc = n});
+      for (size_t first = 0; first <= (n + 15) / 16; ++first) {
+        std::vector<float> part(7 * n, 9.0f);
+        table.gemm({.a = a.data(), .lda = 5, .m = 7, .b = &packed, .first_panel = first, .c = part.data(), .ldc = n});
+        for (size_t i = 0; i < 7 * n; ++i) ASSERT_EQ(part[i], i % n < first * 16 ? 9.0f : all[i]) << n << ", " << first;
+      }
+    });
+  }
+}
+
 TEST(Gemm, BitsDoNotDependOnTheRowsBeside) {
   Random random(31);
   constexpr size_t kRows = 61, kWidth = 70, kColumns = 150;
