@@ -21,6 +21,8 @@ werror=OFF; [ "${CI:-}" = true ] && werror=ON
 results=build/test-results
 rm -rf "$results" && mkdir -p "$results"
 launcher=(); command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+# Lets a compiler cache serve a checkout in any folder.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 failed=0
 
 # one_tree PRESET TARGET LABELS [cmake options]: configure, build, run the tests of these labels.

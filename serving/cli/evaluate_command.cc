@@ -175,14 +175,15 @@ Latency MeasureLatency(const Evaluation& e) {
   return {ms[ms.size() / 2], ms[ms.size() * 99 / 100], ms.size()};
 }
 
-nlohmann::json Number(double value, double unit) {
-  return std::isnan(value) ? nlohmann::json(nullptr) : nlohmann::json(std::round(value / unit) * unit);
+// Rounded to 1 / `parts`; JSON has no NaN.
+nlohmann::json Number(double value, double parts) {
+  return std::isnan(value) ? nlohmann::json(nullptr) : nlohmann::json(std::round(value * parts) / parts);
 }
 
 // Baselines of the model card ({"baselines": {name: {"auc": x}}}) beside what this run measured itself.
 nlohmann::json Baselines(const Options& options, const RankingQuality& item_rate) {
   nlohmann::json baselines;
-  baselines["item_rate"] = {{"auc", Number(item_rate.auc, 1e-5)}, {"source", "live"}};
+  baselines["item_rate"] = {{"auc", Number(item_rate.auc, 1e5)}, {"source", "live"}};
   if (options.card.empty()) return baselines;
   std::ifstream file(options.card);
   const nlohmann::json card = nlohmann::json::parse(file, nullptr, false);
@@ -190,7 +191,7 @@ nlohmann::json Baselines(const Options& options, const RankingQuality& item_rate
     FailCommand(kExitFailed, options.card + ": no JSON object with \"baselines\"");
   }
   for (const auto& [name, values] : card["baselines"].items()) {
-    if (values.is_object() && values.contains("auc")) {
+    if (values.is_object() && values.contains("auc") && !baselines.contains(name)) {
       baselines[name] = {{"auc", values["auc"]}, {"source", "card"}};
     }
   }
@@ -206,16 +207,16 @@ void Run(const Options& options) {
   for (const UserHistory& user : e.users) events += user.events.size();
 
   nlohmann::json result;
-  result["auc"] = Number(scored.model.auc, 1e-5);
-  result["gauc"] = Number(scored.model.gauc, 1e-5);
-  result["log_loss"] = Number(scored.model.log_loss, 1e-5);
-  result["pcoc"] = Number(scored.model.pcoc, 1e-5);
+  result["auc"] = Number(scored.model.auc, 1e5);
+  result["gauc"] = Number(scored.model.gauc, 1e5);
+  result["log_loss"] = Number(scored.model.log_loss, 1e5);
+  result["pcoc"] = Number(scored.model.pcoc, 1e5);
   result["baselines"] = Baselines(options, scored.item_rate);
   result["users"] = e.users.size();
   result["events"] = events;
   result["held_out"] = scored.model.n;
-  result["rank_p50_ms"] = Number(latency.p50_ms, 1e-3);
-  result["rank_p99_ms"] = Number(latency.p99_ms, 1e-3);
+  result["rank_p50_ms"] = Number(latency.p50_ms, 1e3);
+  result["rank_p99_ms"] = Number(latency.p99_ms, 1e3);
   result["model"] = e.model;
   result["server"] = options.server;
   result["console"] = nullptr;
