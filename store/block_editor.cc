@@ -13,8 +13,9 @@ bool StoredLess(const StoredEvent& a, const StoredEvent& b) { return CanonicalLe
 }  // namespace
 
 absl::Status BlockEditor::Damaged(std::string_view key) const {
-  return absl::DataLossError(absl::StrCat("store ", database_->directory(), ": history record at ", ParseBlockKey(key).time_us,
-                                          " us is malformed; ", DamageAdvice(database_->directory())));
+  return absl::DataLossError(absl::StrCat("store ", database_->directory(), ": history record at ",
+                                          ParseBlockKey(key).time_us, " us is malformed; ",
+                                          DamageAdvice(database_->directory())));
 }
 
 absl::StatusOr<BlockEditor::Tail> BlockEditor::ReadTail() const {
@@ -48,7 +49,8 @@ absl::StatusOr<std::vector<StoredEvent>> BlockEditor::ReadAll() const {
   absl::StatusOr<Tail> tail = ReadTail();
   if (!tail.ok()) return tail.status();
   const auto middle = static_cast<std::ptrdiff_t>(events.size());
-  events.insert(events.end(), std::make_move_iterator(tail->events.begin()), std::make_move_iterator(tail->events.end()));
+  events.insert(events.end(), std::make_move_iterator(tail->events.begin()),
+                std::make_move_iterator(tail->events.end()));
   std::inplace_merge(events.begin(), events.begin() + middle, events.end(), StoredLess);
   return events;
 }
@@ -56,7 +58,8 @@ absl::StatusOr<std::vector<StoredEvent>> BlockEditor::ReadAll() const {
 absl::StatusOr<std::vector<std::string>> BlockEditor::ReadKeys() const {
   std::vector<std::string> keys;
   auto it = database_->Scan(Family::kHistory);
-  for (it->Seek(prefix_); it->Valid() && it->key().starts_with(prefix_); it->Next()) keys.push_back(it->key().ToString());
+  for (it->Seek(prefix_); it->Valid() && it->key().starts_with(prefix_); it->Next())
+    keys.push_back(it->key().ToString());
   if (!it->status().ok()) return FromRocks(it->status(), database_->directory());
   return keys;
 }
@@ -121,7 +124,8 @@ absl::Status BlockEditor::Apply(const std::vector<StoredEvent>& upserts, const s
   return absl::OkStatus();
 }
 
-void BlockEditor::WriteBlocks(const std::vector<StoredEvent>& events, const std::string& old_key, rocksdb::WriteBatch* batch) {
+void BlockEditor::WriteBlocks(const std::vector<StoredEvent>& events, const std::string& old_key,
+                              rocksdb::WriteBatch* batch) {
   rocksdb::ColumnFamilyHandle* history = database_->family(Family::kHistory);
   bool kept = false;
   for (size_t first = 0; first < events.size();) {
@@ -145,7 +149,8 @@ absl::StatusOr<int64_t> BlockEditor::NewestLive() const {
   if (const auto fresh = edited_.find(""); fresh != edited_.end()) scan(fresh->second);
   auto it = database_->Scan(Family::kHistory);
   for (it->SeekForPrev(MakeBlockKey(prefix_, {INT64_MAX, UINT64_MAX}));
-       newest < 0 && it->Valid() && it->key().starts_with(prefix_) && IsBlockKey(it->key().ToStringView()); it->Prev()) {
+       newest < 0 && it->Valid() && it->key().starts_with(prefix_) && IsBlockKey(it->key().ToStringView());
+       it->Prev()) {
     if (const auto edit = edited_.find(it->key().ToString()); edit != edited_.end()) {
       scan(edit->second);
       continue;

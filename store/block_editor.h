@@ -51,7 +51,8 @@ class BlockEditor {
 
   const Database* database_;
   std::string prefix_;
-  std::map<std::string, std::vector<StoredEvent>> edited_;  // old block key -> what replaces it ("" = a new first block)
+  std::map<std::string, std::vector<StoredEvent>>
+      edited_;  // old block key -> what replaces it ("" = a new first block)
   std::string found_key_;
   std::vector<StoredEvent> found_;
 };

@@ -21,7 +21,8 @@ class Catalog {
   virtual ~Catalog() = default;
   // All or nothing, durable when OK. Changing an immutable field of a known item: FAILED_PRECONDITION naming it, unless
   // allow_immutable_change (an offline re-import under a new feature version).
-  virtual absl::Status Upsert(std::string_view ns, std::span<const Item> items, bool allow_immutable_change = false) = 0;
+  virtual absl::Status Upsert(std::string_view ns, std::span<const Item> items,
+                              bool allow_immutable_change = false) = 0;
   // nullptr if unknown. The pointer keeps the item alive.
   virtual std::shared_ptr<const Item> Find(std::string_view ns, uint64_t item_id) const = 0;
   // Visits a consistent snapshot in id order; stop by returning false.

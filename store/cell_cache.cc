@@ -23,8 +23,8 @@ ItemCounts ToCounts(const std::vector<Cell>& sums) {
       counts.exposures = static_cast<uint64_t>(cell.count);
     } else {
       const uint32_t code = cell.outcome - 1;
-      counts.cells.push_back({static_cast<uint16_t>(code / 16), static_cast<uint8_t>(code % 16),
-                              static_cast<uint64_t>(cell.count)});
+      counts.cells.push_back(
+          {static_cast<uint16_t>(code / 16), static_cast<uint8_t>(code % 16), static_cast<uint64_t>(cell.count)});
     }
   }
   return counts;
@@ -32,8 +32,9 @@ ItemCounts ToCounts(const std::vector<Cell>& sums) {
 
 // Sums before end_hour, from whichever side has fewer cells to add.
 std::vector<Cell> SumBefore(const std::vector<Cell>& cells, const std::vector<Cell>& totals, int64_t end_hour) {
-  const auto end = std::lower_bound(cells.begin(), cells.end(), end_hour,
-                                    [](const Cell& cell, int64_t hour) { return static_cast<int64_t>(cell.hour) < hour; });
+  const auto end = std::lower_bound(cells.begin(), cells.end(), end_hour, [](const Cell& cell, int64_t hour) {
+    return static_cast<int64_t>(cell.hour) < hour;
+  });
   if (end - cells.begin() <= cells.end() - end) return TotalsOf({cells.begin(), end});
   std::vector<Cell> sums(end, cells.end());
   for (Cell& cell : sums) cell.count = -cell.count;

@@ -101,7 +101,8 @@ void NormaliseCells(std::vector<Cell>* cells) {
   size_t kept = 0;
   for (size_t i = 0; i < cells->size();) {
     Cell sum = (*cells)[i++];
-    while (i < cells->size() && (*cells)[i].hour == sum.hour && (*cells)[i].outcome == sum.outcome) sum.count += (*cells)[i++].count;
+    while (i < cells->size() && (*cells)[i].hour == sum.hour && (*cells)[i].outcome == sum.outcome)
+      sum.count += (*cells)[i++].count;
     if (sum.count != 0) (*cells)[kept++] = sum;
   }
   cells->resize(kept);

@@ -119,7 +119,8 @@ Plan Choose(std::span<const uint64_t> values) {
     plan.Offer(ColumnMode::kAscending, bytes);
   } else {
     size_t bytes = VarintSize(values[0]);
-    for (size_t i = 1; i < values.size(); ++i) bytes += VarintSize(ZigZag(static_cast<int64_t>(values[i] - values[i - 1])));
+    for (size_t i = 1; i < values.size(); ++i)
+      bytes += VarintSize(ZigZag(static_cast<int64_t>(values[i] - values[i - 1])));
     plan.Offer(ColumnMode::kDelta, bytes);
   }
   for (const uint64_t value : values) {

@@ -12,8 +12,8 @@ namespace backstory {
 
 // First byte of a column. Persisted: values never change meaning.
 enum class ColumnMode : uint8_t {
-  kConstant = 0,    // varint value
-  kPacked = 1,      // varint minimum, width byte w <= 56, then rows x w bits of (value - minimum), little-endian bit order
+  kConstant = 0,  // varint value
+  kPacked = 1,  // varint minimum, width byte w <= 56, then rows x w bits of (value - minimum), little-endian bit order
   kAscending = 2,   // non-decreasing: scale byte (0, 1, 2: 1, 10^3, 10^6), varint first / scale, varint steps / scale
   kDelta = 3,       // varint first, zigzag varint differences modulo 2^64
   kRaw = 4,         // rows x 8 bytes

@@ -16,15 +16,16 @@ namespace backstory {
 class Committer {
  public:
   virtual ~Committer() = default;
-  // Makes what the changes since the last call have prepared visible, and durable if `sync`. After an error nothing of the
-  // group counts as acknowledged, and the committer has forgotten whatever it assumed of it.
+  // Makes what the changes since the last call have prepared visible, and durable if `sync`. After an error nothing of
+  // the group counts as acknowledged, and the committer has forgotten whatever it assumed of it.
   virtual absl::Status Commit(bool sync) = 0;
 };
 
 // Thread-safe. While one group is being synced the next one gathers, so throughput grows with the number of callers.
 class CommitQueue {
  public:
-  // A change prepares its writes on the commit thread. Its error is its caller's alone: it must then have prepared nothing.
+  // A change prepares its writes on the commit thread. Its error is its caller's alone: it must then have prepared
+  // nothing.
   using Change = std::function<absl::Status()>;
 
   explicit CommitQueue(Committer* committer);

@@ -36,7 +36,9 @@ std::string BareName(const std::string& name) { return name.starts_with("/") ? n
 class Database::Listener : public rocksdb::EventListener {
  public:
   explicit Listener(Database* database) : database_(database) {}
-  void OnFlushCompleted(rocksdb::DB* /*db*/, const rocksdb::FlushJobInfo& /*info*/) override { database_->MarkRecordStale(); }
+  void OnFlushCompleted(rocksdb::DB* /*db*/, const rocksdb::FlushJobInfo& /*info*/) override {
+    database_->MarkRecordStale();
+  }
   void OnCompactionCompleted(rocksdb::DB* /*db*/, const rocksdb::CompactionJobInfo& /*info*/) override {
     database_->MarkRecordStale();
   }
@@ -75,13 +77,13 @@ absl::StatusOr<ReadOnlyFiles> OpenFilesReadOnly(const StoreOptions& options, roc
   base.info_log = std::make_shared<SilentLogger>();
   ReadOnlyFiles files;
   rocksdb::DB* db = nullptr;
-  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(base, options.directory, FamilyDescriptors(options, base, false),
-                                                              &files.handles, &db);
+  const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(
+      base, options.directory, FamilyDescriptors(options, base, false), &files.handles, &db);
   files.db.reset(db);
   if (status.ok()) return files;
   if (status.IsInvalidArgument()) {  // a column family that the MANIFEST does not know
-    return absl::DataLossError(absl::StrCat(options.directory, ": MANIFEST: ", status.ToString(), "; ",
-                                            DamageAdvice(options.directory)));
+    return absl::DataLossError(
+        absl::StrCat(options.directory, ": MANIFEST: ", status.ToString(), "; ", DamageAdvice(options.directory)));
   }
   return FromRocks(status, options.directory);
 }
@@ -93,8 +95,8 @@ absl::StatusOr<IntegrityRecord> CheckStore(const StoreOptions& options, rocksdb:
   if (!watermark.ok()) return watermark.status();
   absl::StatusOr<ReadOnlyFiles> files = OpenFilesReadOnly(options, env);
   if (!files.ok()) return files.status();
-  const absl::Status same = CheckAgainstLive(options.directory, *record, files->LiveSsts(),
-                                             files->db->GetLatestSequenceNumber(), *watermark);
+  const absl::Status same =
+      CheckAgainstLive(options.directory, *record, files->LiveSsts(), files->db->GetLatestSequenceNumber(), *watermark);
   if (!same.ok()) return same;
   return record;
 }
@@ -172,7 +174,8 @@ absl::Status Database::OpenForWriting(DirectoryState found) {
   base.sst_file_manager.reset(rocksdb::NewSstFileManager(env_, base.info_log, "", 0, true, &rocks_status));
   rocksdb::DB* db = nullptr;
   if (rocks_status.ok()) {
-    rocks_status = rocksdb::DB::Open(base, options_.directory, FamilyDescriptors(options_, base, false), &handles_, &db);
+    rocks_status =
+        rocksdb::DB::Open(base, options_.directory, FamilyDescriptors(options_, base, false), &handles_, &db);
   }
   db_.reset(db);
   if (!rocks_status.ok()) return FromRocks(rocks_status, options_.directory);
@@ -194,7 +197,8 @@ absl::Status Database::PrepareMeta(bool created) {
     return absl::OkStatus();
   }
   if (!created) {
-    return absl::DataLossError(absl::StrCat(directory(), ": the record of secrets is missing; ", DamageAdvice(directory())));
+    return absl::DataLossError(
+        absl::StrCat(directory(), ": the record of secrets is missing; ", DamageAdvice(directory())));
   }
   std::string secret(kSecretBytes, '\0');
   if (RAND_bytes(reinterpret_cast<unsigned char*>(secret.data()), static_cast<int>(secret.size())) != 1) {
@@ -271,6 +275,8 @@ absl::Status Database::Write(rocksdb::WriteBatch* batch, bool sync) {
 }
 
 absl::Status Database::SyncLog() {
+  // RocksDB asserts, in Debian's build too, that a log whose write failed is not synced before recovery replaced it.
+  if (absl::Status health = Health(); !health.ok()) return health;
   unsynced_ = false;
   const uint64_t sequence = db_->GetLatestSequenceNumber();
   const rocksdb::Status status = db_->SyncWAL();
@@ -289,25 +295,40 @@ absl::Status Database::EnsureSynced() {
   return db_->GetLatestSequenceNumber() > acknowledged_ ? SyncLog() : absl::OkStatus();
 }
 
+absl::Status Database::DescribeFiles(IntegrityRecord* record) const {
+  constexpr int kTriesMax = 100;  // a flush or compaction may end between the two calls
+  for (int tries = 0; tries < kTriesMax; ++tries) {
+    std::vector<std::string> names;
+    uint64_t manifest_bytes = 0;
+    const rocksdb::Status status = db_->GetLiveFiles(names, &manifest_bytes, /*flush_memtable=*/false);
+    if (!status.ok()) return FromRocks(status, directory());
+    std::vector<rocksdb::LiveFileMetaData> files;
+    db_->GetLiveFilesMetaData(&files);
+    record->ssts.clear();
+    for (const auto& file : files) {
+      record->ssts[BareName(file.name)] = {file.size, absl::BytesToHexString(file.file_checksum)};
+    }
+    size_t ssts = 0;
+    bool known = true;
+    for (const std::string& path : names) {
+      const std::string name = BareName(path);
+      if (name.starts_with("MANIFEST-")) record->manifest = name;
+      if (!name.ends_with(".sst")) continue;
+      ++ssts;
+      known = known && record->ssts.contains(name);
+    }
+    record->manifest_bytes = manifest_bytes;
+    if (known && ssts == record->ssts.size()) return absl::OkStatus();
+  }
+  return absl::UnavailableError("live files kept changing");
+}
+
 absl::Status Database::WriteRecord(IntegrityRecord::State state) {
   std::lock_guard<std::mutex> lock(record_mutex_);
-  std::vector<rocksdb::LiveFileStorageInfo> files;
-  rocksdb::LiveFilesStorageInfoOptions what;
-  what.include_checksum_info = true;
-  what.wal_size_for_flush = UINT64_MAX;  // do not flush
   IntegrityRecord record;
   record.state = state;
   record.sequence = acknowledged_;
-  const rocksdb::Status status = db_->GetLiveFilesStorageInfo(what, &files);
-  if (!status.ok()) return FromRocks(status, directory());
-  for (const auto& file : files) {
-    if (file.file_type == rocksdb::kTableFile) {
-      record.ssts[BareName(file.relative_filename)] = {file.size, absl::BytesToHexString(file.file_checksum)};
-    } else if (file.file_type == rocksdb::kDescriptorFile) {
-      record.manifest = BareName(file.relative_filename);
-      record.manifest_bytes = file.size;
-    }
-  }
+  if (absl::Status status = DescribeFiles(&record); !status.ok()) return status;
   absl::StatusOr<uint64_t> hash = HashFilePrefix(directory() + "/" + record.manifest, record.manifest_bytes);
   if (!hash.ok()) return hash.status();
   record.manifest_hash = *hash;
@@ -333,7 +354,8 @@ void Database::Maintain() {
     lock.unlock();
     if (unsynced_) (void)SyncLog();  // a failure is the next writer's failure too, and Health()
     const bool failed = stale && !WriteRecord(IntegrityRecord::State::kOpen).ok();
-    if (const auto now = std::chrono::steady_clock::now(); now >= next_watermark_sync && acknowledged_ != synced_watermark) {
+    if (const auto now = std::chrono::steady_clock::now();
+        now >= next_watermark_sync && acknowledged_ != synced_watermark) {
       synced_watermark = acknowledged_;
       (void)watermark_.Sync();
       next_watermark_sync = now + std::chrono::seconds(1);
@@ -348,7 +370,9 @@ void Database::Maintain() {
 
 absl::Status Database::Checkpoint(const std::string& target) {
   std::error_code error;
-  if (fs::exists(target, error)) return absl::AlreadyExistsError(absl::StrCat("checkpoint directory ", target, " exists"));
+  if (absl::Status health = Health(); !health.ok()) return health;
+  if (fs::exists(target, error))
+    return absl::AlreadyExistsError(absl::StrCat("checkpoint directory ", target, " exists"));
   const std::string partial = target + ".partial";
   fs::remove_all(partial, error);
   rocksdb::Checkpoint* made = nullptr;

@@ -47,11 +47,12 @@ class Database {
   // false if absent.
   absl::StatusOr<bool> Get(Family f, const std::string& key, std::string* value,
                            const rocksdb::Snapshot* snapshot = nullptr) const;
-  std::unique_ptr<rocksdb::Iterator> Scan(Family f, const rocksdb::Snapshot* snapshot = nullptr, bool bulk = false) const;
+  std::unique_ptr<rocksdb::Iterator> Scan(Family f, const rocksdb::Snapshot* snapshot = nullptr,
+                                          bool bulk = false) const;
 
   // Atomic. With sync, durable and the watermark raised when it returns OK.
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
-  absl::Status SyncLog();
+  absl::Status SyncLog();       // fails at once while Health() does
   absl::Status EnsureSynced();  // SyncLog if anything written is not yet acknowledged as durable
 
   // Copies the store as it is now; see HistoryStore::Checkpoint.
@@ -71,6 +72,7 @@ class Database {
   absl::Status OpenForWriting(DirectoryState found);
   absl::Status OpenReadOnly();
   absl::Status PrepareMeta(bool created);
+  absl::Status DescribeFiles(IntegrityRecord* record) const;  // MANIFEST and live SSTs of one moment
   absl::Status WriteRecord(IntegrityRecord::State state);
   void Maintain();
   void MarkRecordStale();
@@ -89,7 +91,7 @@ class Database {
   std::atomic<uint64_t> syncs_{0};
   std::atomic<bool> unsynced_{false};
 
-  std::mutex record_mutex_;  // one writer of the record at a time
+  std::mutex record_mutex_;   // one writer of the record at a time
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable wake_;
   bool stopping_ = false;
@@ -100,8 +102,8 @@ class Database {
 
 // RocksDB options shared by all who open a store's files: verify and repair as well.
 rocksdb::Options BaseOptions(const StoreOptions& options, rocksdb::Env* env);
-std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOptions& options, const rocksdb::Options& base,
-                                                               bool compactions);
+std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOptions& options,
+                                                               const rocksdb::Options& base, bool compactions);
 
 // A store's files opened by RocksDB without changing them.
 struct ReadOnlyFiles {

@@ -22,9 +22,21 @@ constexpr size_t kEmbeddingMax = 16;
 
 // The numeric columns of every row, in the order they are written.
 enum Column : size_t {
-  kTime, kId, kSeq, kIngest, kFlags, kRevision, kItem, kRequest, kPosition, kAction, kValue,
+  kTime,
+  kId,
+  kSeq,
+  kIngest,
+  kFlags,
+  kRevision,
+  kItem,
+  kRequest,
+  kPosition,
+  kAction,
+  kValue,
   kExposure,  // 0 none, 1 raw (next entry of the raw list), else 2 + zigzag(row - row of the exposure)
-  kScene, kContextCount, kEmbeddingCount,
+  kScene,
+  kContextCount,
+  kEmbeddingCount,
   kColumns
 };
 
@@ -116,7 +128,8 @@ bool ReadLists(ByteReader* reader, Columns* c) {
   if (fields > 0) {
     if (!ReadStrings(reader, &c->names) || !ReadNumbers(reader, fields, &c->name_codes)) return false;
     if (!ReadStrings(reader, &c->values) || !ReadNumbers(reader, fields, &c->value_codes)) return false;
-    if (!CodesInside(c->name_codes, c->names.size()) || !CodesInside(c->value_codes, c->values.size())) return reader->Fail();
+    if (!CodesInside(c->name_codes, c->names.size()) || !CodesInside(c->value_codes, c->values.size()))
+      return reader->Fail();
   }
   return ReadNumbers(reader, embeddings, &c->embeddings);
 }
@@ -236,7 +249,8 @@ std::string EncodeBlock(std::span<const StoredEvent> events) {
     const Event& e = events[row].event;
     live += !e.tombstone;
     max_seq = std::max(max_seq, events[row].seq);
-    numbers[kScene][row] = row > 0 && e.scene == events[row - 1].event.scene ? numbers[kScene][row - 1] : scenes.Add(e.scene);
+    numbers[kScene][row] =
+        row > 0 && e.scene == events[row - 1].event.scene ? numbers[kScene][row - 1] : scenes.Add(e.scene);
     for (const ContextField& field : e.context) {
       name_codes.push_back(names.Add(field.name));
       value_codes.push_back(values.Add(field.value));

@@ -128,8 +128,9 @@ absl::Status DirectoryLock::Acquire(const std::string& directory, bool exclusive
   const ssize_t n = pread(fd_, holder, sizeof(holder) - 1, 0);
   std::string pid(holder, n > 0 ? static_cast<size_t>(n) : 0);
   while (!pid.empty() && pid.back() == '\n') pid.pop_back();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "store ", directory, " is in use by process ", pid.empty() ? "(unknown)" : pid, "; stop it or open another directory"));
+  return absl::FailedPreconditionError(absl::StrCat("store ", directory, " is in use by process ",
+                                                    pid.empty() ? "(unknown)" : pid,
+                                                    "; stop it or open another directory"));
 }
 
 }  // namespace backstory

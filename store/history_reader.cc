@@ -85,7 +85,8 @@ absl::Status HistoryReader::ReadTail(const UserRecord& record, uint64_t after_se
 }
 
 absl::Status HistoryReader::ReadChangedBlocks(const UserRecord& record, uint64_t after_seq,
-                                              const rocksdb::Snapshot* snapshot, std::vector<StoredEvent>* events) const {
+                                              const rocksdb::Snapshot* snapshot,
+                                              std::vector<StoredEvent>* events) const {
   const std::string prefix = Prefix(record.user);
   auto it = database_->Scan(Family::kHistory, snapshot);
   for (it->Seek(MakeBlockKey(prefix, {})); it->Valid() && it->key().starts_with(prefix); it->Next()) {
@@ -113,7 +114,8 @@ absl::StatusOr<HistoryTail> HistoryReader::Tail(const UserKey& user, uint64_t af
   }
   std::vector<StoredEvent> events;
   if (after_seq < record->merged_seq) {
-    if (absl::Status status = ReadChangedBlocks(*record, after_seq, snapshot.get(), &events); !status.ok()) return status;
+    if (absl::Status status = ReadChangedBlocks(*record, after_seq, snapshot.get(), &events); !status.ok())
+      return status;
   }
   if (absl::Status status = ReadTail(*record, after_seq, snapshot.get(), &events); !status.ok()) return status;
   std::erase_if(events, [after_seq](const StoredEvent& e) { return e.seq <= after_seq || e.event.tombstone; });
@@ -144,7 +146,8 @@ absl::StatusOr<HistoryStore::Snapshot> HistoryReader::Read(const UserKey& user, 
   auto it = database_->Scan(Family::kHistory, snapshot.get());
   const int64_t last_us = range.as_of.event_time_us == INT64_MAX ? INT64_MAX : range.as_of.event_time_us - 1;
   if (last_us < 0) return result;
-  for (it->SeekForPrev(MakeBlockKey(prefix, {last_us, UINT64_MAX})); it->Valid() && it->key().starts_with(prefix); it->Prev()) {
+  for (it->SeekForPrev(MakeBlockKey(prefix, {last_us, UINT64_MAX})); it->Valid() && it->key().starts_with(prefix);
+       it->Prev()) {
     std::vector<Event>& block = blocks.emplace_back();
     block.reserve(1024);
     if (!DecodeVisible(it->value().ToStringView(), filter, &block)) return Damaged(user);

@@ -19,14 +19,15 @@ namespace backstory {
 
 // A user within a namespace. Ids are opaque bytes, 1..256; the wire's 64-bit ids arrive as decimal text.
 struct UserKey {
-  std::string ns;    // [a-z0-9_-]{1,64}
+  std::string ns;  // [a-z0-9_-]{1,64}
   std::string user;
   bool operator==(const UserKey&) const = default;
   auto operator<=>(const UserKey&) const = default;
 };
 
 inline constexpr int kSlotCount = 16384;
-// CRC16 (XMODEM, as Redis Cluster; a non-empty {tag} is hashed alone) of the user id, modulo kSlotCount. First in every key.
+// CRC16 (XMODEM, as Redis Cluster; a non-empty {tag} is hashed alone) of the user id, modulo kSlotCount. First in every
+// key.
 int SlotOf(std::string_view user);
 
 enum class Durability {
@@ -64,15 +65,15 @@ struct UserHead {
 // Events of one user that changed since a sequence number: what a cached state lacks.
 struct HistoryTail {
   UserHead head;
-  std::vector<Event> events;    // live events committed after `after_seq`, canonical order
+  std::vector<Event> events;              // live events committed after `after_seq`, canonical order
   int64_t oldest_changed_us = INT64_MAX;  // every change since after_seq is at or after this time
   bool rebuild = false;  // the epoch changed or the log no longer reaches back: read the history instead
 };
 
 struct HistoryRange {
   AsOf as_of;
-  int64_t from_us = 0;                // inclusive
-  uint64_t newest = UINT64_MAX;       // at most this many, the newest ones
+  int64_t from_us = 0;           // inclusive
+  uint64_t newest = UINT64_MAX;  // at most this many, the newest ones
   bool include_tombstones = false;
 };
 
@@ -86,14 +87,14 @@ struct DeleteSelector {
   bool has_item = false;
 };
 
-// Thread-safe. Every call that names a user whose slot this store does not own returns FAILED_PRECONDITION with slot and
-// owner. Damage is DATA_LOSS naming the file and the next command; a full disk RESOURCE_EXHAUSTED; never UNKNOWN.
+// Thread-safe. Every call that names a user whose slot this store does not own returns FAILED_PRECONDITION with slot
+// and owner. Damage is DATA_LOSS naming the file and the next command; a full disk RESOURCE_EXHAUSTED; never UNKNOWN.
 class HistoryStore {
  public:
   virtual ~HistoryStore() = default;
 
-  // Events of one user. Idempotent by (event_id, revision). Durable per `durability` when it returns OK. `now_us` is the
-  // ingest time; events more than 24 h after it are rejected (INVALID_ARGUMENT semantics, per event).
+  // Events of one user. Idempotent by (event_id, revision). Durable per `durability` when it returns OK. `now_us` is
+  // the ingest time; events more than 24 h after it are rejected (INVALID_ARGUMENT semantics, per event).
   virtual absl::StatusOr<AppendResult> Append(const UserKey& user, std::span<const Event> events, int64_t now_us,
                                               Durability durability) = 0;
   // Several users in one commit (bulk import, AppendStream). Results in order of `batches`.

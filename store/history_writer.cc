@@ -9,8 +9,8 @@
 namespace backstory {
 namespace {
 
-// A user's newest events sit in one small record per commit until there are this many, then they are merged into blocks.
-// More means less rewriting and more records to read.
+// A user's newest events sit in one small record per commit until there are this many, then they are merged into
+// blocks. More means less rewriting and more records to read.
 constexpr uint32_t kTailEventsMax = 256;
 constexpr uint32_t kTailRecordsMax = 64;
 
@@ -41,11 +41,19 @@ EventOutcome Decide(const Event* stored, const Event& incoming) {
 
 void Count(EventOutcome outcome, AppendResult* result) {
   switch (outcome) {
-    case EventOutcome::kAccepted: ++result->accepted; return;
+    case EventOutcome::kAccepted:
+      ++result->accepted;
+      return;
     case EventOutcome::kDuplicate:
-    case EventOutcome::kStale: ++result->duplicate; return;
-    case EventOutcome::kConflict: ++result->conflict; return;
-    case EventOutcome::kRejected: ++result->rejected; return;
+    case EventOutcome::kStale:
+      ++result->duplicate;
+      return;
+    case EventOutcome::kConflict:
+      ++result->conflict;
+      return;
+    case EventOutcome::kRejected:
+      ++result->rejected;
+      return;
   }
 }
 
@@ -59,7 +67,8 @@ std::string EncodeTotals(const StoreTotals& totals) {
 
 bool DecodeTotals(std::string_view bytes, StoreTotals* totals) {
   ByteReader reader(bytes);
-  return reader.ReadVarint(&totals->users) && reader.ReadVarint(&totals->events) && reader.ReadVarint(&totals->retained);
+  return reader.ReadVarint(&totals->users) && reader.ReadVarint(&totals->events) &&
+         reader.ReadVarint(&totals->retained);
 }
 
 absl::Status HistoryWriter::Load() {
@@ -87,8 +96,9 @@ absl::StatusOr<HistoryWriter::Entry*> HistoryWriter::FindRaw(const UserKey& user
   if (!found.ok()) return found.status();
   entry.exists = *found;
   if (*found && (!DecodeUserRecord(value, &entry.record) || entry.record.user != user)) {
-    return absl::DataLossError(absl::StrCat("store ", database_->directory(), ": head record in slot ", SlotOf(user.user),
-                                            " is malformed; ", DamageAdvice(database_->directory())));
+    return absl::DataLossError(absl::StrCat("store ", database_->directory(), ": head record in slot ",
+                                            SlotOf(user.user), " is malformed; ",
+                                            DamageAdvice(database_->directory())));
   }
   entry.record.user = user;
   for (size_t i = 0; !entry.exists && i < database_->secrets().size(); ++i) {
@@ -105,6 +115,7 @@ absl::StatusOr<HistoryWriter::Entry*> HistoryWriter::FindRaw(const UserKey& user
   Entry* added = &entries_.front();
   added->self = entries_.begin();
   by_prefix_[prefix] = added;
+  Account(added);
   return added;
 }
 
@@ -133,6 +144,7 @@ absl::Status HistoryWriter::LoadIds(Entry* entry) {
     for (size_t i = 0; i < ids.size(); ++i) entry->ids.emplace(ids[i], times[i]);
   }
   entry->ids_loaded = true;
+  Account(entry);
   return absl::OkStatus();
 }
 
@@ -140,7 +152,8 @@ absl::Status HistoryWriter::FlushIfTouched(const Entry& entry) {
   return touched_.contains(entry.prefix) ? Flush() : absl::OkStatus();
 }
 
-absl::StatusOr<std::optional<StoredEvent>> HistoryWriter::Lookup(const Entry& entry, uint64_t event_id, BlockEditor* editor,
+absl::StatusOr<std::optional<StoredEvent>> HistoryWriter::Lookup(const Entry& entry, uint64_t event_id,
+                                                                 BlockEditor* editor,
                                                                  std::optional<BlockEditor::Tail>* tail) {
   const auto id = entry.ids.find(event_id);
   if (id == entry.ids.end()) return std::nullopt;
@@ -158,8 +171,8 @@ absl::StatusOr<std::optional<StoredEvent>> HistoryWriter::Lookup(const Entry& en
   return editor->Find(key);
 }
 
-absl::StatusOr<EventOutcome> HistoryWriter::Consider(const Entry& entry, Event event, Changes* changes, BlockEditor* editor,
-                                                     std::optional<BlockEditor::Tail>* tail) {
+absl::StatusOr<EventOutcome> HistoryWriter::Consider(const Entry& entry, Event event, Changes* changes,
+                                                     BlockEditor* editor, std::optional<BlockEditor::Tail>* tail) {
   if (event.tombstone) event = Scrubbed(event);
   if (event.value == 0) event.value = 0;  // one zero: -0 and 0 are the same content
   if (const auto pending = changes->index.find(event.event_id); pending != changes->index.end()) {
@@ -205,8 +218,8 @@ absl::Status HistoryWriter::Append(const UserKey& user, std::span<const Event> e
                                           " is not after the deletion of this user at ", record.refuse_until_us);
       } else if (KeyOf(events[i]) < record.floor) {
         outcome = EventOutcome::kRejected;
-        result->reasons[i] = absl::StrCat("time_us: ", events[i].time_us, " is before what retention keeps, ",
-                                          record.floor.time_us);
+        result->reasons[i] =
+            absl::StrCat("time_us: ", events[i].time_us, " is before what retention keeps, ", record.floor.time_us);
       } else {
         Event event = events[i];
         if (!keep_ingest) event.ingest_time_us = now_us;
@@ -337,6 +350,10 @@ void HistoryWriter::PutRecord(Entry* entry) {
 
 void HistoryWriter::Touch(Entry* entry) {
   touched_.insert(entry->prefix);
+  Account(entry);
+}
+
+void HistoryWriter::Account(Entry* entry) {
   bytes_ += entry->bytes() - entry->accounted;
   entry->accounted = entry->bytes();
 }

@@ -40,8 +40,8 @@ class HistoryWriter : public Committer {
       : database_(database), cells_(cells), cache_bytes_(cache_bytes) {}
   absl::Status Load();  // the totals; call once
 
-  // Appends the events that `result` does not already reject. keep_ingest: imported events keep their ingest time and are
-  // refused by it where the user was deleted.
+  // Appends the events that `result` does not already reject. keep_ingest: imported events keep their ingest time and
+  // are refused by it where the user was deleted.
   absl::Status Append(const UserKey& user, std::span<const Event> events, int64_t now_us, bool keep_ingest,
                       AppendResult* result);
   absl::StatusOr<uint64_t> DeleteEvents(const UserKey& user, const DeleteSelector& what, int64_t now_us);
@@ -98,6 +98,7 @@ class HistoryWriter : public Committer {
   void PutRecord(Entry* entry);
   void AddCell(const std::string& ns, const Event& event, int64_t change);
   void Touch(Entry* entry);
+  void Account(Entry* entry);  // keeps bytes_ right after an entry grew
   void Drop(const std::string& prefix);
   void EmitCells();
   absl::Status WriteBatch(bool sync);
@@ -116,7 +117,8 @@ class HistoryWriter : public Committer {
   // Prepared since the last Flush.
   rocksdb::WriteBatch batch_;
   std::unordered_set<std::string> touched_;
-  std::unordered_map<std::string, std::pair<std::string, std::vector<Cell>>> pending_cells_;  // key -> item prefix, changes
+  std::unordered_map<std::string, std::pair<std::string, std::vector<Cell>>>
+      pending_cells_;    // key -> item prefix, changes
   absl::Status failed_;  // a Flush of this group failed: so does the group
 };
 

@@ -171,7 +171,8 @@ absl::StatusOr<uint64_t> HistoryWriter::Retain(const UserKey& user, uint64_t kee
   for (const std::string& key : *keys) batch_.Delete(history, key);
   for (size_t i = kept_from; i < events->size(); i += kBlockRowsTarget) {
     const size_t rows = std::min(kBlockRowsTarget, events->size() - i);
-    batch_.Put(history, MakeBlockKey(entry->prefix, KeyOf((*events)[i].event)), EncodeBlock({events->data() + i, rows}));
+    batch_.Put(history, MakeBlockKey(entry->prefix, KeyOf((*events)[i].event)),
+               EncodeBlock({events->data() + i, rows}));
   }
   if (kept_from < events->size()) {
     record.floor = KeyOf((*events)[kept_from].event);

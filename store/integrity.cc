@@ -132,7 +132,8 @@ absl::StatusOr<IntegrityRecord> ParseIntegrity(std::string_view text) {
       }
       if (record.format_version > kStoreFormatVersion) {
         return absl::FailedPreconditionError(absl::StrCat("store format version ", record.format_version,
-                                                          " is newer than this binary supports (", kStoreFormatVersion, ")"));
+                                                          " is newer than this binary supports (", kStoreFormatVersion,
+                                                          ")"));
       }
       first = false;
     } else if (!ParseLine(words, &record)) {
@@ -177,8 +178,9 @@ absl::StatusOr<DirectoryState> InspectDirectory(const std::string& directory) {
   if (!fs::exists(directory, error)) return DirectoryState::kAbsent;
   absl::StatusOr<std::vector<std::string>> names = ListDirectory(directory);
   if (!names.ok()) return names.status();
-  const bool empty = std::all_of(names->begin(), names->end(),
-                                 [](const std::string& name) { return name == "PROCESS_LOCK" || name == "lost+found"; });
+  const bool empty = std::all_of(names->begin(), names->end(), [](const std::string& name) {
+    return name == "PROCESS_LOCK" || name == "lost+found";
+  });
   return empty ? DirectoryState::kEmpty : DirectoryState::kStore;
 }
 
@@ -192,12 +194,14 @@ absl::StatusOr<IntegrityRecord> CheckFiles(const std::string& directory) {
     return Damaged(directory, "CURRENT", absl::StrCat("names ", *current, " but ", record->manifest, " was in use"));
   }
   if (!same_manifest && record->state == IntegrityRecord::State::kClosed) {
-    return Damaged(directory, "CURRENT", absl::StrCat("names ", *current, " but the store was closed with ", record->manifest));
+    return Damaged(directory, "CURRENT",
+                   absl::StrCat("names ", *current, " but the store was closed with ", record->manifest));
   }
   if (same_manifest) {
     const std::string path = directory + "/" + *current;
     absl::StatusOr<uint64_t> hash = HashFilePrefix(path, record->manifest_bytes);
-    if (!hash.ok()) return Damaged(directory, *current, absl::StrCat("shorter than the ", record->manifest_bytes, " bytes recorded"));
+    if (!hash.ok())
+      return Damaged(directory, *current, absl::StrCat("shorter than the ", record->manifest_bytes, " bytes recorded"));
     if (*hash != record->manifest_hash) return Damaged(directory, *current, "differs from the recorded checksum");
     std::error_code error;
     const uint64_t bytes = fs::file_size(path, error);
@@ -208,7 +212,8 @@ absl::StatusOr<IntegrityRecord> CheckFiles(const std::string& directory) {
       for (const auto& [name, file] : record->ssts) {
         const uint64_t size = fs::file_size(directory + "/" + name, error);
         if (error) return Damaged(directory, name, "missing");
-        if (size != file.bytes) return Damaged(directory, name, absl::StrCat(size, " bytes, ", file.bytes, " recorded"));
+        if (size != file.bytes)
+          return Damaged(directory, name, absl::StrCat(size, " bytes, ", file.bytes, " recorded"));
       }
     }
   }
@@ -219,23 +224,25 @@ absl::Status CheckAgainstLive(const std::string& directory, const IntegrityRecor
                               const std::map<std::string, SstFile>& live, uint64_t live_sequence, uint64_t watermark) {
   const uint64_t acknowledged = std::max(record.sequence, watermark);
   if (live_sequence < acknowledged) {
-    return Damaged(directory, "*.log", absl::StrCat("the write-ahead log ends at sequence ", live_sequence, " but ",
-                                                    acknowledged, " was acknowledged"));
+    return Damaged(directory, "*.log",
+                   absl::StrCat("the write-ahead log ends at sequence ", live_sequence, " but ", acknowledged,
+                                " was acknowledged"));
   }
   std::error_code error;
   absl::StatusOr<std::string> current = ReadCurrent(directory);
   if (!current.ok()) return current.status();
   const bool same_manifest = *current == record.manifest;
   const bool exact = same_manifest && fs::file_size(directory + "/" + *current, error) == record.manifest_bytes;
-  // A longer MANIFEST has edits made after the record, which its own checksums guard. A newer MANIFEST starts with all that
-  // was live, so it must name every recorded file: none is compacted away before the record follows.
+  // A longer MANIFEST has edits made after the record, which its own checksums guard. A newer MANIFEST starts with all
+  // that was live, so it must name every recorded file: none is compacted away before the record follows.
   if (same_manifest && !exact) return absl::OkStatus();
   for (const auto& [name, file] : record.ssts) {
     const auto it = live.find(name);
     if (it == live.end()) return Damaged(directory, *current, absl::StrCat("no longer names ", name));
     if (it->second.bytes != file.bytes) return Damaged(directory, name, "size differs from the record");
   }
-  if (exact && live.size() != record.ssts.size()) return Damaged(directory, *current, "names files that were not recorded");
+  if (exact && live.size() != record.ssts.size())
+    return Damaged(directory, *current, "names files that were not recorded");
   return absl::OkStatus();
 }
 
@@ -263,7 +270,8 @@ absl::Status Watermark::Set(uint64_t sequence) {
   const uint64_t hash = XXH3_64bits(slot, 30);
   std::snprintf(slot + 30, sizeof(slot) - 30, " %016" PRIx64 "%16s\n", hash, "");
   const off_t at = static_cast<off_t>(writes_++ % 2 * kSlotBytes);
-  if (pwrite(fd_, slot, kSlotBytes, at) != static_cast<ssize_t>(kSlotBytes)) return FileError(errno, "write", "WATERMARK");
+  if (pwrite(fd_, slot, kSlotBytes, at) != static_cast<ssize_t>(kSlotBytes))
+    return FileError(errno, "write", "WATERMARK");
   return absl::OkStatus();
 }
 

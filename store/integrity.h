@@ -1,5 +1,6 @@
-// The integrity record: what RocksDB does not notice by itself. RocksDB may open a store whose log or MANIFEST is damaged,
-// drop acknowledged data without a word and delete the files it no longer knows. So two small files stand beside it:
+// The integrity record: what RocksDB does not notice by itself. RocksDB may open a store whose log or MANIFEST is
+// damaged, drop acknowledged data without a word and delete the files it no longer knows. So two small files stand
+// beside it:
 //
 //   INTEGRITY  text, replaced by write-fsync-rename after each flush and compaction: the MANIFEST's name, length and
 //              checksum up to that length, every live SST with size and checksum, and the state of the store.
@@ -55,8 +56,8 @@ absl::StatusOr<uint64_t> HashFilePrefix(const std::string& path, uint64_t bytes)
 enum class DirectoryState { kAbsent, kEmpty, kStore };
 absl::StatusOr<DirectoryState> InspectDirectory(const std::string& directory);
 
-// With all files closed: record readable, CURRENT and MANIFEST as recorded, recorded SSTs present with their size. Returns
-// the record. Any difference that a crash cannot explain is DATA_LOSS naming the file.
+// With all files closed: record readable, CURRENT and MANIFEST as recorded, recorded SSTs present with their size.
+// Returns the record. Any difference that a crash cannot explain is DATA_LOSS naming the file.
 absl::StatusOr<IntegrityRecord> CheckFiles(const std::string& directory);
 
 // After a read-only open: what RocksDB believes to be live, against the record and the watermark.

@@ -85,9 +85,11 @@ bool DecodeItem(std::string_view bytes, Item* item) {
 }
 
 std::string WhyItemRejected(const Item& item) {
-  if (item.categories.size() > kCategoriesMax) return OverLimit("categories", item.categories.size(), kCategoriesMax, "entries");
+  if (item.categories.size() > kCategoriesMax)
+    return OverLimit("categories", item.categories.size(), kCategoriesMax, "entries");
   for (const std::string& category : item.categories) {
-    if (category.size() > kCategoryBytesMax) return OverLimit("categories", category.size(), kCategoryBytesMax, "bytes");
+    if (category.size() > kCategoryBytesMax)
+      return OverLimit("categories", category.size(), kCategoryBytesMax, "bytes");
   }
   if (item.sid.size() > kSidLevelsMax) return OverLimit("sid", item.sid.size(), kSidLevelsMax, "levels");
   if (item.title.size() > kTitleBytesMax) return OverLimit("title", item.title.size(), kTitleBytesMax, "bytes");
@@ -95,11 +97,13 @@ std::string WhyItemRejected(const Item& item) {
   if (item.numbers.size() > kMapEntriesMax) return OverLimit("numbers", item.numbers.size(), kMapEntriesMax, "entries");
   if (item.strings.size() > kMapEntriesMax) return OverLimit("strings", item.strings.size(), kMapEntriesMax, "entries");
   for (const auto& [name, value] : item.numbers) {
-    if (name.empty() || name.size() > kMapBytesMax) return absl::StrCat("numbers: a name has ", name.size(), " bytes, 1 to ", kMapBytesMax, " allowed");
+    if (name.empty() || name.size() > kMapBytesMax)
+      return absl::StrCat("numbers: a name has ", name.size(), " bytes, 1 to ", kMapBytesMax, " allowed");
     if (!std::isfinite(value)) return absl::StrCat("numbers: '", name, "' must be finite");
   }
   for (const auto& [name, value] : item.strings) {
-    if (name.empty() || name.size() > kMapBytesMax) return absl::StrCat("strings: a name has ", name.size(), " bytes, 1 to ", kMapBytesMax, " allowed");
+    if (name.empty() || name.size() > kMapBytesMax)
+      return absl::StrCat("strings: a name has ", name.size(), " bytes, 1 to ", kMapBytesMax, " allowed");
     if (value.size() > kMapBytesMax) return OverLimit("strings", value.size(), kMapBytesMax, "bytes");
   }
   return "";

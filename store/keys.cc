@@ -14,8 +14,8 @@ std::string UserHash(std::string_view secret, const UserKey& user) {
   message += user.user;
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int size = 0;
-  HMAC(EVP_sha256(), secret.data(), static_cast<int>(secret.size()), reinterpret_cast<const unsigned char*>(message.data()),
-       message.size(), digest, &size);
+  HMAC(EVP_sha256(), secret.data(), static_cast<int>(secret.size()),
+       reinterpret_cast<const unsigned char*>(message.data()), message.size(), digest, &size);
   return std::string(reinterpret_cast<const char*>(digest), kUserHashBytes);
 }
 

@@ -1,4 +1,5 @@
-// Keys of the store. Users are named by a keyed hash: a key that lingers in a log or a file list does not tell who it was.
+// Keys of the store. Users are named by a keyed hash: a key that lingers in a log or a file list does not tell who it
+// was.
 #ifndef BACKSTORY_STORE_KEYS_H_
 #define BACKSTORY_STORE_KEYS_H_
 
@@ -33,8 +34,12 @@ struct BlockKey {
 };
 std::string MakeBlockKey(std::string_view prefix, BlockKey key);
 std::string MakeTailKey(std::string_view prefix, uint64_t seq);
-inline bool IsBlockKey(std::string_view key) { return key.size() == kUserPrefixBytes + 17 && key[kUserPrefixBytes] == 'B'; }
-inline bool IsTailKey(std::string_view key) { return key.size() == kUserPrefixBytes + 9 && key[kUserPrefixBytes] == 'T'; }
+inline bool IsBlockKey(std::string_view key) {
+  return key.size() == kUserPrefixBytes + 17 && key[kUserPrefixBytes] == 'B';
+}
+inline bool IsTailKey(std::string_view key) {
+  return key.size() == kUserPrefixBytes + 9 && key[kUserPrefixBytes] == 'T';
+}
 BlockKey ParseBlockKey(std::string_view key);  // IsBlockKey
 
 }  // namespace backstory

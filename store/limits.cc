@@ -20,7 +20,8 @@ std::string WhyContextRejected(const std::vector<ContextField>& context) {
       return TooLong("context.name", field.name.size(), kContextNameBytesMax, "bytes");
     }
     if (field.value.size() > kContextValueBytesMax) {
-      return TooLong(absl::StrCat("context.value of '", field.name, "'"), field.value.size(), kContextValueBytesMax, "bytes");
+      return TooLong(absl::StrCat("context.value of '", field.name, "'"), field.value.size(), kContextValueBytesMax,
+                     "bytes");
     }
   }
   return "";

@@ -14,7 +14,7 @@ namespace backstory {
 
 inline constexpr size_t kUserBytesMax = 256;
 inline constexpr size_t kNamespaceBytesMax = 64;
-inline constexpr size_t kEventsPerAppendMax = 10'000;       // of one user batch
+inline constexpr size_t kEventsPerAppendMax = 10'000;         // of one user batch
 inline constexpr size_t kEventsPerAppendManyMax = 1'000'000;  // of all user batches of one call
 inline constexpr size_t kSceneBytesMax = 64;
 inline constexpr size_t kContextFieldsMax = 32;

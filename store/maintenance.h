@@ -16,24 +16,24 @@ struct VerifyReport {
   std::vector<std::string> problems;  // each names a file or a record; empty = sound. At most 100.
 };
 
-// Read-only. Integrity record, checksums of every block of every file, then the logic: every record decodes, blocks are in
-// order, heads agree with their events, item statistics with all events. An error only where checking is impossible
+// Read-only. Integrity record, checksums of every block of every file, then the logic: every record decodes, blocks are
+// in order, heads agree with their events, item statistics with all events. An error only where checking is impossible
 // (NOT_FOUND, FAILED_PRECONDITION if in use); damage is a problem in the report.
 absl::StatusOr<VerifyReport> VerifyStore(const std::string& directory);
 
 struct RepairReport {
   std::string damaged_moved_to;  // where the old directory is now
   uint64_t users = 0, events = 0, items = 0;
-  uint64_t unreadable = 0;       // records that could not be read or attributed to a user
+  uint64_t unreadable = 0;  // records that could not be read or attributed to a user
   std::vector<std::string> notes;
 };
 
-// Puts a copy of `checkpoint` (verified first, kept) in the store's place. What was acknowledged after it is not in it; the
-// damaged directory is kept beside it.
+// Puts a copy of `checkpoint` (verified first, kept) in the store's place. What was acknowledged after it is not in it;
+// the damaged directory is kept beside it.
 absl::StatusOr<RepairReport> RepairFromBackup(const std::string& directory, const std::string& checkpoint);
 
-// Builds a new store from every record that can still be read. What was lost is counted as far as it can be known; events
-// may be missing without being counted where a log or a file list was cut.
+// Builds a new store from every record that can still be read. What was lost is counted as far as it can be known;
+// events may be missing without being counted where a log or a file list was cut.
 absl::StatusOr<RepairReport> SalvageStore(const std::string& directory);
 
 }  // namespace backstory

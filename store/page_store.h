@@ -1,5 +1,5 @@
-// K/V pages beyond memory: opaque blobs, checksummed, disposable. The store never looks inside one; a page that is gone or
-// damaged is recomputed from the history, so losing all of them loses time, never data.
+// K/V pages beyond memory: opaque blobs, checksummed, disposable. The store never looks inside one; a page that is gone
+// or damaged is recomputed from the history, so losing all of them loses time, never data.
 #ifndef BACKSTORY_STORE_PAGE_STORE_H_
 #define BACKSTORY_STORE_PAGE_STORE_H_
 
@@ -15,10 +15,10 @@ namespace backstory {
 
 struct PageKey {
   UserKey user;
-  uint64_t state_id = 0;    // hash of every setting the page depends on
-  uint64_t epoch = 0;       // of the user's history
+  uint64_t state_id = 0;  // hash of every setting the page depends on
+  uint64_t epoch = 0;     // of the user's history
   uint32_t channel = 0;
-  uint32_t page = 0;        // index within the channel
+  uint32_t page = 0;         // index within the channel
   uint64_t prefix_hash = 0;  // rolling hash of the events the page covers; Get verifies it
 };
 

@@ -132,7 +132,8 @@ class Salvage {
         if (absl::Status status = AppendStored(record.user, stored); !status.ok()) return status;
       }
       if (!it->status().ok()) Unreadable(it->status().ToString());
-      if (found < record.stored) Unreadable(absl::StrCat(record.stored - found, " events of a user in slot ", SlotOf(record.user.user)));
+      if (found < record.stored)
+        Unreadable(absl::StrCat(record.stored - found, " events of a user in slot ", SlotOf(record.user.user)));
     }
     return absl::OkStatus();
   }
@@ -143,8 +144,8 @@ class Salvage {
     AppendResult result;
     result.outcomes.assign(events.size(), EventOutcome::kAccepted);
     result.reasons.resize(events.size());
-    const absl::Status status = core_->queue.Run(
-        [&] { return core_->writer.Append(user, events, 0, true, &result); }, false, events.size());
+    const absl::Status status =
+        core_->queue.Run([&] { return core_->writer.Append(user, events, 0, true, &result); }, false, events.size());
     report_->events += result.accepted;
     return status;
   }
@@ -153,7 +154,10 @@ class Salvage {
     for (const auto& [prefix, record] : users_) {
       if (record.alias_of.empty()) continue;
       const absl::Status status = core_->queue.Run(
-          [&] { return core_->writer.Merge(record.user, {record.user.ns, record.alias_of}); }, true, 1);
+          [&] {
+            return core_->writer.Merge(record.user, {record.user.ns, record.alias_of});
+          },
+          true, 1);
       if (!status.ok()) return status;
     }
     return absl::OkStatus();
@@ -200,13 +204,15 @@ absl::StatusOr<RepairReport> SalvageStore(const std::string& store) {
   rocksdb::Options base = BaseOptions(options, env);
   base.create_if_missing = base.create_missing_column_families = true;
   // Rebuilds the list of files from the files themselves; on the copy, because it moves away what it cannot read.
-  const rocksdb::Status rebuilt = rocksdb::RepairDB(copy, rocksdb::DBOptions(base), FamilyDescriptors(options, base, false));
+  const rocksdb::Status rebuilt =
+      rocksdb::RepairDB(copy, rocksdb::DBOptions(base), FamilyDescriptors(options, base, false));
   if (!rebuilt.ok()) return FromRocks(rebuilt, copy);
   {
     // Families that lost every file are made anew, empty.
     std::vector<rocksdb::ColumnFamilyHandle*> handles;
     rocksdb::DB* opened = nullptr;
-    const rocksdb::Status status = rocksdb::DB::Open(base, copy, FamilyDescriptors(options, base, false), &handles, &opened);
+    const rocksdb::Status status =
+        rocksdb::DB::Open(base, copy, FamilyDescriptors(options, base, false), &handles, &opened);
     const std::unique_ptr<rocksdb::DB> db(opened);
     if (!status.ok()) return FromRocks(status, copy);
     for (auto* handle : handles) db->DestroyColumnFamilyHandle(handle);

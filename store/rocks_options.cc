@@ -21,7 +21,8 @@ absl::Status FromRocks(const rocksdb::Status& status, const std::string& directo
   if (status.IsCorruption() || status.IsPathNotFound() || status.IsNotFound()) {
     return absl::DataLossError(absl::StrCat(text, "; ", DamageAdvice(directory)));
   }
-  if (status.IsInvalidArgument() || status.IsNotSupported() || status.IsMergeInProgress()) return absl::InternalError(text);
+  if (status.IsInvalidArgument() || status.IsNotSupported() || status.IsMergeInProgress())
+    return absl::InternalError(text);
   return absl::UnavailableError(text);
 }
 
@@ -29,9 +30,9 @@ rocksdb::Options BaseOptions(const StoreOptions& options, rocksdb::Env* env) {
   rocksdb::Options o;
   o.env = env;
   o.paranoid_checks = true;
-  // A prefix of the log in commit order, never a hole. What it drops is compared with the watermark: a torn tail that was
-  // never acknowledged passes, damage below the watermark refuses. (kAbsoluteConsistency would refuse every torn tail,
-  // kTolerateCorruptedTailRecords may skip a hole between two logs.)
+  // A prefix of the log in commit order, never a hole. What it drops is compared with the watermark: a torn tail that
+  // was never acknowledged passes, damage below the watermark refuses. (kAbsoluteConsistency would refuse every torn
+  // tail, kTolerateCorruptedTailRecords may skip a hole between two logs.)
   o.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   o.track_and_verify_wals_in_manifest = true;
   o.max_total_wal_size = 4 * options.write_buffer_bytes;  // bounds recovery
@@ -46,8 +47,8 @@ rocksdb::Options BaseOptions(const StoreOptions& options, rocksdb::Env* env) {
   return o;
 }
 
-std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOptions& options, const rocksdb::Options& base,
-                                                               bool compactions) {
+std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOptions& options,
+                                                               const rocksdb::Options& base, bool compactions) {
   auto cache = rocksdb::NewLRUCache(options.block_cache_bytes);
   std::vector<rocksdb::ColumnFamilyDescriptor> families;
   for (size_t i = 0; i < kFamilies; ++i) {
@@ -57,7 +58,8 @@ std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOption
     table.block_cache = cache;
     table.format_version = 5;
     table.block_size = family == Family::kHistory ? 16 << 10 : 8 << 10;
-    if (family == Family::kHeads) table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));  // unknown users: no read
+    if (family == Family::kHeads)
+      table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));   // unknown users: no read
     if (family == Family::kCells) table.block_restart_interval = 64;  // many short keys that share a prefix
     cf.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
     // Fast while young; the last level, where nearly all bytes are, small.
@@ -65,13 +67,14 @@ std::vector<rocksdb::ColumnFamilyDescriptor> FamilyDescriptors(const StoreOption
     cf.bottommost_compression = rocksdb::kZSTD;
     cf.bottommost_compression_opts.level = 3;
     cf.bottommost_compression_opts.enabled = true;
-    cf.write_buffer_size =
-        family == Family::kHistory ? options.write_buffer_bytes : std::max<size_t>(options.write_buffer_bytes / 4, 64 << 10);
+    cf.write_buffer_size = family == Family::kHistory ? options.write_buffer_bytes
+                                                      : std::max<size_t>(options.write_buffer_bytes / 4, 64 << 10);
     cf.disable_auto_compactions = !compactions;
     cf.level_compaction_dynamic_level_bytes = true;
     if (family == Family::kCells) {
       cf.merge_operator = NewCellMergeOperator();
-      cf.memtable_insert_with_hint_prefix_extractor.reset(rocksdb::NewFixedPrefixTransform(1));  // commits insert in order
+      cf.memtable_insert_with_hint_prefix_extractor.reset(
+          rocksdb::NewFixedPrefixTransform(1));  // commits insert in order
     }
     families.emplace_back(kFamilyNames[i], cf);
   }

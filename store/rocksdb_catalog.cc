@@ -76,7 +76,7 @@ class RocksDbCatalog : public Catalog {
                        std::vector<std::shared_ptr<const Item>>* changed, uint64_t* version);
 
   const std::shared_ptr<StoreCore> core_;
-  std::mutex upsert_mutex_;  // one upsert at a time, from its check to its visibility
+  std::mutex upsert_mutex_;          // one upsert at a time, from its check to its visibility
   mutable std::shared_mutex mutex_;  // guards namespaces_
   std::map<std::string, Namespace, std::less<>> namespaces_;
 };
@@ -104,8 +104,8 @@ absl::Status RocksDbCatalog::Load() {
   return absl::OkStatus();
 }
 
-absl::Status RocksDbCatalog::Prepare(const std::string& ns, const std::vector<std::shared_ptr<const Item>>& items, bool allow,
-                                     std::vector<std::shared_ptr<const Item>>* changed, uint64_t* version) {
+absl::Status RocksDbCatalog::Prepare(const std::string& ns, const std::vector<std::shared_ptr<const Item>>& items,
+                                     bool allow, std::vector<std::shared_ptr<const Item>>* changed, uint64_t* version) {
   for (const auto& item : items) {
     const std::shared_ptr<const Item> known = Find(ns, item->item_id);
     if (known != nullptr && *known == *item) continue;
@@ -132,7 +132,8 @@ absl::Status RocksDbCatalog::Upsert(std::string_view ns, std::span<const Item> i
   if (absl::Status status = CheckNamespace(ns); !status.ok()) return status;
   if (absl::Status status = core_->CheckWritable(); !status.ok()) return status;
   if (items.size() > kItemsPerUpsertMax) {
-    return absl::InvalidArgumentError(absl::StrCat("items: ", items.size(), ", at most ", kItemsPerUpsertMax, " in one call"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("items: ", items.size(), ", at most ", kItemsPerUpsertMax, " in one call"));
   }
   std::vector<std::shared_ptr<const Item>> copies;
   absl::flat_hash_map<uint64_t, size_t> seen;

@@ -27,9 +27,9 @@ class RocksDbHistoryStore : public HistoryStore {
     AppendResult result;
     if (absl::Status status = CheckWrite(user, now_us); !status.ok()) return status;
     if (absl::Status status = Validate(events, now_us, &result); !status.ok()) return status;
-    const absl::Status status = core_->queue.Run(
-        [&] { return core_->writer.Append(user, events, now_us, false, &result); }, durability == Durability::kSynced,
-        events.size());
+    const absl::Status status =
+        core_->queue.Run([&] { return core_->writer.Append(user, events, now_us, false, &result); },
+                         durability == Durability::kSynced, events.size());
     if (!status.ok()) return status;
     Count(result);
     return result;
@@ -45,12 +45,14 @@ class RocksDbHistoryStore : public HistoryStore {
       total += batches[i].events.size();
     }
     if (total > kEventsPerAppendManyMax) {
-      return absl::InvalidArgumentError(absl::StrCat("events: ", total, " in one call, at most ", kEventsPerAppendManyMax));
+      return absl::InvalidArgumentError(
+          absl::StrCat("events: ", total, " in one call, at most ", kEventsPerAppendManyMax));
     }
     const absl::Status status = core_->queue.Run(
         [&] {
           for (size_t i = 0; i < batches.size(); ++i) {
-            absl::Status appended = core_->writer.Append(batches[i].user, batches[i].events, now_us, false, &results[i]);
+            absl::Status appended =
+                core_->writer.Append(batches[i].user, batches[i].events, now_us, false, &results[i]);
             if (!appended.ok()) return appended;
           }
           return absl::OkStatus();
@@ -98,7 +100,8 @@ class RocksDbHistoryStore : public HistoryStore {
     return RunCounted([&] { return core_->writer.Retain(user, keep); });
   }
 
-  absl::Status ForEachUser(std::string_view ns, const std::function<bool(const UserKey&, const UserHead&)>& visit) override {
+  absl::Status ForEachUser(std::string_view ns,
+                           const std::function<bool(const UserKey&, const UserHead&)>& visit) override {
     if (absl::Status status = CheckNamespace(ns); !status.ok()) return status;
     return ForEachRecord("", [&](std::string_view /*key*/, const UserRecord& record) {
       return record.user.ns != ns || !record.alias_of.empty() || visit(record.user, record.head);
@@ -202,7 +205,8 @@ absl::Status RocksDbHistoryStore::ForEachRecord(
 }
 
 absl::Status RocksDbHistoryStore::ExportSlot(int slot, const std::function<absl::Status(std::string_view)>& sink) {
-  if (slot < 0 || slot >= kSlotCount) return absl::InvalidArgumentError(absl::StrCat("slot: ", slot, " is outside 0-16383"));
+  if (slot < 0 || slot >= kSlotCount)
+    return absl::InvalidArgumentError(absl::StrCat("slot: ", slot, " is outside 0-16383"));
   if (absl::Status status = core_->slots.CheckOwned(slot); !status.ok()) return status;
   uint64_t frames = 0;
   absl::Status status;
@@ -275,7 +279,8 @@ absl::Status RocksDbHistoryStore::ImportUser(FrameReader* frames, std::string_vi
 }
 
 absl::Status RocksDbHistoryStore::ImportSlot(int slot, const std::function<absl::StatusOr<std::string>()>& source) {
-  if (slot < 0 || slot >= kSlotCount) return absl::InvalidArgumentError(absl::StrCat("slot: ", slot, " is outside 0-16383"));
+  if (slot < 0 || slot >= kSlotCount)
+    return absl::InvalidArgumentError(absl::StrCat("slot: ", slot, " is outside 0-16383"));
   if (absl::Status status = core_->slots.CheckOwned(slot); !status.ok()) return status;
   if (absl::Status status = core_->CheckWritable(); !status.ok()) return status;
   FrameReader frames(source);
@@ -287,7 +292,8 @@ absl::Status RocksDbHistoryStore::ImportSlot(int slot, const std::function<absl:
     return absl::DataLossError("slot stream: does not begin as one");
   }
   if (version > kStoreFormatVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("slot stream: format version ", version, " is newer than ", kStoreFormatVersion));
+    return absl::FailedPreconditionError(
+        absl::StrCat("slot stream: format version ", version, " is newer than ", kStoreFormatVersion));
   }
   if (from_slot != static_cast<uint64_t>(slot)) {
     return absl::InvalidArgumentError(absl::StrCat("slot: the stream holds slot ", from_slot, ", not ", slot));
@@ -308,7 +314,8 @@ absl::Status RocksDbHistoryStore::ImportSlot(int slot, const std::function<absl:
               for (size_t i = 0; i + kSecretBytes <= frame->payload.size(); i += kSecretBytes) {
                 const std::string secret = frame->payload.substr(i, kSecretBytes);
                 const auto& known = core_->database->secrets();
-                if (std::find(known.begin(), known.end(), secret) == known.end()) core_->database->AddSecret(secret, batch);
+                if (std::find(known.begin(), known.end(), secret) == known.end())
+                  core_->database->AddSecret(secret, batch);
               }
               return absl::OkStatus();
             }
@@ -329,7 +336,8 @@ absl::Status RocksDbHistoryStore::ImportSlot(int slot, const std::function<absl:
   if (!frame.ok()) return frame.status();
   ByteReader end(frame->payload);
   uint64_t count = 0;
-  if (!end.ReadVarint(&count) || count + 1 != frames.frames()) return absl::DataLossError("slot stream: frames are missing");
+  if (!end.ReadVarint(&count) || count + 1 != frames.frames())
+    return absl::DataLossError("slot stream: frames are missing");
   return absl::OkStatus();
 }
 
@@ -372,7 +380,8 @@ absl::Status RocksDbHistoryStore::Compact() {
   });
   if (!visited.ok()) return visited;
   for (const UserKey& user : fold) {
-    if (absl::Status status = core_->queue.Run([&] { return core_->writer.Fold(user); }, false, 256); !status.ok()) return status;
+    if (absl::Status status = core_->queue.Run([&] { return core_->writer.Fold(user); }, false, 256); !status.ok())
+      return status;
   }
   return core_->database->CompactAll();
 }
@@ -413,7 +422,9 @@ absl::StatusOr<Store> OpenStoreWithEnv(const StoreOptions& options, rocksdb::Env
   return store;
 }
 
-absl::StatusOr<Store> OpenStore(const StoreOptions& options) { return OpenStoreWithEnv(options, rocksdb::Env::Default()); }
+absl::StatusOr<Store> OpenStore(const StoreOptions& options) {
+  return OpenStoreWithEnv(options, rocksdb::Env::Default());
+}
 
 absl::StatusOr<std::unique_ptr<HistoryStore>> OpenHistoryStore(const StoreOptions& options) {
   absl::StatusOr<Store> store = OpenStore(options);

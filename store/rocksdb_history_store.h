@@ -26,7 +26,8 @@ struct SlotRange {
 struct StoreOptions {
   // ---- Behaviour ----
 
-  // Directory of the store. Two processes never open one directory: the second gets FAILED_PRECONDITION naming the first.
+  // Directory of the store. Two processes never open one directory: the second gets FAILED_PRECONDITION naming the
+  // first.
   std::string directory;
 
   // Make a new store where the directory is absent or empty. Off, such a directory is NOT_FOUND: safer in production,
@@ -50,8 +51,8 @@ struct StoreOptions {
   // Uncompressed blocks of histories kept for reads. 4,096 events take about 60-100 KB.
   size_t block_cache_bytes = size_t{256} << 20;
 
-  // Events that live in memory before a sorted file is written, per column family of histories; also bounds the log that
-  // is replayed after a crash (about 0.5 s per 64 MiB). Most users leave this alone.
+  // Events that live in memory before a sorted file is written, per column family of histories; also bounds the log
+  // that is replayed after a crash (about 0.5 s per 64 MiB). Most users leave this alone.
   size_t write_buffer_bytes = size_t{64} << 20;
 
   // Writer's memory of heads and event ids of recently appended users (about 40 bytes an event): without it an append
@@ -72,8 +73,9 @@ struct Store {
 };
 
 // Checks the integrity record before anything is opened for writing. Errors: NOT_FOUND (no store and not
-// create_if_missing), FAILED_PRECONDITION (locked by another process, newer format version), DATA_LOSS (damage; names the
-// file and the next command; nothing was changed or deleted), RESOURCE_EXHAUSTED (disk full), INVALID_ARGUMENT (options).
+// create_if_missing), FAILED_PRECONDITION (locked by another process, newer format version), DATA_LOSS (damage; names
+// the file and the next command; nothing was changed or deleted), RESOURCE_EXHAUSTED (disk full), INVALID_ARGUMENT
+// (options).
 absl::StatusOr<Store> OpenStore(const StoreOptions& options);
 
 // The history half alone.

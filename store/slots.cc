@@ -31,8 +31,8 @@ absl::StatusOr<SlotMap> SlotMap::Create(const std::string& self, const std::vect
   int next = 0;
   for (const SlotRange& range : map.ranges_) {
     if (range.first < 0 || range.last >= kSlotCount || range.first > range.last) {
-      return absl::InvalidArgumentError(absl::StrCat("slots: range ", range.first, "-", range.last, " of '", range.owner,
-                                                     "' must lie within 0-", kSlotCount - 1));
+      return absl::InvalidArgumentError(absl::StrCat("slots: range ", range.first, "-", range.last, " of '",
+                                                     range.owner, "' must lie within 0-", kSlotCount - 1));
     }
     if (range.first < next) {
       return absl::InvalidArgumentError(absl::StrCat("slots: slot ", range.first, " is given to two owners"));
@@ -47,8 +47,8 @@ absl::Status SlotMap::CheckOwned(int slot) const {
   for (const SlotRange& range : ranges_) {
     if (slot < range.first || slot > range.last) continue;
     if (range.owner == self_) return absl::OkStatus();
-    return absl::FailedPreconditionError(
-        absl::StrCat("slot ", slot, " of this user is owned by '", range.owner, "', not by this store ('", self_, "')"));
+    return absl::FailedPreconditionError(absl::StrCat("slot ", slot, " of this user is owned by '", range.owner,
+                                                      "', not by this store ('", self_, "')"));
   }
   return absl::FailedPreconditionError(
       absl::StrCat("slot ", slot, " of this user has no owner in the slot map of this store ('", self_, "')"));

@@ -35,9 +35,9 @@ bool DecodeUserRecord(std::string_view bytes, UserRecord* r) {
   r->alias_of = alias_of;
   uint64_t newest = 0, first_index = 0, tail_events = 0, tail_records = 0, floor_time = 0, refuse = 0, aliases = 0;
   if (!reader.ReadFixed64(&r->head.hash)) return false;
-  for (uint64_t* v : {&r->head.seq, &r->head.epoch, &r->head.events, &newest, &first_index, &r->stored, &r->epoch_seq,
-                      &r->retain_seq, &r->merged_seq, &tail_events, &tail_records, &floor_time, &r->floor.event_id, &refuse,
-                      &aliases}) {
+  for (uint64_t* v :
+       {&r->head.seq, &r->head.epoch, &r->head.events, &newest, &first_index, &r->stored, &r->epoch_seq, &r->retain_seq,
+        &r->merged_seq, &tail_events, &tail_records, &floor_time, &r->floor.event_id, &refuse, &aliases}) {
     if (!reader.ReadVarint(v)) return false;
   }
   r->head.newest_us = UnZigZag(newest);

@@ -16,13 +16,13 @@ struct UserRecord {
   UserKey user;          // in clear: keys hold a hash only
   std::string alias_of;  // not empty: this id is an alias of that user, and nothing below counts
   UserHead head;
-  uint64_t stored = 0;       // events and tombstones
-  uint64_t epoch_seq = 0;    // seq at which the epoch last rose: older states must be rebuilt
-  uint64_t retain_seq = 0;   // seq of the last retention: likewise
-  uint64_t merged_seq = 0;   // every event with a higher seq is in a tail record
+  uint64_t stored = 0;      // events and tombstones
+  uint64_t epoch_seq = 0;   // seq at which the epoch last rose: older states must be rebuilt
+  uint64_t retain_seq = 0;  // seq of the last retention: likewise
+  uint64_t merged_seq = 0;  // every event with a higher seq is in a tail record
   uint32_t tail_events = 0, tail_records = 0;
-  BlockKey floor;             // retention dropped what is canonically before; refused since
-  int64_t refuse_until_us = -1;  // user delete: events at or before it are refused as replays
+  BlockKey floor;                    // retention dropped what is canonically before; refused since
+  int64_t refuse_until_us = -1;      // user delete: events at or before it are refused as replays
   std::vector<std::string> aliases;  // ids merged into this user
 };
 

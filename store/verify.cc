@@ -89,8 +89,8 @@ class Verifier {
     Ended(*it, "heads");
     retained_ = totals.retained > 0;
     if (report_.users != totals.users || events != totals.events) {
-      Problem(absl::StrCat("totals: ", totals.users, " users and ", totals.events, " events recorded, ", report_.users, " and ",
-                           events, " found in heads"));
+      Problem(absl::StrCat("totals: ", totals.users, " users and ", totals.events, " events recorded, ", report_.users,
+                           " and ", events, " found in heads"));
     }
   }
 
@@ -98,7 +98,8 @@ class Verifier {
     auto it = Scan(Family::kHistory);
     it->Seek(prefix);
     if (!it->Valid() || !it->key().starts_with(prefix)) {
-      Problem(absl::StrCat("history: a user of slot ", SlotOf(record.user.user), " has ", record.stored, " events and no records"));
+      Problem(absl::StrCat("history: a user of slot ", SlotOf(record.user.user), " has ", record.stored,
+                           " events and no records"));
     }
   }
 
