@@ -1,5 +1,5 @@
-// The store's numbers: bulk import, synced appends from many streams, newest-4,096 reads, bytes an event. Prints machine,
-// settings, medians, and the physical bound beside each.
+// The store's numbers: bulk import, synced appends from many streams, newest-4,096 reads, bytes an event. Prints
+// machine, settings, medians, and the physical bound beside each.
 //
 //   store_bench [--events N] [--users N] [--streams N] [--dir DIR]
 #include <fcntl.h>
@@ -26,13 +26,17 @@ namespace {
 
 constexpr int64_t kNowUs = int64_t{1'700'000'000} * 1'000'000;
 
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+std::string Numbered(const char* name, size_t n) {
+  std::string text = name;
+  text += std::to_string(n);
+  return text;
 }
 
 struct Settings {
@@ -99,7 +103,7 @@ void BenchImport(const Settings& settings, HistoryStore* store) {
   std::mt19937_64 random(1);
   std::vector<HistoryStore::UserBatch> batches;
   for (size_t u = 0; u < settings.users; ++u) {
-    batches.push_back({{"bench", "user" + std::to_string(u)}, MakeHistory(&random, settings.events / settings.users)});
+    batches.push_back({{"bench", Numbered("user", u)}, MakeHistory(&random, settings.events / settings.users)});
   }
   const double start = Seconds();
   constexpr size_t kUsersPerCall = 20;
@@ -122,9 +126,10 @@ void BenchCompact(const Settings& settings, HistoryStore* store) {
   const double start = Seconds();
   if (absl::Status status = store->Compact(); !status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
   const auto stats = *store->GetStats();
-  std::printf("disk after compaction: %.2f bytes/event (%.1f MB, took %.1f s; bound: 8 random id + ~4 time, item, value)\n",
-              static_cast<double>(stats.disk_bytes) / static_cast<double>(settings.events),
-              static_cast<double>(stats.disk_bytes) / 1e6, Seconds() - start);
+  std::printf(
+      "disk after compaction: %.2f bytes/event (%.1f MB, took %.1f s; bound: 8 random id + ~4 time, item, value)\n",
+      static_cast<double>(stats.disk_bytes) / static_cast<double>(settings.events),
+      static_cast<double>(stats.disk_bytes) / 1e6, Seconds() - start);
 }
 
 void BenchRead(HistoryStore* store) {
@@ -158,7 +163,7 @@ void BenchSynced(const Settings& settings, HistoryStore* store, size_t batch, do
       for (size_t i = 0; Seconds() < end; ++i) {
         std::vector<Event>& events = prepared[i % prepared.size()];
         for (Event& e : events) e.event_id = random();
-        const UserKey user{"bench", "stream" + std::to_string(t) + "_" + std::to_string(i % 200)};
+        const UserKey user{"bench", Numbered("stream", t * 1000 + i % 200)};
         if (auto done = store->Append(user, events, kNowUs, Durability::kSynced); !done.ok()) break;
         acked += events.size();
       }
@@ -167,9 +172,11 @@ void BenchSynced(const Settings& settings, HistoryStore* store, size_t batch, do
   for (std::thread& thread : threads) thread.join();
   const double rate = static_cast<double>(acked) / kRunSeconds;
   const uint64_t syncs = store->GetStats()->syncs - syncs_before;
-  std::printf("synced appends, %zu streams x %zu events: %.0f events/s, %.0f fsyncs/s (bound: %zu streams x %zu / fsync %.2f ms = %.0f)\n",
-              settings.streams, batch, rate, static_cast<double>(syncs) / kRunSeconds, settings.streams, batch, fsync_ms,
-              static_cast<double>(settings.streams * batch) / (fsync_ms / 1e3));
+  std::printf(
+      "synced appends, %zu streams x %zu events: %.0f events/s, %.0f fsyncs/s (bound: %zu streams x %zu / fsync %.2f "
+      "ms = %.0f)\n",
+      settings.streams, batch, rate, static_cast<double>(syncs) / kRunSeconds, settings.streams, batch, fsync_ms,
+      static_cast<double>(settings.streams * batch) / (fsync_ms / 1e3));
 }
 
 int Main(int argc, char** argv) {

@@ -1,8 +1,9 @@
-// A damaged store is refused or still right: never silently less than was acknowledged, never a wrong value, never a crash,
-// and a refusal deletes nothing (goal R3).
+// A damaged store is refused or still right: never silently less than was acknowledged, never a wrong value, never a
+// crash, and a refusal deletes nothing (goal R3).
 //
-// Method: one store after a clean close and one after a kill (both with SSTs and a live log) are made once. Each trial copies
-// one, damages one file of one kind at a random place (1, 4 or 16 bits flipped, or cut), opens it and reads everything back.
+// Method: one store after a clean close and one after a kill (both with SSTs and a live log) are made once. Each trial
+// copies one, damages one file of one kind at a random place (1, 4 or 16 bits flipped, or cut), opens it and reads
+// everything back.
 #include <sys/wait.h>
 
 #include <array>
@@ -77,10 +78,12 @@ std::string Outcome(const std::string& directory, const std::string& damage) {
   options.directory = directory;
   absl::StatusOr<Store> store = OpenStore(options);
   if (!store.ok()) {
-    EXPECT_TRUE(absl::IsDataLoss(store.status()) || absl::IsFailedPrecondition(store.status())) << damage << ": " << store.status();
+    EXPECT_TRUE(absl::IsDataLoss(store.status()) || absl::IsFailedPrecondition(store.status()))
+        << damage << ": " << store.status();
     EXPECT_THAT(std::string(store.status().message()), HasSubstr("next: backstory store repair")) << damage;
     const std::map<std::string, uint64_t> after = Sizes(directory);
-    for (const auto& [name, size] : before) EXPECT_TRUE(after.contains(name)) << damage << ": " << name << " was deleted";
+    for (const auto& [name, size] : before)
+      EXPECT_TRUE(after.contains(name)) << damage << ": " << name << " was deleted";
     return "refused";
   }
   for (int user = 0; user < kFillUsers; ++user) {

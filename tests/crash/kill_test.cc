@@ -1,9 +1,9 @@
-// kill -9 while a writer process appends, again and again: nothing acknowledged is lost, nothing is invented, nothing is there
-// twice (goal R1, at the store; the server's own test is elsewhere).
+// kill -9 while a writer process appends, again and again: nothing acknowledged is lost, nothing is invented, nothing
+// is there twice (goal R1, at the store; the server's own test is elsewhere).
 //
 // Method: the oracle is a file outside the store with a line before each batch is sent (pending) and one after its ack
-// (committed). The process is killed at a random time, the store is checked and read in this process, and the next writer
-// goes on. Buffer sizes change per run; compactions run all the time.
+// (committed). The process is killed at a random time, the store is checked and read in this process, and the next
+// writer goes on. Buffer sizes change per run; compactions run all the time.
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -93,15 +93,17 @@ TEST(Kill, NothingAcknowledgedIsLostInventedOrDoubled) {
     const uint64_t before = std::filesystem::exists(oracle_path) ? std::filesystem::file_size(oracle_path) : 0;
     std::this_thread::sleep_for(std::chrono::milliseconds(random() % 250));  // when it dies is the random variable
     if (random() % 4 != 0) {  // and most times only after it has written something
-      for (int wait = 0; wait < 2000 && (!std::filesystem::exists(oracle_path) ||
-                                         std::filesystem::file_size(oracle_path) == before); ++wait) {
+      for (int wait = 0;
+           wait < 2000 && (!std::filesystem::exists(oracle_path) || std::filesystem::file_size(oracle_path) == before);
+           ++wait) {
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
       }
     }
     kill(writer, SIGKILL);
     int status = 0;
     ASSERT_EQ(waitpid(writer, &status, 0), writer);
-    ASSERT_TRUE(WIFSIGNALED(status)) << "the writer failed by itself, exit " << WEXITSTATUS(status) << ", seed " << seed;
+    ASSERT_TRUE(WIFSIGNALED(status)) << "the writer failed by itself, exit " << WEXITSTATUS(status) << ", seed "
+                                     << seed;
     if (!std::filesystem::exists(store)) continue;
     const Oracle oracle = ReadOracle(oracle_path);
     StoreOptions options;

@@ -93,7 +93,8 @@ int Append(const std::string& directory, const std::string& oracle, uint64_t see
 }  // namespace backstory
 
 int main(int argc, char** argv) {
-  if (argc == 4 && std::strcmp(argv[1], "fill") == 0) return backstory::Fill(argv[2], std::strcmp(argv[3], "killed") == 0);
+  if (argc == 4 && std::strcmp(argv[1], "fill") == 0)
+    return backstory::Fill(argv[2], std::strcmp(argv[3], "killed") == 0);
   if (argc == 5 && std::strcmp(argv[1], "append") == 0) {
     return backstory::Append(argv[2], argv[3], std::strtoull(argv[4], nullptr, 10));
   }

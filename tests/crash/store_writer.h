@@ -1,5 +1,5 @@
-// What the writer process of the crash tests writes; the tests know it too. The process is its own binary because a process
-// that has threads cannot fork a working copy of itself.
+// What the writer process of the crash tests writes; the tests know it too. The process is its own binary because a
+// process that has threads cannot fork a working copy of itself.
 //
 //   store_writer fill DIR closed|killed    fixed content, then a clean close or SIGKILL on itself
 //   store_writer append DIR ORACLE SEED    appends until killed; see kill_test.cc
@@ -7,6 +7,7 @@
 #define BACKSTORY_TESTS_CRASH_STORE_WRITER_H_
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "features/event.h"
@@ -19,7 +20,11 @@ inline constexpr int kFillParts = 4;  // two end in SSTs, two in the log
 inline constexpr uint64_t kFillItems = 49;
 inline constexpr int64_t kFillNow = int64_t{1'700'000'000} * 1'000'000;
 
-inline UserKey FillUser(int i) { return {"shop", "user" + std::to_string(i)}; }
+inline UserKey FillUser(int i) {
+  std::string user = "user";
+  user += std::to_string(i);
+  return {"shop", std::move(user)};
+}
 
 inline std::vector<Event> FillBatch(int user, int part) {
   std::vector<Event> events;

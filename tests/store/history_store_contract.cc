@@ -219,7 +219,8 @@ TEST_P(HistoryStoreContract, AgreesWithAModelInMemory) {
   uint64_t seq = 0;
   for (int step = 0; step < 60; ++step) {
     std::vector<Event> batch;
-    for (uint64_t n = random() % (step % 7 == 0 ? 1500 : 20) + 1; n > 0; --n) batch.push_back(RandomEvent(&random, 5000, 0, 1'000'000));
+    for (uint64_t n = random() % (step % 7 == 0 ? 1500 : 20) + 1; n > 0; --n)
+      batch.push_back(RandomEvent(&random, 5000, 0, 1'000'000));
     const AppendResult result = Append(batch);
     std::vector<uint64_t> changed;
     for (size_t i = 0; i < batch.size(); ++i) {
@@ -241,7 +242,8 @@ TEST_P(HistoryStoreContract, AgreesWithAModelInMemory) {
     const size_t newest = random() % 3000 + 1;
     const int64_t as_of = static_cast<int64_t>(random() % 1'000'000);
     std::erase_if(expected, [as_of](const Event& e) { return e.time_us >= as_of; });
-    if (expected.size() > newest) expected.erase(expected.begin(), expected.end() - static_cast<std::ptrdiff_t>(newest));
+    if (expected.size() > newest)
+      expected.erase(expected.begin(), expected.end() - static_cast<std::ptrdiff_t>(newest));
     ASSERT_EQ(Canonical(Events({.as_of = {.event_time_us = as_of}, .newest = newest})), expected);
   }
 }
@@ -288,8 +290,9 @@ TEST_P(HistoryStoreContract, DuplicatesAndReorderingEndInTheSameHistory) {
   }
   const UserKey ordered{"shop", "ordered"};
   for (size_t i = 0; i < log.size(); i += 500) {
-    MustAppend(*store_, ordered, {log.begin() + static_cast<std::ptrdiff_t>(i),
-                                  log.begin() + static_cast<std::ptrdiff_t>(std::min(i + 500, log.size()))});
+    MustAppend(*store_, ordered,
+               {log.begin() + static_cast<std::ptrdiff_t>(i),
+                log.begin() + static_cast<std::ptrdiff_t>(std::min(i + 500, log.size()))});
   }
   std::vector<Event> thrice;
   for (int copy = 0; copy < 3; ++copy) thrice.insert(thrice.end(), log.begin(), log.end());
@@ -321,7 +324,7 @@ TEST_P(HistoryStoreContract, AppendManyKeepsUsersApart) {
   std::vector<HistoryStore::UserBatch> batches;
   for (int i = 0; i < 40; ++i) {
     const uint64_t id = static_cast<uint64_t>(i) + 1;
-    batches.push_back({{"shop", "u" + std::to_string(i % 10)}, std::vector<Event>(1, Exposure(id, i))});
+    batches.push_back({{"shop", Numbered("u", i % 10)}, std::vector<Event>(1, Exposure(id, i))});
   }
   const auto results = store_->AppendMany(batches, kNow, Durability::kSynced);
   ASSERT_TRUE(results.ok()) << results.status();
@@ -333,13 +336,16 @@ TEST_P(HistoryStoreContract, AppendManyKeepsUsersApart) {
 
 TEST_P(HistoryStoreContract, ForEachUserVisitsEachOnce) {
   std::map<std::string, uint64_t> seen;
-  for (int i = 0; i < 100; ++i) MustAppend(*store_, {"shop", "u" + std::to_string(i)}, {Exposure(1, i)});
+  for (int i = 0; i < 100; ++i) MustAppend(*store_, {"shop", Numbered("u", i)}, {Exposure(1, i)});
   MustAppend(*store_, {"other", "x"}, {Exposure(1, 1)});
-  ASSERT_TRUE(store_->ForEachUser("shop", [&](const UserKey& user, const UserHead& head) {
-                      ++seen[user.user];
-                      EXPECT_EQ(head.events, 1u);
-                      return true;
-                    }).ok());
+  ASSERT_TRUE(store_
+                  ->ForEachUser("shop",
+                                [&](const UserKey& user, const UserHead& head) {
+                                  ++seen[user.user];
+                                  EXPECT_EQ(head.events, 1u);
+                                  return true;
+                                })
+                  .ok());
   EXPECT_THAT(seen, SizeIs(100));
   int visits = 0;
   ASSERT_TRUE(store_->ForEachUser("shop", [&](const UserKey&, const UserHead&) { return ++visits < 3; }).ok());

@@ -13,8 +13,8 @@
 
 namespace backstory {
 
-// Opens the store kept in `directory`, made anew if the directory is empty. Called again after the store was destroyed, it
-// finds what was acknowledged.
+// Opens the store kept in `directory`, made anew if the directory is empty. Called again after the store was destroyed,
+// it finds what was acknowledged.
 using StoreFactory = std::unique_ptr<HistoryStore> (*)(const std::string& directory);
 
 class HistoryStoreContract : public testing::TestWithParam<StoreFactory> {

@@ -70,6 +70,12 @@ inline Event Rating(uint64_t id, int64_t time_us, uint64_t item, float value) {
   return e;
 }
 
+inline std::string Numbered(const char* name, int64_t n) {
+  std::string text = name;
+  text += std::to_string(n);
+  return text;
+}
+
 // Any storable event; ids from a small range so that they repeat.
 inline Event RandomEvent(std::mt19937_64* random, uint64_t ids, int64_t from_us, int64_t span_us) {
   auto& r = *random;
@@ -84,7 +90,8 @@ inline Event RandomEvent(std::mt19937_64* random, uint64_t ids, int64_t from_us,
     e.value = static_cast<float>(r() % 11) / 2;
     if (r() % 2 == 0) e.exposure_id = r() % ids + 1;
   }
-  for (uint64_t i = r() % 3; i > 0; --i) e.context.push_back({"field" + std::to_string(r() % 4), std::to_string(r() % 9)});
+  for (uint64_t i = r() % 3; i > 0; --i)
+    e.context.push_back({Numbered("field", static_cast<int64_t>(r() % 4)), std::to_string(r() % 9)});
   for (uint64_t i = r() % 8 == 0 ? 3 : 0; i > 0; --i) e.embedding_ids.push_back(r());
   return e;
 }
