@@ -50,7 +50,7 @@ int64_t WallMicros() {
 class Stream {
  public:
   Stream(const Options& options, int index)
-      : options_(options), random_(options.seed * 1000 + static_cast<uint64_t>(index)), next_id_(random_()) {}
+      : options_(options), random_(options.seed * 1000 + static_cast<uint64_t>(index)), next_id_(random_() ^ (static_cast<uint64_t>(WallMicros()) << 20)) {}  // another run, other ids
 
   void Run(Clock::time_point end) {
     auto stub = v1::History::NewStub(options_.client.Connect());

@@ -24,6 +24,11 @@ class AppendStreamCall final : public StreamCall {
     v1::AppendStreamRequest request;
     v1::AppendStreamResponse response;
   };
+  struct Queue {
+    std::mutex mutex;
+    std::vector<std::unique_ptr<Slot>> waiting;  // guarded by mutex
+    bool running = false;                        // guarded by mutex: a Commit will take what waits
+  };
 
   void OnMessage(grpc::ByteBuffer bytes) override {
     auto slot = std::make_unique<Slot>();
@@ -32,16 +37,16 @@ class AppendStreamCall final : public StreamCall {
       return Answer(*slot);
     }
     {
-      std::lock_guard lock(waiting_mutex_);
-      waiting_.push_back(std::move(slot));
-      if (std::exchange(running_, true)) return;
+      std::lock_guard lock(queue_->mutex);
+      queue_->waiting.push_back(std::move(slot));
+      if (std::exchange(queue_->running, true)) return;
     }
-    if (service_->blocking->Submit([this] { Commit(); })) return;
+    if (service_->blocking->Submit([this, queue = queue_] { Commit(*queue); })) return;
     std::vector<std::unique_ptr<Slot>> refused;
     {
-      std::lock_guard lock(waiting_mutex_);
-      refused.swap(waiting_);
-      running_ = false;
+      std::lock_guard lock(queue_->mutex);
+      refused.swap(queue_->waiting);
+      queue_->running = false;
     }
     for (auto& each : refused) {
       each->response.set_batch_id(each->request.batch_id());
@@ -50,28 +55,24 @@ class AppendStreamCall final : public StreamCall {
     }
   }
 
-  // Commits until nothing waits. The stream outlives this: it owes a reply for every batch taken.
-  void Commit() {
+  // Commits until nothing waits. This object lives as long as it owes a reply; `queue` a little longer, because the last
+  // reply may end the stream before the queue was seen to be empty.
+  void Commit(Queue& queue) {
     while (true) {
       std::vector<std::unique_ptr<Slot>> taken;
       {
-        std::lock_guard lock(waiting_mutex_);
-        taken.swap(waiting_);
+        std::lock_guard lock(queue.mutex);
+        taken.swap(queue.waiting);
+        if (taken.empty()) {
+          queue.running = false;
+          return;
+        }
       }
       std::vector<Handlers::StreamBatch> batches;
       batches.reserve(taken.size());
       for (auto& slot : taken) batches.push_back({&slot->request, &slot->response});
       service_->handlers->AppendBatches(batches);
-      // The last reply may end the stream and this object with it, so the decision to go on comes before it.
-      for (size_t i = 0; i + 1 < taken.size(); ++i) Answer(*taken[i]);
-      bool more;
-      {
-        std::lock_guard lock(waiting_mutex_);
-        more = !waiting_.empty();
-        running_ = more;
-      }
-      Answer(*taken.back());
-      if (!more) return;
+      for (auto& slot : taken) Answer(*slot);
     }
   }
 
@@ -87,9 +88,7 @@ class AppendStreamCall final : public StreamCall {
     Reply(SerializeMessage(slot.response));
   }
 
-  std::mutex waiting_mutex_;
-  std::vector<std::unique_ptr<Slot>> waiting_;  // guarded by waiting_mutex_
-  bool running_ = false;                        // guarded by waiting_mutex_: a Commit will take what waits
+  const std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
 };
 
 using Raw = v1::History::WithRawCallbackMethod_Append<

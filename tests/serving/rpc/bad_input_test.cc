@@ -1,8 +1,14 @@
 // Every RPC against every kind of bad input: the status and the message that docs/reference/api.md promises.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "tests/serving/rpc/fixture.h"
 
@@ -155,7 +161,7 @@ TEST_F(BadInputTest, RankTargets) {
 
   request = RankFor("u");
   (*request.mutable_parameters())["history_rowz"] = "1";
-  EXPECT_STATUS(Rank(request), NOT_FOUND, "history_rowz");
+  EXPECT_STATUS(Rank(request), INVALID_ARGUMENT, "history_rowz");
   request.clear_parameters();
   (*request.mutable_parameters())["history_rows"] = "-1";
   EXPECT_STATUS(Rank(request), INVALID_ARGUMENT, "history_rows");
@@ -192,6 +198,34 @@ TEST_F(BadInputTest, OversizedMessage) {
   column->set_name("t");
   column->add_values(std::string(17 << 20, 'x'));
   EXPECT_STATUS(Rank(request), RESOURCE_EXHAUSTED, "16777216");
+}
+
+TEST_F(BadInputTest, MetadataFlood) {
+  auto context = Deadline();
+  for (int i = 0; i < 20; ++i) context->AddMetadata("x-flood-" + std::to_string(i), std::string(1'000, 'x'));
+  v1::RankResponse response;
+  const auto status = v1::Ranking::NewStub(channel)->Rank(context.get(), RankFor("u"), &response);
+  EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+}
+
+// Bytes that are no HTTP/2 at all, on both ports; TearDown then asks whether the server still ranks.
+TEST_F(BadInputTest, GarbageOnTheSocket) {
+  std::mt19937_64 random(5);
+  for (const int port : {server->server->port(), server->server->admin_port()}) {
+    for (int connection = 0; connection < 20; ++connection) {
+      const int fd = socket(AF_INET, SOCK_STREAM, 0);
+      ASSERT_GE(fd, 0);
+      sockaddr_in address{};
+      address.sin_family = AF_INET;
+      address.sin_port = htons(static_cast<uint16_t>(port));
+      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+      ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+      std::string bytes = connection % 2 == 0 ? "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" : "";
+      for (int i = 0; i < 2'000; ++i) bytes.push_back(static_cast<char>(random()));
+      (void)send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      close(fd);
+    }
+  }
 }
 
 TEST_F(BadInputTest, AppendFields) {

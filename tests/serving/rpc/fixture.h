@@ -66,6 +66,7 @@ class RpcServer {
     std::map<std::string, std::string> parameters;  // of the engine
     std::vector<NamespaceQuota> quotas;
     bool serving = true;
+    bool metrics_endpoint = false;                  // costs two seconds at the end
   };
 
   RpcServer() : RpcServer(Options{}) {}
@@ -75,6 +76,7 @@ class RpcServer {
     config.mutable_store()->set_create_if_missing(true);
     config.mutable_models()->set_directory(dir.path("models"));
     config.mutable_listen()->set_port(0);
+    config.mutable_metrics()->set_disabled(!options.metrics_endpoint);
     config.mutable_log()->set_level("error");
     rpc::FillDefaults(&config);
     const auto problems = rpc::ConfigProblems(config);

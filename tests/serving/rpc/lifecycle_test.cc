@@ -277,7 +277,9 @@ TEST(Quotas, OneNamespaceIsLimitedTheOtherIsNot) {
 }
 
 TEST(Metrics, EndpointServesTheDocumentedNames) {
-  RpcServer server;
+  RpcServer::Options options;
+  options.metrics_endpoint = true;
+  RpcServer server(options);
   auto stub = v1::Ranking::NewStub(RpcServer::Connect(server.address()));
   v1::RankResponse response;
   ASSERT_TRUE(stub->Rank(Deadline().get(), RankFor("secret-user-id"), &response).ok());

@@ -133,9 +133,10 @@ TEST(AppendStream, OneAckPerBatchInOrder) {
   auto context = Deadline();
   auto stream = stub->AppendStream(context.get());
   constexpr uint64_t kBatches = 100;
+  const std::vector<std::string> users{"u0", "u1", "u2"};
   std::thread writer([&] {
     for (uint64_t b = 0; b < kBatches; ++b) {
-      ASSERT_TRUE(stream->Write(Batch(b + 1, "u" + std::to_string(b % 3), Exposures(1 + b * 10, 10))));
+      ASSERT_TRUE(stream->Write(Batch(b + 1, users[b % 3], Exposures(1 + b * 10, 10))));
     }
     stream->WritesDone();
   });
@@ -179,7 +180,9 @@ TEST(AppendStream, ResendingEverythingChangesNothing) {
     v1::HeadResponse response;
     ASSERT_TRUE(stub->Head(Deadline().get(), head, &response).ok());
     EXPECT_EQ(response.head().events(), 100u);
-    if (round > 0) EXPECT_EQ(response.head().hash(), hash);
+    if (round > 0) {
+      EXPECT_EQ(response.head().hash(), hash);
+    }
     hash = response.head().hash();
   }
 }
