@@ -23,7 +23,7 @@ Examples:
   backstory ingest --store /data/store --events log.jsonl --time-unit ms \
       --map user=uid,time=ts,item=sku,label=clicked,request_id=page --bad-rows bad.csv --allow-bad 100
 
-Every acknowledged batch is on disk and events are idempotent: after an interruption run the same command again.
+When it ends, all is on disk. Events are idempotent: after an interruption run the same command again.
 Exit codes: 0 done, 1 failed or more bad rows than allowed, 2 usage, 4 store damaged.)";
 
 struct Flags {

@@ -34,7 +34,7 @@ struct IngestCounts {
 using BadRowSink = std::function<void(const BadRow&)>;
 using ByteProgress = std::function<void(uint64_t done, uint64_t total)>;  // bytes of the file; may be empty
 
-// Every acknowledged batch is durable, events are idempotent: an import that was interrupted is simply run again.
+// On return everything is durable. Events are idempotent: an import that was interrupted is simply run again.
 // Unreadable rows, rejections and conflicts go to `bad` in file order; other failures of the store end the import.
 absl::StatusOr<IngestCounts> IngestEvents(const ImportFile& file, const IngestOptions& options, HistoryStore* history,
                                           const BadRowSink& bad, const ByteProgress& progress);

@@ -241,11 +241,11 @@ TEST(ValidateConfig, NamesWhatItRefuses) {
   EXPECT_THAT(refused([](auto* c) { c->feature_version = 2; }), HasSubstr("feature_version"));
   EXPECT_THAT(refused([](auto* c) { c->partial[0].vocab = 1; }), HasSubstr("partial[0].vocab"));
   EXPECT_THAT(refused([](auto* c) { c->full[0].vocab = 999; }), HasSubstr("full[0].vocab"));  // another size, one table
-  EXPECT_THAT(refused([](auto* c) { c->partial[1].name = "item"; }), HasSubstr("partial[1].name"));
+  EXPECT_THAT(refused([](auto* c) { c->partial[1].name = c->partial[0].name; }), HasSubstr("partial[1].name"));
   EXPECT_THAT(refused([](auto* c) { c->partial[0].source = SparseSource::kUserId; }), HasSubstr("partial[0].source"));
   EXPECT_THAT(refused([](auto* c) { c->full[0].source = SparseSource::kActionClass; }), HasSubstr("full[0].source"));
-  EXPECT_THAT(refused([](auto* c) { c->full[6].attribute = ""; }), HasSubstr("full[6].attribute"));
-  EXPECT_THAT(refused([](auto* c) { c->full[0].attribute = "x"; }), HasSubstr("full[0].attribute"));
+  EXPECT_THAT(refused([](auto* c) { c->full[6].attribute.clear(); }), HasSubstr("full[6].attribute"));
+  EXPECT_THAT(refused([](auto* c) { c->full[0].attribute.push_back('x'); }), HasSubstr("full[0].attribute"));
   EXPECT_THAT(refused([](auto* c) { c->full_dense[0].prior = 1; }), HasSubstr("full_dense[0].prior"));
   EXPECT_THAT(refused([](auto* c) { c->full_dense[0].prior_weight = -1; }), HasSubstr("prior_weight"));
   EXPECT_THAT(refused([](auto* c) { c->full_dense[0].scale = NAN; }), HasSubstr("full_dense[0].scale"));
