@@ -75,7 +75,7 @@ void Parameters(const Flags& flags) {
   for (const ParameterSpec& spec : ParameterRegistry::Builtin().specs()) {
     if (spec.scope == ParameterScope::kProcess) continue;
     const bool number = std::holds_alternative<int64_t>(spec.default_value) || std::holds_alternative<double>(spec.default_value);
-    const std::string bounds = number ? absl::StrFormat("%g..%g", spec.min, spec.max)
+    const std::string bounds = number ? absl::StrFormat("%.15g..%.15g", spec.min, spec.max)
                                : spec.max_bytes > 0 ? absl::StrFormat("<= %d bytes", spec.max_bytes)
                                                     : "true, false";
     const std::string scope(ScopeName(spec.scope));

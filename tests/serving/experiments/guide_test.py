@@ -29,8 +29,8 @@ class Guide(unittest.TestCase):
         cls.work = cls.temporary.name
         cls.env = dict(os.environ, BACKSTORY_ROOT=ROOT, PATH=os.path.join(BUILD, "bin") + ":" + os.environ["PATH"])
         script = "set -e -o pipefail\n" + "\n".join(f"echo '== block {n}'\n{b}" for n, b in enumerate(blocks()))
-        cls.run = subprocess.run(["bash", "-c", script], cwd=cls.work, env=cls.env, capture_output=True, text=True,
-                                 timeout=240)
+        cls.done = subprocess.run(["bash", "-c", script], cwd=cls.work, env=cls.env, capture_output=True, text=True,
+                                 timeout=400)
 
     @classmethod
     def tearDownClass(cls):
@@ -38,7 +38,7 @@ class Guide(unittest.TestCase):
 
     def command(self, *words):
         return subprocess.run(["backstory", *words], cwd=self.work, env=self.env, capture_output=True, text=True,
-                              timeout=60)
+                              timeout=200)
 
     def read(self, kind):
         done = self.command("experiment", kind, "ramped.textproto", "--experiment", "short-history", "--exposures",
@@ -47,7 +47,7 @@ class Guide(unittest.TestCase):
         return json.loads(done.stdout)
 
     def test_every_command_succeeds(self):
-        self.assertEqual(self.run.returncode, 0, self.run.stdout[-4000:] + self.run.stderr[-4000:])
+        self.assertEqual(self.done.returncode, 0, self.done.stdout[-4000:] + self.done.stderr[-4000:])
         self.assertGreaterEqual(len(blocks()), 8)
 
     def test_the_report_finds_the_effect_that_was_put_in(self):
