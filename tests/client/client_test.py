@@ -35,7 +35,7 @@ def build_wheel(folder):
 
 class Server:
     def __init__(self, folder):
-        model = folder / "models/tiny/1"
+        model = folder / "models/grab-tiny/1"
         subprocess.run([BINARY, "model", "init-random", "grab-tiny", "--seed", "5", "--out", model], check=True,
                        capture_output=True)
         port_file = folder / "port"

@@ -195,7 +195,7 @@ TEST(Faults, ADamagedStoreIsRefusedAtStart) {
   std::filesystem::resize_file(manifest, before - 40);
   std::string output;
   const ExitState end = RunBinary({"serve", "--store", (scratch.path() / "store").string(), "--models",
-                                   scratch.path().string(), "--port", "0"},
+                                   server.models().string(), "--port", "0"},
                                   &output);
   EXPECT_TRUE(end.exited);
   EXPECT_EQ(end.code, 4) << output;

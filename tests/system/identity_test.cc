@@ -18,13 +18,8 @@ class Identity : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     scratch_ = new ScratchDir;
-    std::string output;
-    const ExitState made = RunBinary({"model", "init-random", "grab-tiny", "--seed", "5", "--out",
-                                      (scratch_->path() / "models" / "tiny" / "1").string()},
-                                     &output);
-    ASSERT_TRUE(made.exited && made.code == 0) << output;
     server_ = new ServerProcess({.store = scratch_->path() / "store",
-                                 .models = scratch_->path() / "models",
+                                 .models = {},
                                  .arguments = {"--create-store"},
                                  .environment = {}});
     ASSERT_TRUE(server_->Start()) << server_->log();

@@ -85,7 +85,7 @@ ExitState RunBinary(const std::vector<std::string>& arguments, std::string* outp
 ServerProcess::ServerProcess(Options options) : options_(std::move(options)) {
   if (options_.models.empty()) {
     options_.models = scratch_.path() / "models";
-    std::filesystem::create_directories(options_.models);
+    RunBinary({"model", "init-random", "grab-tiny", "--seed", "5", "--out", (options_.models / "grab-tiny" / "1").string()});
   }
 }
 

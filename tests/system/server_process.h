@@ -42,7 +42,7 @@ class ServerProcess {
  public:
   struct Options {
     std::filesystem::path store;
-    std::filesystem::path models;                 // empty: a repository without models
+    std::filesystem::path models;                 // empty: one untrained model, grab-tiny
     std::vector<std::string> arguments;           // appended
     std::map<std::string, std::string> environment;
   };
@@ -55,6 +55,7 @@ class ServerProcess {
   ExitState Wait();
   void Kill();  // SIGKILL and Wait
   bool running() const { return pid_ > 0; }
+  const std::filesystem::path& models() const { return options_.models; }
   int port() const { return port_; }
   std::string address() const;
   // A channel of its own to the current incarnation.
