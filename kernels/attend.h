@@ -12,10 +12,10 @@
 //   FOLDED   the page points to a scratch copy whose K already holds the bias (FoldBias), runs say kNoBias
 // All four give the same logits. Which one a page is, is a matter of the query's own runs.
 //
-// Numerics: fp32; the reduction of a query row goes over its self key first, then its pages in order, columns in 16-wide
-// panels, so its bits depend on its own key list alone: not on other rows of the tile, on threads, or on invisible rows
-// beside the visible ones. exp has a relative error <= 2e-7 down to 2^-126 of the row's running maximum and is zero from 2^-127 on.
-// An empty key list gives (0, -inf).
+// Numerics: fp32; the reduction of a query row goes over its self key first, then its pages in order, columns in
+// 16-wide panels, so its bits depend on its own key list alone: not on other rows of the tile, on threads, or on
+// invisible rows beside the visible ones. exp has a relative error <= 2e-7 down to 2^-126 of the row's running maximum
+// and is zero from 2^-127 on. An empty key list gives (0, -inf).
 #ifndef BACKSTORY_KERNELS_ATTEND_H_
 #define BACKSTORY_KERNELS_ATTEND_H_
 
@@ -42,8 +42,8 @@ enum class PageKind { kHidden, kUniform, kSplit, kTable };
 // How the rows [128 page, 128 page + count) look through `runs`.
 PageKind ClassifyPage(std::span<const KeyRun> runs, size_t page, size_t count, size_t n_pos);
 
-// Row bias tables: per query and head one row of n_pos + n_time floats: position entries newest-last, that is entry u is
-// q . Bpos[n_pos - 1 - u], then q . Btime[t]. Packing the codebooks in that order makes it one GEMM.
+// Row bias tables: per query and head one row of n_pos + n_time floats: position entries newest-last, that is entry u
+// is q . Bpos[n_pos - 1 - u], then q . Btime[t]. Packing the codebooks in that order makes it one GEMM.
 struct BiasTable {
   const float* rows = nullptr;  // [queries][heads][stride]; nullptr: no bias at all. 16 readable floats after the last
   size_t stride = 0;            // >= n_pos + n_time
@@ -53,12 +53,12 @@ struct BiasTable {
 
 struct AttendArgs {
   size_t queries = 0;
-  size_t heads = 1;            // a multiple of shape.kv_heads; head h reads kv head h / (heads / kv_heads)
+  size_t heads = 1;  // a multiple of shape.kv_heads; head h reads kv head h / (heads / kv_heads)
   PageShape shape;
-  float scale = 1;             // > 0
-  const float* q = nullptr;    // [queries][heads][d_k], contiguous
+  float scale = 1;           // > 0
+  const float* q = nullptr;  // [queries][heads][d_k], contiguous
   BiasTable bias;
-  std::span<const PageView> pages;    // page p holds rows [128 p, 128 p + 128)
+  std::span<const PageView> pages;      // page p holds rows [128 p, 128 p + 128)
   const float* const* log_w = nullptr;  // [pages], each nullptr or [128]; nullptr: all rows weigh 1
   // Ascending, disjoint runs. One list for all queries (isolated candidates), or one per query (causal rows).
   std::span<const KeyRun> shared_runs;
@@ -87,12 +87,12 @@ struct AttendMassArgs {
 // Merges parts of one softmax: (O, LSE) of each part -> (O, LSE) of the whole. A part with lse = -inf has no weight
 // whatever its O; all parts empty gives (0, -inf).
 struct MergeArgs {
-  size_t rows = 0;                   // queries x heads
+  size_t rows = 0;  // queries x heads
   size_t d_v = 0;
-  std::span<const float* const> o;   // [parts], each [rows][d_v]
-  std::span<const float* const> lse; // [parts], each [rows]
-  float* out_o = nullptr;            // may be o[0]
-  float* out_lse = nullptr;          // may be lse[0]
+  std::span<const float* const> o;    // [parts], each [rows][d_v]
+  std::span<const float* const> lse;  // [parts], each [rows]
+  float* out_o = nullptr;             // may be o[0]
+  float* out_lse = nullptr;           // may be lse[0]
 };
 
 // FOLDED: copies `from` (rows of page `page`) into `to` with K' = K + pos[rank] + time[bucket] by the shared runs.

@@ -20,9 +20,9 @@ struct KernelTable {
   void (*merge)(const MergeArgs&) = nullptr;
   void (*layer_norm)(const LayerNormArgs&) = nullptr;
   Moments (*moments)(const float* x, size_t n) = nullptr;
-  void (*add)(const float* y, size_t n, float* x) = nullptr;                // x += y
-  void (*sigmoid)(size_t n, float* x) = nullptr;                            // x = 1 / (1 + exp(-x))
-  void (*sigmoid_gate)(const float* gate, size_t n, float* x) = nullptr;    // x *= sigmoid(gate)
+  void (*add)(const float* y, size_t n, float* x) = nullptr;              // x += y
+  void (*sigmoid)(size_t n, float* x) = nullptr;                          // x = 1 / (1 + exp(-x))
+  void (*sigmoid_gate)(const float* gate, size_t n, float* x) = nullptr;  // x *= sigmoid(gate)
   void (*mix)(const MixArgs&) = nullptr;
   void (*embedding_bag)(const EmbeddingBagArgs&) = nullptr;
 };

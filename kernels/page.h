@@ -1,6 +1,7 @@
 // The K/V page: 128 rows of one layer of one channel, the unit of caching, summarising and attention.
 //
-// CPU layout (fp32), chosen so that both products of attention run the GEMM micro-kernel on contiguous 16-column panels:
+// CPU layout (fp32), chosen so that both products of attention run the GEMM micro-kernel on contiguous 16-column
+// panels:
 //   K  [kv_heads][128 / 16][d_k][16]          column panels of K^T: K^T[dim][row] at panel row / 16
 //   V  [kv_heads][ceil(d_v / 16)][128][16]    column panels of V
 // Rows at and beyond a page's valid count are zero in both, columns of V beyond d_v too.
@@ -72,16 +73,16 @@ void GatherRows(const PageShape& shape, std::span<const PageView> pages, std::sp
 
 // What page selection and inspection know of a page without touching its rows.
 struct PageSummary {
-  uint32_t count = 0;            // valid rows
-  std::vector<float> mean_k;     // [kv_heads * d_k]
-  std::vector<float> min_k;      // [kv_heads * d_k]
-  std::vector<float> max_k;      // [kv_heads * d_k]
-  std::vector<float> mean_v;     // [kv_heads * d_v]
-  std::vector<uint16_t> actions; // histogram by action id
-  std::vector<uint16_t> sids;    // histogram by first semantic-id code; empty where the model has none
+  uint32_t count = 0;             // valid rows
+  std::vector<float> mean_k;      // [kv_heads * d_k]
+  std::vector<float> min_k;       // [kv_heads * d_k]
+  std::vector<float> max_k;       // [kv_heads * d_k]
+  std::vector<float> mean_v;      // [kv_heads * d_v]
+  std::vector<uint16_t> actions;  // histogram by action id
+  std::vector<uint16_t> sids;     // histogram by first semantic-id code; empty where the model has none
   int64_t first_time_us = 0;
   int64_t last_time_us = 0;
-  float log_weight = 0;          // ln of the summed row weights; ln(count) where rows carry none
+  float log_weight = 0;  // ln of the summed row weights; ln(count) where rows carry none
 };
 
 // Row facts are of the page's rows, oldest first, all of one length <= 128. `sids` and `log_w` may be empty.

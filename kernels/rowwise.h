@@ -8,7 +8,8 @@
 
 namespace backstory {
 
-// y = g (x - mean) / sqrt(var + eps) + b per row, two passes over the row. y may be x. g and b may be nullptr (1 and 0).
+// y = g (x - mean) / sqrt(var + eps) + b per row, two passes over the row. y may be x. g and b may be nullptr (1 and
+// 0).
 struct LayerNormArgs {
   const float* x = nullptr;  // [rows][n]
   size_t rows = 0;
@@ -36,7 +37,7 @@ struct MixArgs {
 
 // Sum-pools table rows: out[i] = sum over ids of token i, in order, of table[id]; zero for an empty list.
 struct EmbeddingBagArgs {
-  const float* table = nullptr;       // [vocab][width]
+  const float* table = nullptr;  // [vocab][width]
   size_t width = 0;
   const uint32_t* offsets = nullptr;  // [rows + 1]
   const uint32_t* ids = nullptr;      // < vocab

@@ -5,8 +5,8 @@
 
 namespace backstory {
 
-// `fn` belongs to the caller, which stays until `done` == n, so no thread touches it later: a thread that finds no index
-// left does not call it.
+// `fn` belongs to the caller, which stays until `done` == n, so no thread touches it later: a thread that finds no
+// index left does not call it.
 struct ThreadPool::Loop {
   Loop(size_t n, const std::function<void(size_t)>* fn) : n(n), fn(fn) {}
 

@@ -25,8 +25,8 @@ class ThreadPool {
 
   size_t threads() const { return workers_.size() + 1; }
 
-  // Calls fn(0) .. fn(n - 1), each once, in any order and thread, and returns when all have returned. Indices are started
-  // in ascending order. fn must not throw; it may call ParallelFor again.
+  // Calls fn(0) .. fn(n - 1), each once, in any order and thread, and returns when all have returned. Indices are
+  // started in ascending order. fn must not throw; it may call ParallelFor again.
   void ParallelFor(size_t n, const std::function<void(size_t)>& fn);
 
  private:

@@ -3,13 +3,17 @@
 
 #include "kernels/cpu/targets.h"
 
+// clang-format off: the order matters.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/kernels.cc"
 #include "hwy/foreach_target.h"
 // After foreach_target.
 #include "hwy/highway.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/gemm-inl.h"
+#include "kernels/cpu/merge-inl.h"
 #include "kernels/cpu/rowwise-inl.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace backstory {
@@ -17,17 +21,17 @@ namespace HWY_NAMESPACE {
 
 const KernelTable* Table() {
   static const KernelTable kTable{.target = hwy::TargetName(HWY_TARGET),
-                                      .gemm = Gemm,
-                                      .attend = Attend,
-                                      .attend_mass = AttendMass,
-                                      .merge = Merge,
-                                      .layer_norm = LayerNorm,
-                                      .moments = RowMoments,
-                                      .add = Add,
-                                      .sigmoid = Sigmoid,
-                                      .sigmoid_gate = SigmoidGate,
-                                      .mix = Mix,
-                                      .embedding_bag = EmbeddingBag};
+                                  .gemm = Gemm,
+                                  .attend = Attend,
+                                  .attend_mass = AttendMass,
+                                  .merge = Merge,
+                                  .layer_norm = LayerNorm,
+                                  .moments = RowMoments,
+                                  .add = Add,
+                                  .sigmoid = Sigmoid,
+                                  .sigmoid_gate = SigmoidGate,
+                                  .mix = Mix,
+                                  .embedding_bag = EmbeddingBag};
   return &kTable;
 }
 

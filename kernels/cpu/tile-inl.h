@@ -58,7 +58,8 @@ HWY_INLINE void Tile(const float* HWY_RESTRICT a, size_t lda, const float* HWY_R
 
 // One panel, any number of rows. Not inlined: its callers are many, and it holds every tile shape.
 template <bool kAccumulate>
-HWY_NOINLINE void TileRows(const float* a, size_t lda, size_t rows, const float* panel, size_t k, float* c, size_t ldc) {
+HWY_NOINLINE void TileRows(const float* a, size_t lda, size_t rows, const float* panel, size_t k, float* c,
+                           size_t ldc) {
   size_t r = 0;
   for (; r + kTileRows <= rows; r += kTileRows) {
     Tile<kTileRows, 1, kAccumulate>(a + r * lda, lda, panel, 0, k, c + r * ldc, ldc);
@@ -76,7 +77,7 @@ HWY_NOINLINE void TileRows(const float* a, size_t lda, size_t rows, const float*
 // latency of a multiply-add.
 template <bool kAccumulate>
 HWY_NOINLINE void TilePanels(const float* a, size_t lda, size_t rows, const float* panel, size_t panel_stride,
-                           size_t panels, size_t k, float* c, size_t ldc) {
+                             size_t panels, size_t k, float* c, size_t ldc) {
   size_t p = 0;
   if (rows == 1) {
     for (; p + 4 <= panels; p += 4) {

@@ -134,8 +134,7 @@ void LayerNorm(const LayerNormArgs& a) {
     for (size_t i = 0; i < a.n; ++i) var += (x[i] - mean) * (x[i] - mean) / static_cast<double>(a.n);
     for (size_t i = 0; i < a.n; ++i) {
       const double unit = (x[i] - mean) / std::sqrt(var + a.eps);
-      a.y[r * a.n + i] =
-          static_cast<float>(unit * (a.g == nullptr ? 1 : a.g[i]) + (a.b == nullptr ? 0 : a.b[i]));
+      a.y[r * a.n + i] = static_cast<float>(unit * (a.g == nullptr ? 1 : a.g[i]) + (a.b == nullptr ? 0 : a.b[i]));
     }
   }
 }

@@ -56,9 +56,9 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
   std::vector<size_t> start(count + 1, 0);
   size_t in_window = 0;
   if (first < last) {
-    in_window = static_cast<size_t>(
-        std::lower_bound(time.begin(), time.begin() + static_cast<ptrdiff_t>(first), Minus(time[first], windows.age_us)) -
-        time.begin());
+    in_window = static_cast<size_t>(std::lower_bound(time.begin(), time.begin() + static_cast<ptrdiff_t>(first),
+                                                     Minus(time[first], windows.age_us)) -
+                                    time.begin());
   }
   std::vector<uint32_t> hidden;  // rows of the tie group of i, newest first
   for (size_t i = first; i < last; ++i) {
@@ -66,7 +66,8 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
       size_t& at = start[b];
       if (i == first) {
         at = static_cast<size_t>(std::upper_bound(time.begin(), time.begin() + static_cast<ptrdiff_t>(i) + 1,
-                                                  Minus(time[i], buckets.edge(b))) - time.begin());
+                                                  Minus(time[i], buckets.edge(b))) -
+                                 time.begin());
       }
       while (at <= i && time[i] - time[at] >= buckets.edge(b)) ++at;
     }
@@ -76,7 +77,8 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
     if (static_cast<int64_t>(i) > windows.rows) low = std::max(low, i - static_cast<size_t>(windows.rows));
 
     hidden.clear();
-    for (int32_t j = rows.previous_tie[i]; j >= 0 && static_cast<size_t>(j) >= low; j = rows.previous_tie[static_cast<size_t>(j)]) {
+    for (int32_t j = rows.previous_tie[i]; j >= 0 && static_cast<size_t>(j) >= low;
+         j = rows.previous_tie[static_cast<size_t>(j)]) {
       hidden.push_back(static_cast<uint32_t>(j));
     }
     for (uint32_t b = count; b-- > 0;) {  // oldest rows first
@@ -89,8 +91,8 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
           continue;
         }
         const size_t stop = hidden.empty() ? end : std::min<size_t>(end, hidden.back());
-        lists.runs.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(stop),
-                              static_cast<uint32_t>(i - begin), b});
+        lists.runs.push_back(
+            {static_cast<uint32_t>(begin), static_cast<uint32_t>(stop), static_cast<uint32_t>(i - begin), b});
         begin = stop;
       }
     }
@@ -105,7 +107,9 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
 std::vector<KeyRun> CandidateRuns(const RowIndex& rows, size_t first, size_t visible, int64_t now_us, int64_t tie,
                                   const Windows& windows, const TimeBuckets& buckets) {
   const auto time = rows.time_us.begin();
-  const auto from_time = [&](int64_t t) { return static_cast<size_t>(std::lower_bound(time, time + static_cast<ptrdiff_t>(visible), t) - time); };
+  const auto from_time = [&](int64_t t) {
+    return static_cast<size_t>(std::lower_bound(time, time + static_cast<ptrdiff_t>(visible), t) - time);
+  };
   size_t end = from_time(now_us);
   const size_t low = std::max(first, from_time(Minus(now_us, windows.age_us)));
   std::vector<size_t> hidden;

@@ -50,8 +50,9 @@ struct RunLists {
 RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Windows& windows,
                      const TimeBuckets& buckets);
 
-// Candidates at `now_us` with tie key `tie` (CandidateTokens::kNoTie: none) over rows [first, visible): row j is visible
-// if its time is before now, its tie differs, and it is inside both windows; rank counts visible rows, newest = 1.
+// Candidates at `now_us` with tie key `tie` (CandidateTokens::kNoTie: none) over rows [first, visible): row j is
+// visible if its time is before now, its tie differs, and it is inside both windows; rank counts visible rows, newest
+// = 1.
 std::vector<KeyRun> CandidateRuns(const RowIndex& rows, size_t first, size_t visible, int64_t now_us, int64_t tie,
                                   const Windows& windows, const TimeBuckets& buckets);
 

@@ -25,9 +25,7 @@ class GrabModel final : public Model {
 
   const Config& config() const override { return stack_.config(); }
   const std::string& state_id() const override { return state_id_; }
-  size_t parameter_bytes() const override {
-    return stack_.Bytes() + partial_.Bytes() + full_.Bytes() + table_bytes_;
-  }
+  size_t parameter_bytes() const override { return stack_.Bytes() + partial_.Bytes() + full_.Bytes() + table_bytes_; }
 
   std::unique_ptr<UserKv> NewState() const override {
     return std::make_unique<CpuUserKv>(stack_.page_shape(), config().channels(), config().layers);
@@ -60,8 +58,8 @@ absl::Status GrabModel::CheckRows(const ChannelRows& rows, size_t channel, const
     return absl::InvalidArgumentError(absl::StrCat(what, ": columns have different lengths"));
   }
   if (n < state.rows()) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", n, " rows given, the state has ", state.rows(),
-                                                   " already; truncate it first"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": ", n, " rows given, the state has ", state.rows(), " already; truncate it first"));
   }
   if (n > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
     return absl::InvalidArgumentError(absl::StrCat(what, ": ", n, " rows, the limit is 2^31 - 1"));
@@ -76,7 +74,8 @@ absl::Status GrabModel::CheckRows(const ChannelRows& rows, size_t channel, const
     }
   }
   if (state.rows() > 0 && state.index().time_us.back() != rows.time_us[state.rows() - 1]) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": row ", state.rows() - 1, " is not the one that was appended"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": row ", state.rows() - 1, " is not the one that was appended"));
   }
   return partial_.CheckItem(rows.tokens, state.rows(), what);
 }
@@ -141,18 +140,18 @@ absl::Status GrabModel::CheckSegment(const ScoreSegment& segment, size_t index) 
     return absl::InvalidArgumentError(absl::StrCat(what, ": ", segment.candidates->user.rows, " user rows, must be 1"));
   }
   if (segment.kv != nullptr && segment.visible_rows.size() != channels) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": visible_rows of ", segment.visible_rows.size(),
-                                                   " channels, the model has ", channels));
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": visible_rows of ", segment.visible_rows.size(), " channels, the model has ", channels));
   }
   if (!segment.first_row.empty() && segment.first_row.size() != channels) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": first_row of ", segment.first_row.size(),
-                                                   " channels, the model has ", channels));
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": first_row of ", segment.first_row.size(), " channels, the model has ", channels));
   }
   for (size_t c = 0; segment.kv != nullptr && c < channels; ++c) {
     const size_t rows = segment.kv->Rows(static_cast<int>(c));
     if (segment.visible_rows[c] > rows) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": visible_rows ", segment.visible_rows[c], " of channel ", c,
-                                                     ", the state has ", rows));
+      return absl::InvalidArgumentError(
+          absl::StrCat(what, ": visible_rows ", segment.visible_rows[c], " of channel ", c, ", the state has ", rows));
     }
   }
   if (segment.explain_top > 0 && segment.attributions == nullptr) {
@@ -202,8 +201,7 @@ absl::Status GrabModel::Score(std::span<const ScoreSegment> segments) const {
   ParallelFor(pool_, pieces.size(), [&](size_t i) {
     const Piece& piece = pieces[i];
     Work& w = work[piece.segment];
-    full_.Run(w.user, segments[piece.segment].candidates->item, piece.first, piece.count,
-              w.x.data() + piece.first * d);
+    full_.Run(w.user, segments[piece.segment].candidates->item, piece.first, piece.count, w.x.data() + piece.first * d);
     stack_.ScoreBlock(w.rows, w.visibility, piece.first, piece.count);
   });
   return absl::OkStatus();
@@ -231,8 +229,8 @@ absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const T
   if (!partial.ok()) return partial.status();
   auto full = TokenNet::LoadFull(config, tensors);
   if (!full.ok()) return full.status();
-  return std::make_unique<GrabModel>(std::move(*stack), std::move(*partial), std::move(*full),
-                                     StateId(config, tensors), TableBytes(config, tensors), pool);
+  return std::make_unique<GrabModel>(std::move(*stack), std::move(*partial), std::move(*full), StateId(config, tensors),
+                                     TableBytes(config, tensors), pool);
 }
 
 }  // namespace backstory::grab

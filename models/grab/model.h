@@ -18,10 +18,11 @@
 
 namespace backstory::grab {
 
-// All channels of one user under one model: K/V of every layer in pages of 128 rows (kernels/page.h). Rows are append-only:
-// row i depends on rows <= i alone. Rows [0, closed) of a channel are final as long as no event at or before them changes;
-// Truncate drops rows from the end, Extend appends. Not thread-safe for writing; concurrent Score calls may share it.
-// A state belongs to models with the state_id of the one that made it; giving it to another is a bug of the caller.
+// All channels of one user under one model: K/V of every layer in pages of 128 rows (kernels/page.h). Rows are
+// append-only: row i depends on rows <= i alone. Rows [0, closed) of a channel are final as long as no event at or
+// before them changes; Truncate drops rows from the end, Extend appends. Not thread-safe for writing; concurrent Score
+// calls may share it. A state belongs to models with the state_id of the one that made it; giving it to another is a
+// bug of the caller.
 class UserKv {
  public:
   virtual ~UserKv() = default;
@@ -40,18 +41,18 @@ struct Attribution {
 
 // One request's candidates against one user's state; several segments of one call share the GEMMs.
 struct ScoreSegment {
-  const UserKv* kv = nullptr;                // may be null: empty history
-  std::span<const size_t> visible_rows;      // [channels]: rows [0, n) are candidates' history (as_of, history length)
-  std::span<const size_t> first_row;         // [channels] or empty: rows before it are not attended (history length)
+  const UserKv* kv = nullptr;            // may be null: empty history
+  std::span<const size_t> visible_rows;  // [channels]: rows [0, n) are candidates' history (as_of, history length)
+  std::span<const size_t> first_row;     // [channels] or empty: rows before it are not attended (history length)
   const CandidateTokens* candidates = nullptr;
   // Output.
-  float* logits = nullptr;                   // [candidates, tasks]
-  int explain_top = 0;                       // > 0: fill attributions
+  float* logits = nullptr;                                        // [candidates, tasks]
+  int explain_top = 0;                                            // > 0: fill attributions
   std::vector<std::vector<Attribution>>* attributions = nullptr;  // [candidates][<= explain_top per channel]
 };
 
-// Immutable after Load, thread-safe. Every result is bit-identical whatever the batch, the thread count, and whether rows
-// were appended one by one or prefilled (per machine target).
+// Immutable after Load, thread-safe. Every result is bit-identical whatever the batch, the thread count, and whether
+// rows were appended one by one or prefilled (per machine target).
 class Model {
  public:
   virtual ~Model() = default;
@@ -67,8 +68,8 @@ class Model {
 };
 
 // Weights by the names of models/grab/tensors.h; further tensors are ignored. NOT_FOUND or INVALID_ARGUMENT naming the
-// tensor or the setting. Embedding tables stay in the memory of `tensors` (which the model keeps alive), the rest is packed
-// for the kernels. `pool` may be null (work runs in the calling thread) and must outlive the model.
+// tensor or the setting. Embedding tables stay in the memory of `tensors` (which the model keeps alive), the rest is
+// packed for the kernels. `pool` may be null (work runs in the calling thread) and must outlive the model.
 absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool);
 
 }  // namespace backstory::grab

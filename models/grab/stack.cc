@@ -59,8 +59,13 @@ const float* Stack::Inner(const LayerWeights& w, const float* x, size_t rows, Sc
 
 void Stack::BiasTableOf(const LayerWeights& w, size_t rows, size_t max_rank, Scratch* s) const {
   const size_t clip = Size(config_.n_pos) - 1;  // entry clip - p of a row is position p
-  Kernels().gemm({.a = s->q, .lda = d_head_, .m = rows * heads_, .b = &w.bias_codes,
-                  .first_panel = (clip - std::min(max_rank, clip)) / kPanel, .c = s->bias, .ldc = table_width_});
+  Kernels().gemm({.a = s->q,
+                  .lda = d_head_,
+                  .m = rows * heads_,
+                  .b = &w.bias_codes,
+                  .first_panel = (clip - std::min(max_rank, clip)) / kPanel,
+                  .c = s->bias,
+                  .ldc = table_width_});
 }
 
 void Stack::FinishLayer(const LayerWeights& w, size_t rows, Scratch* s, float* x) const {
@@ -134,8 +139,11 @@ void Stack::Append(std::span<const HistoryRows> channels, bool all_layers, Threa
     const size_t before = kv->channel(c).rows(), added = channels[c].action.size();
     kv->channel(c).Grow(channels[c].facts);
     for (size_t r = 0; r < added; r += kTileRows) {
-      tiles.push_back({.channel = c, .first = before + r, .rows = std::min(kTileRows, added - r),
-                       .x = channels[c].x + r * d_, .action = channels[c].action.data() + r});
+      tiles.push_back({.channel = c,
+                       .first = before + r,
+                       .rows = std::min(kTileRows, added - r),
+                       .x = channels[c].x + r * d_,
+                       .action = channels[c].action.data() + r});
     }
   }
   // Longest first: a row's cost is the rows before it.
@@ -192,8 +200,13 @@ void Stack::MixTargets(size_t layer, Block* block) const {
     }
   }
   const KernelTable& kernels = Kernels();
-  kernels.gemm({.a = s.concat, .lda = channels_ * d_, .m = block->rows, .b = &gate.w, .bias = gate.b.data(),
-                .c = s.beta, .ldc = channels_});
+  kernels.gemm({.a = s.concat,
+                .lda = channels_ * d_,
+                .m = block->rows,
+                .b = &gate.w,
+                .bias = gate.b.data(),
+                .c = s.beta,
+                .ldc = channels_});
   kernels.sigmoid(block->rows * channels_, s.beta);
   kernels.mix({.x = block->x, .beta = s.beta, .rows = block->rows, .d = d_});
 }
@@ -248,7 +261,8 @@ void Stack::Explain(const AttendArgs& attend, size_t c, Block* block) const {
                       [&](uint32_t a, uint32_t b) { return mass[a] != mass[b] ? mass[a] > mass[b] : a > b; });
     auto& out = block->candidates->attributions[block->first + r];
     for (size_t i = 0; i < top; ++i) {
-      out.push_back({.channel = static_cast<int>(c), .row = order[i], .event_id = ids[order[i]], .mass = mass[order[i]]});
+      out.push_back(
+          {.channel = static_cast<int>(c), .row = order[i], .event_id = ids[order[i]], .mass = mass[order[i]]});
     }
   }
 }
@@ -266,10 +280,21 @@ void Stack::Head(Block* block) const {
   }
   const size_t hidden = Size(config_.head_hidden), tasks = config_.tasks.size();
   const KernelTable& kernels = Kernels();
-  kernels.gemm({.a = s.concat, .lda = channels_ * d_, .m = block->rows, .b = &weights_.head_w1,
-                .bias = weights_.head_b1.data(), .relu = true, .c = s.head, .ldc = hidden});
-  kernels.gemm({.a = s.head, .lda = hidden, .m = block->rows, .b = &weights_.head_w2, .bias = weights_.head_b2.data(),
-                .c = candidates.logits + block->first * tasks, .ldc = tasks});
+  kernels.gemm({.a = s.concat,
+                .lda = channels_ * d_,
+                .m = block->rows,
+                .b = &weights_.head_w1,
+                .bias = weights_.head_b1.data(),
+                .relu = true,
+                .c = s.head,
+                .ldc = hidden});
+  kernels.gemm({.a = s.head,
+                .lda = hidden,
+                .m = block->rows,
+                .b = &weights_.head_w2,
+                .bias = weights_.head_b2.data(),
+                .c = candidates.logits + block->first * tasks,
+                .ldc = tasks});
 }
 
 void Stack::ScoreBlock(const CandidateRows& candidates, const Visibility& visibility, size_t first,

@@ -36,10 +36,10 @@ struct CandidateRows {
   size_t rows = 0;
   int64_t now_us = 0;
   int64_t tie = -1;
-  const CpuUserKv* kv = nullptr;            // may be null: empty history
-  std::span<const size_t> visible_rows;     // as in ScoreSegment
-  std::span<const size_t> first_row;        // as in ScoreSegment
-  float* logits = nullptr;                  // [rows][tasks]
+  const CpuUserKv* kv = nullptr;         // may be null: empty history
+  std::span<const size_t> visible_rows;  // as in ScoreSegment
+  std::span<const size_t> first_row;     // as in ScoreSegment
+  float* logits = nullptr;               // [rows][tasks]
   int explain_top = 0;
   std::vector<Attribution>* attributions = nullptr;  // [rows], if explain_top > 0
   ScoreTrace* trace = nullptr;
@@ -54,13 +54,13 @@ class Stack {
   PageShape page_shape() const;
   size_t Bytes() const { return weights_.Bytes(); }
 
-  // Appends channels[c] to channel c of kv. The last layer computes K/V only, unless `all_layers`: then channels[c].x ends
-  // as the final rows. Actions are < n_act - 1, times non-decreasing and not before the last row's.
+  // Appends channels[c] to channel c of kv. The last layer computes K/V only, unless `all_layers`: then channels[c].x
+  // ends as the final rows. Actions are < n_act - 1, times non-decreasing and not before the last row's.
   void Append(std::span<const HistoryRows> channels, bool all_layers, ThreadPool* pool, CpuUserKv* kv) const;
 
   // What all blocks of one segment share: who is visible, and the pages.
   struct Visibility {
-    std::vector<std::vector<KeyRun>> runs;                 // [channel]
+    std::vector<std::vector<KeyRun>> runs;                  // [channel]
     std::vector<std::vector<std::vector<PageView>>> pages;  // [channel][layer]
   };
   Visibility VisibilityOf(const CandidateRows& candidates) const;

@@ -23,17 +23,17 @@ std::string Settings(const Config& c) {
                     f.attribute.size(), ":", f.attribute, " ", f.table.size(), ":", f.table, " ", f.vocab, ";");
   }
   for (const ActionRule& rule : t.actions) {
-    absl::StrAppend(&text, "rule ", static_cast<int>(rule.action), " ", absl::StrFormat("%a %a", rule.min_value, rule.max_value),
-                    " ", rule.action_class, ";");
+    absl::StrAppend(&text, "rule ", static_cast<int>(rule.action), " ",
+                    absl::StrFormat("%a %a", rule.min_value, rule.max_value), " ", rule.action_class, ";");
   }
   for (const ChannelConfig& channel : t.channels) {
     absl::StrAppend(&text, "channel");
     for (int32_t action_class : channel.action_classes) absl::StrAppend(&text, " ", action_class);
     absl::StrAppend(&text, ";");
   }
-  absl::StrAppend(&text, "d ", c.d, " heads ", c.heads, " d_head ", c.d_head, " layers ", c.layers, " latent ", c.latent,
-                  " ffn ", c.ffn, " n_pos ", c.n_pos, " n_time ", c.n_time, " n_act ", c.n_act, " window_rows ",
-                  c.window_rows);
+  absl::StrAppend(&text, "d ", c.d, " heads ", c.heads, " d_head ", c.d_head, " layers ", c.layers, " latent ",
+                  c.latent, " ffn ", c.ffn, " n_pos ", c.n_pos, " n_time ", c.n_time, " n_act ", c.n_act,
+                  " window_rows ", c.window_rows);
   absl::StrAppend(&text, " window_sec ", c.window_sec, " norm ", static_cast<int>(c.norm), " embedding ", c.embedding,
                   " hidden ", c.gate_mlp_hidden);
   return text;

@@ -73,9 +73,9 @@ absl::StatusOr<TokenNet> TokenNet::Load(const Config& config, const TensorMap& t
   }
   const int64_t v = static_cast<int64_t>(width), hidden = config.gate_mlp_hidden, d = config.d;
   Columns columns;
-  for (auto [name, n, to] : {std::tuple{"ln.g", v, &columns.g}, std::tuple{"ln.b", v, &columns.b},
-                             std::tuple{"b1", hidden, &columns.b1}, std::tuple{"bg", d, &columns.bg},
-                             std::tuple{"b2", d, &net.b2_}}) {
+  for (auto [name, n, to] :
+       {std::tuple{"ln.g", v, &columns.g}, std::tuple{"ln.b", v, &columns.b}, std::tuple{"b1", hidden, &columns.b1},
+        std::tuple{"bg", d, &columns.bg}, std::tuple{"b2", d, &net.b2_}}) {
     auto vector = LoadVector(tensors, prefix + name, n);
     if (!vector.ok()) return vector.status();
     *to = std::move(*vector);
@@ -111,8 +111,8 @@ absl::StatusOr<TokenNet> TokenNet::Load(const Config& config, const TensorMap& t
 absl::Status TokenNet::Check(const Side& side, const TokenColumns& tokens, size_t first,
                              const std::string& what) const {
   if (tokens.sparse.size() != side.sparse.size()) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", tokens.sparse.size(), " sparse columns, the model reads ",
-                                                   side.sparse.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ": ", tokens.sparse.size(), " sparse columns, the model reads ", side.sparse.size()));
   }
   if (tokens.dense.size() != tokens.rows * side.dense) {
     return absl::InvalidArgumentError(absl::StrCat(what, ": ", tokens.dense.size(), " dense values for ", tokens.rows,
@@ -141,9 +141,13 @@ absl::Status TokenNet::Check(const Side& side, const TokenColumns& tokens, size_
 
 void TokenNet::Pool(const Side& side, const TokenColumns& tokens, size_t first, size_t rows, float* v) const {
   for (size_t f = 0; f < side.sparse.size(); ++f) {
-    Kernels().embedding_bag({.table = side.sparse[f].table, .width = embedding_,
-                             .offsets = tokens.sparse[f].offsets.data() + first, .ids = tokens.sparse[f].ids.data(),
-                             .rows = rows, .out = v + f * embedding_, .out_stride = side.width});
+    Kernels().embedding_bag({.table = side.sparse[f].table,
+                             .width = embedding_,
+                             .offsets = tokens.sparse[f].offsets.data() + first,
+                             .ids = tokens.sparse[f].ids.data(),
+                             .rows = rows,
+                             .out = v + f * embedding_,
+                             .out_stride = side.width});
   }
   for (size_t r = 0; r < rows; ++r) {
     std::copy_n(tokens.dense.data() + (first + r) * side.dense, side.dense,
@@ -158,7 +162,8 @@ TokenNet::UserPart TokenNet::RunUser(const TokenColumns& user) const {
   std::vector<float> v(user_.width);
   Pool(user_, user, 0, 1, v.data());
   part.moments = Kernels().moments(v.data(), user_.width);
-  Kernels().gemm({.a = v.data(), .lda = user_.width, .m = 1, .b = &user_.w, .c = part.product.data(), .ldc = hidden_ + d_});
+  Kernels().gemm(
+      {.a = v.data(), .lda = user_.width, .m = 1, .b = &user_.w, .c = part.product.data(), .ldc = hidden_ + d_});
   return part;
 }
 
@@ -169,8 +174,8 @@ void TokenNet::Run(const UserPart& user, const TokenColumns& item, size_t first,
   Pool(item_, item, first, rows, v.data());
   kernels.gemm({.a = v.data(), .lda = item_.width, .m = rows, .b = &item_.w, .c = a.data(), .ldc = n});
   for (size_t r = 0; r < rows; ++r) {
-    const Moments moments = Join(user.moments, user_.width, kernels.moments(v.data() + r * item_.width, item_.width),
-                                 item_.width);
+    const Moments moments =
+        Join(user.moments, user_.width, kernels.moments(v.data() + r * item_.width, item_.width), item_.width);
     const float rstd = 1.0f / std::sqrt(moments.m2 / static_cast<float>(user_.width + item_.width) + kEps);
     float* row = a.data() + r * n;
     for (size_t j = 0; j < n; ++j) {

@@ -21,8 +21,8 @@ struct LayerWeights {
   PackedMatrix wo;                 // [heads * d_head, d]
   PackedMatrix w1, w2;             // [d, ffn], [ffn, d]
   std::vector<float> b1, b2, n1_g, n1_b, n2_g, n2_b;
-  // Position codebook (last entry first) and time codebook as columns [d_head, n_pos + n_time]: a query row times it is a
-  // row of kernels/attend.h's BiasTable.
+  // Position codebook (last entry first) and time codebook as columns [d_head, n_pos + n_time]: a query row times it is
+  // a row of kernels/attend.h's BiasTable.
   PackedMatrix bias_codes;
   std::vector<float> bact;  // [n_act, d_head]
 };

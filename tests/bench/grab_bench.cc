@@ -107,8 +107,11 @@ void BM_Score(benchmark::State& state) {
   std::vector<size_t> visible;
   for (const ChannelRows& rows : s.rows) visible.push_back(rows.time_us.size());
   std::vector<float> logits(s.candidates.item.rows * s.config.tasks.size());
-  const ScoreSegment segment{.kv = s.kv.get(), .visible_rows = visible, .candidates = &s.candidates,
-                             .logits = logits.data(), .explain_top = static_cast<int>(state.range(4))};
+  const ScoreSegment segment{.kv = s.kv.get(),
+                             .visible_rows = visible,
+                             .candidates = &s.candidates,
+                             .logits = logits.data(),
+                             .explain_top = static_cast<int>(state.range(4))};
   std::vector<std::vector<Attribution>> attributions;
   ScoreSegment explained = segment;
   explained.attributions = &attributions;

@@ -34,7 +34,8 @@ BENCHMARK(BM_Gemm)
     ->Args({96, 512, 1024})
     ->Args({1, 512, 1024});
 
-// queries x rows x heads x d_head; kind 0: no bias, 1: position and time bias over log-spaced buckets, newest 255 ramped.
+// queries x rows x heads x d_head; kind 0: no bias, 1: position and time bias over log-spaced buckets, newest 255
+// ramped.
 void BM_Attend(benchmark::State& state) {
   const size_t queries = static_cast<size_t>(state.range(0)), rows = static_cast<size_t>(state.range(1)),
                heads = static_cast<size_t>(state.range(2)), width = static_cast<size_t>(state.range(3));
@@ -72,7 +73,8 @@ void BM_Attend(benchmark::State& state) {
     Kernels().attend(args);
     benchmark::ClobberMemory();
   }
-  ReportFlops(state, 4.0 * static_cast<double>(queries) * static_cast<double>(rows) * static_cast<double>(heads * width));
+  ReportFlops(state,
+              4.0 * static_cast<double>(queries) * static_cast<double>(rows) * static_cast<double>(heads * width));
 }
 BENCHMARK(BM_Attend)
     ->ArgNames({"M", "N", "heads", "d_head", "bias"})

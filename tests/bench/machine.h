@@ -28,8 +28,8 @@ __attribute__((target("avx2,fma"), noinline)) inline void FmaSteps(int steps) {
         "vfmadd231ps %12, %12, %3\n\tvfmadd231ps %12, %12, %4\n\tvfmadd231ps %12, %12, %5\n\t"
         "vfmadd231ps %12, %12, %6\n\tvfmadd231ps %12, %12, %7\n\tvfmadd231ps %12, %12, %8\n\t"
         "vfmadd231ps %12, %12, %9\n\tvfmadd231ps %12, %12, %10\n\tvfmadd231ps %12, %12, %11"
-        : "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5), "+x"(a6), "+x"(a7), "+x"(a8), "+x"(a9),
-          "+x"(a10), "+x"(a11)
+        : "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5), "+x"(a6), "+x"(a7), "+x"(a8), "+x"(a9), "+x"(a10),
+          "+x"(a11)
         : "x"(x));
   }
 }
@@ -62,8 +62,8 @@ inline void ReportFlops(benchmark::State& state, double flops_per_iteration, dou
   state.counters["FLOP/s"] = benchmark::Counter(flops_per_iteration, benchmark::Counter::kIsIterationInvariantRate,
                                                 benchmark::Counter::kIs1000);
   if (PeakFlops() > 0) {
-    state.counters["of_bound"] =
-        benchmark::Counter(flops_per_iteration / (PeakFlops() * threads), benchmark::Counter::kIsIterationInvariantRate);
+    state.counters["of_bound"] = benchmark::Counter(flops_per_iteration / (PeakFlops() * threads),
+                                                    benchmark::Counter::kIsIterationInvariantRate);
   }
 }
 

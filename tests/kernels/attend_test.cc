@@ -123,7 +123,8 @@ double LogitMagnitude(const Problem& p) {
   return (q * k + 2 * bias) * p.args.scale + log_w;
 }
 
-// A logit is off by at most (d_k + 6) eps of its magnitude, weights by e to that and exp's own 2e-7, sums by one eps a term.
+// A logit is off by at most (d_k + 6) eps of its magnitude, weights by e to that and exp's own 2e-7, sums by one eps a
+// term.
 void ExpectClose(const Problem& p, const Result& got, const Result& want) {
   const double logit = LogitMagnitude(p) * (static_cast<double>(p.args.shape.d_k) + 6) * kEps;
   const double weights = 2 * std::expm1(logit + 4e-7 + (static_cast<double>(p.rows) + 4) * kEps);
@@ -162,13 +163,20 @@ TEST(Attend, EveryTargetAgreesWithItsTwin) {
   const uint64_t seed = 20;
   RecordProperty("seed", std::to_string(seed));
   Random random(seed);
-  const size_t queries[] = {1, 2, 5, 7, 25, 97, 100}, dims[] = {1, 7, 8, 16, 33, 64}, rows[] = {0, 1, 127, 128, 129, 400};
+  const size_t queries[] = {1, 2, 5, 7, 25, 97, 100}, dims[] = {1, 7, 8, 16, 33, 64},
+               rows[] = {0, 1, 127, 128, 129, 400};
   for (int trial = 0; trial < 60; ++trial) {
     const size_t kv_heads = 1 + random.Below(3);
-    const Shape shape{.queries = queries[random.Below(7)], .heads = kv_heads * (1 + random.Below(2)),
-                      .kv_heads = kv_heads, .d_k = dims[random.Below(6)], .d_v = dims[random.Below(6)],
-                      .rows = rows[random.Below(6)], .self = random.Chance(0.6), .bias = random.Chance(0.8),
-                      .per_query = random.Chance(0.5), .log_w = random.Chance(0.3),
+    const Shape shape{.queries = queries[random.Below(7)],
+                      .heads = kv_heads * (1 + random.Below(2)),
+                      .kv_heads = kv_heads,
+                      .d_k = dims[random.Below(6)],
+                      .d_v = dims[random.Below(6)],
+                      .rows = rows[random.Below(6)],
+                      .self = random.Chance(0.6),
+                      .bias = random.Chance(0.8),
+                      .per_query = random.Chance(0.5),
+                      .log_w = random.Chance(0.3),
                       .scale = random.Chance(0.5) ? 1.0f : 0.25f};
     SCOPED_TRACE("trial " + std::to_string(trial));
     const Problem p = Make(shape, seed + static_cast<uint64_t>(trial));
@@ -200,13 +208,13 @@ TEST(Attend, AnEmptyKeyListGivesZeroAndMinusInfinity) {
 
 TEST(Attend, ARowsBitsDependOnItsOwnKeysAlone) {
   for (const bool per_query : {false, true}) {
-    const Problem all = Make({.queries = 61, .heads = 3, .kv_heads = 3, .d_k = 16, .d_v = 24, .rows = 700,
-                              .per_query = per_query}, 7);
+    const Problem all =
+        Make({.queries = 61, .heads = 3, .kv_heads = 3, .d_k = 16, .d_v = 24, .rows = 700, .per_query = per_query}, 7);
     ForEachTarget([&](const KernelTable& table) {
       const Result want = RunAttend(table, all);
       for (size_t first : {0u, 1u, 30u, 55u}) {
-        Problem part = Make({.queries = 61, .heads = 3, .kv_heads = 3, .d_k = 16, .d_v = 24, .rows = 700,
-                             .per_query = per_query}, 7);
+        Problem part = Make(
+            {.queries = 61, .heads = 3, .kv_heads = 3, .d_k = 16, .d_v = 24, .rows = 700, .per_query = per_query}, 7);
         const size_t count = std::min<size_t>(61 - first, 1 + first % 7);
         part.args.queries = count;
         part.args.q += first * 3 * 16;
@@ -222,8 +230,8 @@ TEST(Attend, ARowsBitsDependOnItsOwnKeysAlone) {
   }
 }
 
-// The same visible rows give the same bits whether the invisible ones beside them hold anything or not, and whatever the
-// other rows of the tile see of the page.
+// The same visible rows give the same bits whether the invisible ones beside them hold anything or not, and whatever
+// the other rows of the tile see of the page.
 TEST(Attend, InvisibleRowsLeaveNoTrace) {
   const Shape shape{.queries = 9, .heads = 2, .kv_heads = 2, .rows = 500, .per_query = true};
   const std::vector<KeyRun> mine{{20, 300, 480, 3}, {310, 450, 190, 3}};
@@ -275,8 +283,14 @@ TEST(Attend, FoldedPagesGiveTheSameLogitsAsTables) {
   std::vector<Page> scratch;
   for (size_t i = 0; i < p.pages.size(); ++i) {
     scratch.emplace_back(p.args.shape);
-    FoldBias({.shape = p.args.shape, .from = p.views[i], .page = i, .runs = table_runs, .bpos = bpos.data(),
-              .btime = btime.data(), .n_pos = kPos, .to = &scratch.back()});
+    FoldBias({.shape = p.args.shape,
+              .from = p.views[i],
+              .page = i,
+              .runs = table_runs,
+              .bpos = bpos.data(),
+              .btime = btime.data(),
+              .n_pos = kPos,
+              .to = &scratch.back()});
     folded.views[i] = scratch.back().view();
   }
   std::vector<KeyRun> folded_runs = table_runs;
@@ -304,7 +318,8 @@ TEST(Attend, MassesAreTheSoftmaxAndSumToOneWithTheSelfKey) {
       for (size_t j = 0; j < p.pages.size() * kPageRows; ++j) sum += mass[i * p.pages.size() * kPageRows + j];
       for (size_t h = 0; h < 4; ++h) {
         double dot = static_cast<double>(p.bias[(i * 4 + h) * 84 + 63]) + p.bias[(i * 4 + h) * 84 + 64];
-        for (size_t x = 0; x < 16; ++x) dot += static_cast<double>(p.q[(i * 4 + h) * 16 + x]) * p.self_k[(i * 2 + h / 2) * 16 + x];
+        for (size_t x = 0; x < 16; ++x)
+          dot += static_cast<double>(p.q[(i * 4 + h) * 16 + x]) * p.self_k[(i * 2 + h / 2) * 16 + x];
         self += std::exp(dot * 0.25 - r.lse[i * 4 + h]) / 4;
       }
       EXPECT_NEAR(sum + self, 1.0, 1e-4);
@@ -355,8 +370,8 @@ TEST(ClassifyPage, NamesWhatAPageLooksLike) {
   const std::vector<KeyRun> runs{{0, 200, 5000, 9}, {200, 700, 4800, 8}, {700, 1000, 300, 0}};
   EXPECT_EQ(ClassifyPage(runs, 0, 128, 256), PageKind::kUniform);
   EXPECT_EQ(ClassifyPage(runs, 1, 128, 256), PageKind::kSplit);
-  EXPECT_EQ(ClassifyPage(runs, 6, 128, 256), PageKind::kTable);   // ranks fall below n_pos - 1
-  EXPECT_EQ(ClassifyPage(runs, 7, 128, 256), PageKind::kTable);   // ends inside
+  EXPECT_EQ(ClassifyPage(runs, 6, 128, 256), PageKind::kTable);  // ranks fall below n_pos - 1
+  EXPECT_EQ(ClassifyPage(runs, 7, 128, 256), PageKind::kTable);  // ends inside
   EXPECT_EQ(ClassifyPage(runs, 8, 128, 256), PageKind::kHidden);
 }
 

@@ -36,8 +36,14 @@ TEST(Gemm, EveryTargetAgreesWithExactSums) {
     ForEachTarget([&](const KernelTable& table) {
       std::vector<float> c(m * ldc + 1, 77.0f);
       // +1: neither A nor C nor the bias is aligned to anything but a float.
-      table.gemm({.a = a.data() + 1, .lda = lda, .m = m, .b = &packed, .bias = biased ? bias.data() + 1 : nullptr,
-                  .relu = relu, .c = c.data() + 1, .ldc = ldc});
+      table.gemm({.a = a.data() + 1,
+                  .lda = lda,
+                  .m = m,
+                  .b = &packed,
+                  .bias = biased ? bias.data() + 1 : nullptr,
+                  .relu = relu,
+                  .c = c.data() + 1,
+                  .ldc = ldc});
       for (size_t i = 0; i < m; ++i) {
         for (size_t j = 0; j < n; ++j) {
           double sum = biased ? bias[j + 1] : 0, magnitude = std::abs(sum);
@@ -51,7 +57,8 @@ TEST(Gemm, EveryTargetAgreesWithExactSums) {
           ASSERT_NEAR(c[1 + i * ldc + j], sum, (2 * static_cast<double>(k) + 2) * kEps * magnitude)
               << "m " << m << " k " << k << " n " << n << " at " << i << ", " << j;
         }
-        for (size_t j = n; j < ldc && i + 1 < m; ++j) ASSERT_EQ(c[1 + i * ldc + j], 77.0f) << "wrote beyond its columns";
+        for (size_t j = n; j < ldc && i + 1 < m; ++j)
+          ASSERT_EQ(c[1 + i * ldc + j], 77.0f) << "wrote beyond its columns";
       }
     });
   }
@@ -84,8 +91,12 @@ TEST(Gemm, BitsDoNotDependOnTheRowsBeside) {
     table.gemm({.a = a.data(), .lda = kWidth, .m = kRows, .b = &packed, .c = all.data(), .ldc = kColumns});
     for (size_t step : {1u, 2u, 3u, 5u, 11u, 40u}) {
       for (size_t i = 0; i < kRows; i += step) {
-        table.gemm({.a = a.data() + i * kWidth, .lda = kWidth, .m = std::min(step, kRows - i), .b = &packed,
-                    .c = part.data() + i * kColumns, .ldc = kColumns});
+        table.gemm({.a = a.data() + i * kWidth,
+                    .lda = kWidth,
+                    .m = std::min(step, kRows - i),
+                    .b = &packed,
+                    .c = part.data() + i * kColumns,
+                    .ldc = kColumns});
       }
       ASSERT_EQ(0, std::memcmp(all.data(), part.data(), all.size() * sizeof(float))) << step;
     }
@@ -96,8 +107,8 @@ TEST(LayerNorm, EveryTargetAgreesWithItsTwin) {
   Random random(32);
   for (size_t n : {1u, 7u, 8u, 15u, 64u, 100u, 513u}) {
     std::vector<float> x = random.Normals(3 * n);
-    for (size_t i = 0; i < n; ++i) x[n + i] = 5.0f;           // no variance at all
-    for (size_t i = 0; i < n; ++i) x[2 * n + i] += 1000.0f;   // a mean far from zero
+    for (size_t i = 0; i < n; ++i) x[n + i] = 5.0f;          // no variance at all
+    for (size_t i = 0; i < n; ++i) x[2 * n + i] += 1000.0f;  // a mean far from zero
     const std::vector<float> g = random.Normals(n), b = random.Normals(n);
     std::vector<float> want(3 * n);
     RefKernels().layer_norm({.x = x.data(), .rows = 3, .n = n, .g = g.data(), .b = b.data(), .y = want.data()});
@@ -105,8 +116,8 @@ TEST(LayerNorm, EveryTargetAgreesWithItsTwin) {
       std::vector<float> y = x;
       table.layer_norm({.x = y.data(), .rows = 3, .n = n, .g = g.data(), .b = b.data(), .y = y.data()});
       for (size_t i = 0; i < 3 * n; ++i) {
-        // The mean is off by (n + 1) eps of it and the deviation divides that: 1000 / 1 in the last row, but the constant
-        // row divides by sqrt(eps_norm) = 1 / 316.
+        // The mean is off by (n + 1) eps of it and the deviation divides that: 1000 / 1 in the last row, but the
+        // constant row divides by sqrt(eps_norm) = 1 / 316.
         const double mean = i < n ? 1 : i < 2 * n ? 5 * 316 : 1000;
         const double scale = std::abs(g[i % n]) * (mean + 4) + std::abs(b[i % n]);
         ASSERT_NEAR(y[i], want[i], scale * (2 * static_cast<double>(n) + 8) * kEps) << "n " << n << " at " << i;
@@ -129,7 +140,8 @@ TEST(Sigmoid, IsAccurateAndSaturates) {
       table.sigmoid(n, y.data());
       table.sigmoid_gate(x.data(), n, gated.data());
       for (size_t i = 0; i < n; ++i) {
-        // |x| log2(e) rounds before exp: its error is |x| eps relative, damped by the smaller of sigmoid and 1 - sigmoid.
+        // |x| log2(e) rounds before exp: its error is |x| eps relative, damped by the smaller of sigmoid and 1 -
+        // sigmoid.
         const double want = 1 / (1 + std::exp(-static_cast<double>(x[i])));
         ASSERT_NEAR(y[i], want, 6e-7 + 1e-7 * want) << x[i];
         ASSERT_NEAR(gated[i], 2 * want, 2 * (6e-7 + 1e-7 * want)) << x[i];
@@ -154,7 +166,9 @@ TEST(Mix, AddsTheOtherChannelsFromTheirOldValues) {
         return y;
       };
       const std::vector<float> want = run(RefKernels());
-      if (channels == 1) { EXPECT_EQ(want, x); }
+      if (channels == 1) {
+        EXPECT_EQ(want, x);
+      }
       ForEachTarget([&](const KernelTable& table) {
         const std::vector<float> got = run(table);
         for (size_t i = 0; i < got.size(); ++i) {
@@ -172,8 +186,13 @@ TEST(EmbeddingBag, SumsRowsAndLeavesEmptyListsZero) {
     const std::vector<uint32_t> offsets{0, 2, 2, 5}, ids{3, 9, 1, 1, 0};
     ForEachTarget([&](const KernelTable& table) {
       std::vector<float> out(3 * (width + 2), 5.0f);
-      table.embedding_bag({.table = table_rows.data(), .width = width, .offsets = offsets.data(), .ids = ids.data(),
-                           .rows = 3, .out = out.data(), .out_stride = width + 2});
+      table.embedding_bag({.table = table_rows.data(),
+                           .width = width,
+                           .offsets = offsets.data(),
+                           .ids = ids.data(),
+                           .rows = 3,
+                           .out = out.data(),
+                           .out_stride = width + 2});
       for (size_t i = 0; i < width; ++i) {
         EXPECT_NEAR(out[i], table_rows[3 * width + i] + table_rows[9 * width + i], 1e-6);
         EXPECT_EQ(out[width + 2 + i], 0.0f);

@@ -67,8 +67,9 @@ TEST(Page, SummaryDescribesItsRows) {
   const std::vector<int32_t> actions{2, 0, 2};
   const std::vector<uint32_t> sids{4, 4, 1};
   const std::vector<float> log_w{0, std::log(3.0f), 0};
-  const PageSummary s = SummarisePage(shape, page.view(), {.time_us = time, .actions = actions, .sids = sids,
-                                                           .log_w = log_w, .action_classes = 3, .sid_codes = 5});
+  const PageSummary s = SummarisePage(
+      shape, page.view(),
+      {.time_us = time, .actions = actions, .sids = sids, .log_w = log_w, .action_classes = 3, .sid_codes = 5});
   EXPECT_EQ(s.count, 3u);
   EXPECT_EQ(s.mean_k, (std::vector<float>{1, 1}));
   EXPECT_EQ(s.min_k, (std::vector<float>{-1, -2}));

@@ -20,7 +20,8 @@ Config SmallConfig(const ConfigChoice& choice) {
   t.full = {{"f_item", SparseSource::kItemId, "", "item", 50},
             {"f_user", SparseSource::kUserId, "", "user", 20},
             {"f_category", SparseSource::kItemCategories, "", "category", 9}};
-  t.full_dense = {{"user_rate", DenseSource::kUserRate}, {"item_rate", DenseSource::kItemRate},
+  t.full_dense = {{"user_rate", DenseSource::kUserRate},
+                  {"item_rate", DenseSource::kItemRate},
                   {"item_count", DenseSource::kItemLogCount}};
   t.actions = {{ActionType::kClick, -3.4e38f, 3.4e38f, 1}};
   t.label = {ActionType::kClick};
@@ -142,8 +143,8 @@ CandidateTokens RandomCandidates(const Config& config, size_t count, int64_t now
 
 CandidateTokens Pick(const CandidateTokens& candidates, std::span<const size_t> picks) {
   CandidateTokens c = candidates;
-  c.item = PickColumns(candidates.item, candidates.item.rows == 0 ? 0 : candidates.item.dense.size() / candidates.item.rows,
-                       picks);
+  c.item = PickColumns(candidates.item,
+                       candidates.item.rows == 0 ? 0 : candidates.item.dense.size() / candidates.item.rows, picks);
   return c;
 }
 
@@ -161,8 +162,11 @@ Scored ScoreAll(const Model& model, const UserKv* kv, const CandidateTokens& can
   scored.logits.assign(candidates.item.rows * model.config().tasks.size(), NAN);
   std::vector<size_t> visible;
   for (int c = 0; c < model.config().channels(); ++c) visible.push_back(kv == nullptr ? 0 : kv->Rows(c));
-  const ScoreSegment segment{.kv = kv, .visible_rows = visible, .candidates = &candidates,
-                             .logits = scored.logits.data(), .explain_top = explain_top,
+  const ScoreSegment segment{.kv = kv,
+                             .visible_rows = visible,
+                             .candidates = &candidates,
+                             .logits = scored.logits.data(),
+                             .explain_top = explain_top,
                              .attributions = &scored.attributions};
   const absl::Status status = model.Score({&segment, 1});
   EXPECT_TRUE(status.ok()) << status;

@@ -1,4 +1,5 @@
-// Random GRAB models, histories and candidates for the model tests, and a slow reference that shares no code with the model.
+// Random GRAB models, histories and candidates for the model tests, and a slow reference that shares no code with the
+// model.
 #ifndef BACKSTORY_TESTS_MODELS_GRAB_FIXTURE_H_
 #define BACKSTORY_TESTS_MODELS_GRAB_FIXTURE_H_
 
@@ -59,8 +60,8 @@ struct Target {
   int64_t tie = -1;
 };
 
-// The packed training form in float64: all history rows and all targets in one pass over dense masks, biases gathered row
-// by row. Returns logits [targets][tasks]. Written from tests/conformance/grab/README.md and docs/concepts/grab.md.
+// The packed training form in float64: all history rows and all targets in one pass over dense masks, biases gathered
+// row by row. Returns logits [targets][tasks]. Written from tests/conformance/grab/README.md and docs/concepts/grab.md.
 std::vector<std::vector<double>> PackedLogits(const Config& config, const TensorMap& tensors,
                                               std::span<const ChannelRows> history, std::span<const Target> targets);
 

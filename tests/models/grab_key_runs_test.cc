@@ -1,6 +1,4 @@
 // Masks, ranks and buckets as runs against the conventions written out row by row.
-#include "models/grab/key_runs.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -11,6 +9,7 @@
 #include <vector>
 
 #include "features/token.h"
+#include "models/grab/key_runs.h"
 #include "tests/models/grab_fixture.h"
 
 namespace backstory::grab {
@@ -78,7 +77,8 @@ History Make(size_t n, uint64_t seed) {
   return h;
 }
 
-const Windows kWindows[] = {{}, {.rows = 7}, {.age_us = 400'000'000}, {.rows = 30, .age_us = 90'000'000'000}, {.rows = 1}};
+const Windows kWindows[] = {
+    {}, {.rows = 7}, {.age_us = 400'000'000}, {.rows = 30, .age_us = 90'000'000'000}, {.rows = 1}};
 
 TEST(HistoryRuns, AreTheMaskRowByRow) {
   constexpr int kTime = 30;
@@ -94,7 +94,8 @@ TEST(HistoryRuns, AreTheMaskRowByRow) {
           Visible want;
           for (size_t j = 0; j <= i; ++j) {
             const int64_t age = h.rows.time_us[i] - h.rows.time_us[j];
-            if (j != i && (h.rows.tie[i] == h.rows.tie[j] || static_cast<int64_t>(i - j) > w.rows || age > w.age_us)) continue;
+            if (j != i && (h.rows.tie[i] == h.rows.tie[j] || static_cast<int64_t>(i - j) > w.rows || age > w.age_us))
+              continue;
             want[j] = {static_cast<uint32_t>(i - j), Formula(age, kTime)};
           }
           ASSERT_EQ(Unroll(lists.of_row[i - first]), want) << "row " << i;
@@ -114,7 +115,8 @@ TEST(CandidateRuns, AreTheMaskRowByRow) {
     const History h = Make(n, seed);
     for (const Windows& w : kWindows) {
       const size_t visible = random.Below(n + 1), first = random.Below(visible + 1) / 2;
-      const int64_t now = n == 0 ? 5 : h.rows.time_us[random.Below(n)] + static_cast<int64_t>(random.Below(3)) * 1'000'000'000;
+      const int64_t now =
+          n == 0 ? 5 : h.rows.time_us[random.Below(n)] + static_cast<int64_t>(random.Below(3)) * 1'000'000'000;
       const int64_t tie = n == 0 || random.Chance(0.3) ? CandidateTokens::kNoTie : h.rows.tie[random.Below(n)];
       Visible want;
       uint32_t rank = 0;

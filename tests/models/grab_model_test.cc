@@ -1,5 +1,5 @@
-// The acceptance list of GRAB on the model's public face: the cached serving pass equals the packed training pass, nothing
-// leaks, and results do not depend on how the work was cut.
+// The acceptance list of GRAB on the model's public face: the cached serving pass equals the packed training pass,
+// nothing leaks, and results do not depend on how the work was cut.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -61,8 +61,8 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// (b) and (c) of the list: one packed pass scores every history row as a target at its own time; serving scores each from
-// the cache alone.
+// (b) and (c) of the list: one packed pass scores every history row as a target at its own time; serving scores each
+// from the cache alone.
 TEST(Grab, CachedScoringEqualsThePackedPass) {
   uint64_t seed = 100;
   for (const ConfigChoice& choice : kChoices) {
@@ -109,14 +109,15 @@ TEST(Grab, TheScoredEventItsTieGroupAndTheFutureDoNotLeak) {
         if (channel.time_us[i] < candidates.now_us && channel.tie[i] != candidates.tie) continue;
         channel.action[i] = (channel.action[i] + 1) % (w.config.n_act - 1);
         for (SparseColumn& column : channel.tokens.sparse) {
-          for (uint32_t at = column.offsets[i]; at < column.offsets[i + 1]; ++at) column.ids[at] = (column.ids[at] + 1) % 6;
+          for (uint32_t at = column.offsets[i]; at < column.offsets[i + 1]; ++at)
+            column.ids[at] = (column.ids[at] + 1) % 6;
         }
         ++flipped;
       }
     }
     ASSERT_GT(flipped, 0u);
-    // Members of the tie group that stand before other visible rows change those rows' own states (a row of another group
-    // may see them), so they are flipped only where nothing visible follows.
+    // Members of the tie group that stand before other visible rows change those rows' own states (a row of another
+    // group may see them), so they are flipped only where nothing visible follows.
     bool clean = true;
     for (size_t c = 0; c < 2; ++c) {
       const ChannelRows& h = w.history[c];
@@ -255,8 +256,8 @@ TEST(Grab, PrefixViewsNeedNoRebuild) {
   // Nothing visible is an empty history, which is no state at all.
   const size_t all[] = {200, 150};
   std::vector<float> logits(4);
-  const ScoreSegment segment{.kv = kv.get(), .visible_rows = all, .first_row = all, .candidates = &candidates,
-                             .logits = logits.data()};
+  const ScoreSegment segment{
+      .kv = kv.get(), .visible_rows = all, .first_row = all, .candidates = &candidates, .logits = logits.data()};
   ASSERT_TRUE(model->Score({&segment, 1}).ok());
   EXPECT_TRUE(SameBits(logits, ScoreAll(*model, nullptr, candidates).logits));
   EXPECT_TRUE(SameBits(logits, ScoreAll(*model, model->NewState().get(), candidates).logits));
@@ -280,10 +281,13 @@ TEST(Grab, UsersOfOneCallDoNotTouchEachOther) {
     const int64_t now = history[1].time_us.empty() ? 1 : history[1].time_us.back();
     candidates.push_back(RandomCandidates(w.config, user == 4 ? 0 : 1 + user * 20, now, &random));
     logits.emplace_back(candidates.back().item.rows * 2);
-    visible.push_back({kvs.back() == nullptr ? 0 : kvs.back()->Rows(0), kvs.back() == nullptr ? 0 : kvs.back()->Rows(1)});
+    visible.push_back(
+        {kvs.back() == nullptr ? 0 : kvs.back()->Rows(0), kvs.back() == nullptr ? 0 : kvs.back()->Rows(1)});
   }
   for (size_t user = 0; user < 5; ++user) {
-    segments.push_back({.kv = kvs[user].get(), .visible_rows = visible[user], .candidates = &candidates[user],
+    segments.push_back({.kv = kvs[user].get(),
+                        .visible_rows = visible[user],
+                        .candidates = &candidates[user],
                         .logits = logits[user].data()});
   }
   ASSERT_TRUE(model->Score(segments).ok());
@@ -319,7 +323,9 @@ TEST(Grab, ExplanationsNameTheRowsWithTheLargestMassAndChangeNothing) {
       EXPECT_LT(mass[1], 1);
       for (size_t j = 0; j < 8; ++j) {
         EXPECT_EQ(top.attributions[i][j].row, all.attributions[i][j < 4 ? j : 160 + j - 4].row);
-        if (j % 4 > 0) { EXPECT_LE(top.attributions[i][j].mass, top.attributions[i][j - 1].mass); }
+        if (j % 4 > 0) {
+          EXPECT_LE(top.attributions[i][j].mass, top.attributions[i][j - 1].mass);
+        }
       }
     }
   }

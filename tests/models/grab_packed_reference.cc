@@ -58,7 +58,8 @@ struct Net {
     for (int i = 0; i < c.embedding; ++i) {
       double sum = 0;
       for (uint32_t at = column.offsets[row]; at < column.offsets[row + 1]; ++at) {
-        sum += T("tok.table." + field.table)[column.ids[at] * static_cast<uint32_t>(c.embedding) + static_cast<uint32_t>(i)];
+        sum += T("tok.table." +
+                 field.table)[column.ids[at] * static_cast<uint32_t>(c.embedding) + static_cast<uint32_t>(i)];
       }
       v->push_back(sum);
     }
@@ -157,7 +158,8 @@ void Mix(const Net& net, size_t layer, std::vector<Rows>* f) {
   }
 }
 
-void Layer(const Net& net, const std::string& p, const ChannelRows& h, std::span<const Target> targets, Rows* x, Rows* f) {
+void Layer(const Net& net, const std::string& p, const ChannelRows& h, std::span<const Target> targets, Rows* x,
+           Rows* f) {
   const Config& c = net.c;
   const Projected hp = Project(net, p, *x), fp = Project(net, p, *f);
   const size_t top = static_cast<size_t>(c.n_pos - 1);

@@ -126,8 +126,9 @@ TEST(CreateModel, NamesAMissingOrMisshapenTensor) {
   }
 }
 
-// K/V of the last layer need nothing of what comes after them; everything before them counts. A changed tensor changes the
-// id exactly if it changes what is cached, checked on the cache itself through scores with the old candidates' weights.
+// K/V of the last layer need nothing of what comes after them; everything before them counts. A changed tensor changes
+// the id exactly if it changes what is cached, checked on the cache itself through scores with the old candidates'
+// weights.
 TEST(StateId, ChangesWithExactlyTheTensorsThatKvDependsOn) {
   for (const Norm norm : {Norm::kPost, Norm::kPre}) {
     const Config config = SmallConfig({.norm = norm, .latent = 4});
