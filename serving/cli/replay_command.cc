@@ -103,8 +103,8 @@ void Run(const Flags& flags) {
     const auto recorded = RecordedFromJsonLine(line);
     absl::Status status = recorded.status();
     if (status.ok()) status = LoadVersion(engine, *recorded, changes);
-    absl::StatusOr<ReplayResult> result = status;
-    if (status.ok()) result = Replay(engine, assigner.get(), *recorded, changes);
+    const absl::StatusOr<ReplayResult> result =
+        status.ok() ? Replay(engine, assigner.get(), *recorded, changes) : absl::StatusOr<ReplayResult>(status);
     if (!result.ok()) {
       ++counts.failed;
       Complain(flags, number, std::string(result.status().message()), &counts);
