@@ -76,7 +76,7 @@ TEST(Faults, ReplaysAndReorderingEndInTheSameHistory) {
   ScratchDir scratch;
   ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
   std::vector<v1::Event> events = Events(500, 1, kStart);
-  for (size_t i = 0; i < events.size(); i += 5) {
+  for (size_t i = 0; i < 500; i += 5) {
     v1::Event corrected = events[i];
     corrected.set_revision(1);
     corrected.set_item_id(4'000 + i);
@@ -97,7 +97,13 @@ TEST(Faults, ReplaysAndReorderingEndInTheSameHistory) {
   SystemClient client(server.Connect());
   const auto ordered = client.Get("ordered").second, shuffled = client.Get("shuffled").second;
   EXPECT_EQ(ordered.events_size(), 500);
-  EXPECT_EQ(Canonical(ordered), Canonical(shuffled)) << "seed " << kSeed;
+  ASSERT_EQ(shuffled.events_size(), 500);
+  for (int i = 0; i < 500; ++i) {
+    v1::Event one = ordered.events(i), other = shuffled.events(i);
+    one.clear_ingest_time_us();
+    other.clear_ingest_time_us();
+    ASSERT_EQ(one.ShortDebugString(), other.ShortDebugString()) << "seed " << kSeed;
+  }
   EXPECT_EQ(ordered.head().hash(), shuffled.head().hash());
 }
 
@@ -106,7 +112,7 @@ TEST(Faults, AFullDiskRefusesWritesKeepsReadsAndRecovers) {
   ScratchDir scratch;
   const std::filesystem::path disk = scratch.path() / "disk";
   std::filesystem::create_directory(disk);
-  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=48m") != 0) GTEST_SKIP() << "mounting a tmpfs is not allowed here";
+  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=512m") != 0) GTEST_SKIP() << "mounting a tmpfs is not allowed here";
   struct Unmount {
     std::filesystem::path path;
     ~Unmount() { umount2(path.c_str(), MNT_DETACH); }
@@ -114,7 +120,8 @@ TEST(Faults, AFullDiskRefusesWritesKeepsReadsAndRecovers) {
   ServerProcess server({.store = disk / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
   ASSERT_TRUE(server.Start()) << server.log();
   SystemClient client(server.Connect());
-  std::ofstream(disk / "ballast") << std::string(16 << 20, 'x');
+  // RocksDB waits until a whole write buffer has room before it resumes, so the space that comes back is ample.
+  std::ofstream(disk / "ballast") << std::string(size_t{490} << 20, 'x');
 
   uint64_t next = 1, acked = 0;
   grpc::Status refused;
@@ -165,13 +172,12 @@ TEST(Faults, AJumpingClockChangesNoOrder) {
     const std::string now = Canonical(client.Get("clock").second);
     if (order.empty()) order = now;
     EXPECT_EQ(now, order) << offset;
-    // Two days ahead of any of these clocks is refused with the limit, the rest of the batch is kept.
+    // Two days ahead of any of these clocks is refused with the field and the limit.
     const int64_t wall = std::chrono::duration_cast<std::chrono::microseconds>(
                              std::chrono::system_clock::now().time_since_epoch()).count();
-    const auto [ok, future] = client.Append("future", {Exposure(1, wall + 3 * 86'400'000'000, 1)});
-    ASSERT_TRUE(ok.ok()) << ok.error_message();
-    EXPECT_EQ(future.rejected(), 1u);
-    EXPECT_NE(future.refusals(0).reason().find("time_us"), std::string::npos) << future.refusals(0).reason();
+    const auto [refused, future] = client.Append("future", {Exposure(1, wall + 3 * 86'400'000'000, 1)});
+    EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << future.ShortDebugString();
+    EXPECT_NE(refused.error_message().find("time_us must be at most 24 h"), std::string::npos) << refused.error_message();
     server.Signal(SIGTERM);
     const ExitState end = server.Wait();
     EXPECT_TRUE(end.exited && end.code == 0) << server.log();
