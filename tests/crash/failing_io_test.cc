@@ -63,8 +63,8 @@ TEST(FailingIo, EveryNthWriteCall) {
     calls = env.calls();
   }
   ASSERT_GT(calls, 30);
-  // About forty of the calls, from the first to beyond the last, each once and for ever.
-  const int64_t step = std::max<int64_t>(1, calls / 20);
+  // About twenty of the calls, from the first to beyond the last, each once and for ever.
+  const int64_t step = std::max<int64_t>(1, calls / 10);
   for (const bool forever : {false, true}) {
     for (int64_t n = 1; n <= calls + step; n += step) {
       const std::string store = dir / "store", when = Numbered("call ", n) + (forever ? " and after" : " once");
