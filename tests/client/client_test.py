@@ -39,9 +39,10 @@ class Server:
         subprocess.run([BINARY, "model", "init-random", "grab-tiny", "--seed", "5", "--out", model], check=True,
                        capture_output=True)
         port_file = folder / "port"
+        self.log = (folder / "log").open("w")
         self.process = subprocess.Popen(
             [BINARY, "serve", "--store", folder / "store", "--create-store", "--models", folder / "models", "--port", "0",
-             "--port-file", port_file], stdout=subprocess.DEVNULL, stderr=(folder / "log").open("w"))
+             "--port-file", port_file], stdout=subprocess.DEVNULL, stderr=self.log)
         for _ in range(3000):
             if port_file.exists() and port_file.read_text().split():
                 break
@@ -52,6 +53,7 @@ class Server:
 
     def stop(self):
         self.process.terminate()
+        self.log.close()
         return self.process.wait(30)
 
 
@@ -94,14 +96,16 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(result.best(1)[0][1], max(column))
         self.assertFalse(result.unknown_user)
 
-    def test_a_refused_event_says_why_and_the_rest_is_kept(self):
-        good = backstory.Event(1, START, 7)
-        bad = backstory.Event(2, -5, 7)
-        result = self.client.append("bea", [good, bad])
-        self.assertEqual((result.accepted, result.rejected), (1, 1))
-        index, reason = result.refusals[0]
-        self.assertEqual(index, 1)
-        self.assertIn("time_us", reason)
+    def test_a_bad_event_refuses_the_batch_and_a_conflict_only_itself(self):
+        good, bad = backstory.Event(1, START, 7), backstory.Event(2, -5, 7)
+        with self.assertRaises(backstory.BackstoryError) as caught:
+            self.client.append("bea", [good, bad])
+        self.assertEqual(caught.exception.code, "INVALID_ARGUMENT")
+        self.assertIn("events[1].time_us", caught.exception.message)
+        self.assertEqual(self.client.append("bea", [good]).accepted, 1)  # nothing of the refused batch was kept
+        result = self.client.append("bea", [backstory.Event(1, START, 8), backstory.Event(3, START, 9)])
+        self.assertEqual((result.accepted, result.conflict), (1, 1))
+        self.assertEqual(result.refusals[0][0], 0)
 
     def test_errors_name_the_field(self):
         with self.assertRaises(backstory.BackstoryError) as caught:

@@ -114,7 +114,7 @@ void ReadBack(v1::History::Stub* stub, const std::string& user, const std::map<u
 }
 
 TEST(Crash, NothingAcknowledgedIsLostByKillNine) {
-  const int64_t rounds = FromEnvironment("BACKSTORY_CRASH_ROUNDS", 200);
+  const int64_t rounds = FromEnvironment("BACKSTORY_CRASH_ROUNDS", 100);
   const int64_t seed = FromEnvironment("BACKSTORY_CRASH_SEED", 20261122);
   SCOPED_TRACE("BACKSTORY_CRASH_ROUNDS=" + std::to_string(rounds) + " BACKSTORY_CRASH_SEED=" + std::to_string(seed));
   std::mt19937 random(static_cast<unsigned>(seed));
