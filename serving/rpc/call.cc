@@ -34,7 +34,10 @@ LogLevel LevelOf(absl::StatusCode code) {
 
 bool Gate::Enter() {
   std::lock_guard lock(mutex_);
-  if (draining_) return false;
+  if (draining_) {
+    ++refused_;
+    return false;
+  }
   ++inside_;
   return true;
 }
@@ -68,6 +71,11 @@ bool Gate::Drain(std::chrono::milliseconds timeout) {
 int64_t Gate::inside() const {
   std::lock_guard lock(mutex_);
   return inside_;
+}
+
+int64_t Gate::refused() const {
+  std::lock_guard lock(mutex_);
+  return refused_;
 }
 
 Caller CallerOf(const grpc::CallbackServerContext& context) {

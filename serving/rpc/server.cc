@@ -129,7 +129,9 @@ struct Server::Impl {
 
   absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(const std::string& host, uint32_t wanted, bool is_admin,
                                                        std::vector<std::unique_ptr<grpc::Service>> own, int* bound);
+  void NameServices();
   void SetServing(bool serving);
+  void TurnAway();
   void Close(std::chrono::milliseconds flush);
 };
 
@@ -153,19 +155,33 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Server::Impl::Listen(const std::st
   return server;
 }
 
+void Server::Impl::NameServices() {
+  for (const char* name : {"backstory.v1.Ranking", "backstory.v1.History", "backstory.v1.Catalog"}) {
+    data->GetHealthCheckService()->SetServingStatus(name, false);
+  }
+  if (admin == nullptr) return;
+  for (const char* name : {"backstory.v1.Models", "backstory.v1.Store", "backstory.v1.Experiments"}) {
+    admin->GetHealthCheckService()->SetServingStatus(name, false);
+  }
+}
+
+// One call for all names: a watcher hears of each change once.
 void Server::Impl::SetServing(bool serving) {
   for (grpc::Server* server : {data.get(), admin.get()}) {
-    if (server == nullptr) continue;
-    auto* health = server->GetHealthCheckService();
-    health->SetServingStatus(serving);
-    for (const char* name : {"backstory.v1.Ranking", "backstory.v1.History", "backstory.v1.Catalog"}) {
-      if (server == data.get()) health->SetServingStatus(name, serving);
-    }
-    for (const char* name : {"backstory.v1.Models", "backstory.v1.Store", "backstory.v1.Experiments"}) {
-      if (server == admin.get()) health->SetServingStatus(name, serving);
-    }
+    if (server != nullptr) server->GetHealthCheckService()->SetServingStatus(serving);
   }
   metrics->SetReady(serving);
+}
+
+// Calls on their way to us are told UNAVAILABLE with a pushback as long as they keep coming (at most a second): closing
+// the connection under them would reach their clients as CANCELLED.
+void Server::Impl::TurnAway() {
+  constexpr int kRoundsMax = 10;
+  for (int round = 0; round < kRoundsMax; ++round) {
+    const int64_t before = gate.refused();
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    if (gate.refused() == before) return;
+  }
 }
 
 void Server::Impl::Close(std::chrono::milliseconds flush) {
@@ -223,6 +239,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
     if (!admin.ok()) return admin.status();
     impl->admin = *std::move(admin);
   }
+  impl->NameServices();
   impl->SetServing(false);
   if (!config.metrics().disabled()) {
     impl->endpoint = std::make_unique<MetricsEndpoint>(metrics, ScrapeHook(engine, metrics));
@@ -254,6 +271,7 @@ absl::Status Server::Drain() {
         absl::StrCat(impl_->gate.inside(), " calls were still running after drain_grace_s = ",
                      impl_->config.limits().drain_grace_s()));
   }
+  impl_->TurnAway();
   impl_->Close(kShutdownFlush);
   impl_->log->Write(status.ok() ? LogLevel::kInfo : LogLevel::kError, "drained", {{"status", status.ToString()}});
   return status;

@@ -33,11 +33,13 @@ class Gate {
   // Lets nothing in from now on, tells the streams, and waits until everything let in has left. False on timeout.
   bool Drain(std::chrono::milliseconds timeout);
   int64_t inside() const;
+  int64_t refused() const;  // calls turned away since the drain began
 
  private:
   mutable std::mutex mutex_;
   std::condition_variable empty_;
   int64_t inside_ = 0;                       // guarded by mutex_
+  int64_t refused_ = 0;                      // guarded by mutex_
   bool draining_ = false;                    // guarded by mutex_
   std::unordered_set<StreamCall*> streams_;  // guarded by mutex_
 };

@@ -114,6 +114,7 @@ TEST(Drain, AcceptedRequestsAreAnsweredNewOnesAreToldToRetry) {
           continue;
         }
         ++(status.error_code() == StatusCode::UNAVAILABLE ? unavailable : other);
+        EXPECT_EQ(status.error_code(), StatusCode::UNAVAILABLE) << status.error_message();
         const bool told = status.error_message() == "the server is draining";
         if (told && context->GetServerTrailingMetadata().count("grpc-retry-pushback-ms") == 0) ++without_pushback;
         return;
@@ -283,7 +284,9 @@ TEST(Metrics, EndpointServesTheDocumentedNames) {
   auto stub = v1::Ranking::NewStub(RpcServer::Connect(server.address()));
   v1::RankResponse response;
   ASSERT_TRUE(stub->Rank(Deadline().get(), RankFor("secret-user-id"), &response).ok());
-  EXPECT_FALSE(stub->Rank(Deadline().get(), v1::RankRequest(), &response).ok());
+  v1::RankRequest bad = RankFor("secret-user-id");
+  bad.set_now_us(-1);
+  EXPECT_FALSE(stub->Rank(Deadline().get(), bad, &response).ok());
   EXPECT_GT(server.server->metrics_port(), 0);
   const std::string scrape = Scrape(server);
   for (const char* name :
