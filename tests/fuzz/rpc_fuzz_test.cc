@@ -27,7 +27,7 @@ std::map<std::string, std::string> Corpus() {
   return inputs;
 }
 
-absl::Status Run(const std::string& input) {
+absl::Status RunText(const std::string& input) {
   return RunRpcInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
 }
 
@@ -37,7 +37,7 @@ TEST(RpcFuzz, CorpusGivesTheStatusInItsName) {
   const auto corpus = Corpus();
   ASSERT_GE(corpus.size(), 20u);
   for (const auto& [name, input] : corpus) {
-    const absl::Status status = Run(input);
+    const absl::Status status = RunText(input);
     const std::string code = absl::StatusCodeToString(status.code());
     EXPECT_TRUE(name.size() > code.size() && name.substr(name.size() - code.size()) == code) << name << ": " << status;
   }
@@ -70,7 +70,7 @@ TEST(RpcFuzz, MutationsBreakNoPromise) {
         }
       }
     }
-    (void)Run(input);
+    (void)RunText(input);
   }
 }
 
