@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare Debian 12 to real users ranked by a real server:
 #   deploy/quickstart.sh           install, build, load the bundled MovieLens set, serve, rank, measure the AUC
-#   deploy/quickstart.sh --json    the same; the last line on stdout is one JSON object (docs/reference/quickstart.md)
+#   deploy/quickstart.sh --json    the same; the last line on stdout is one JSON object
 #   deploy/quickstart.sh --stop    end the server it left running (its data stays in .quickstart/)
 #   deploy/quickstart.sh --clean   end the server and delete .quickstart/
 # Works as root or with sudo, with or without systemd, and again in seconds. Exit code 0 only if every step worked.
