@@ -214,7 +214,7 @@ absl::StatusOr<std::string> ModelRepository::SetLabel(const std::string& model, 
   std::map<std::string, std::string> labels = found->second.labels;
   const std::string previous = labels[label];
   labels[label] = version;
-  if (!options_.root.empty() && previous != version) {
+  if (!options_.root.empty() && options_.keep_choices && previous != version) {
     if (absl::Status status = WriteLabels(options_.root, model, labels); !status.ok()) return status;
   }
   found->second.labels = std::move(labels);
@@ -236,7 +236,7 @@ absl::StatusOr<uint32_t> ModelRepository::SetCalibration(const std::string& mode
                    {{"outcome", calibration.ok() ? "done" : "refused"}})
       ->Add();
   if (!calibration.ok()) return calibration.status();
-  if (!options_.root.empty()) {
+  if (!options_.root.empty() && options_.keep_choices) {
     auto choices = ReadCalibrationChoices(options_.root, model);
     if (!choices.ok()) return choices.status();
     (*choices)[version] = number;

@@ -42,6 +42,7 @@ struct ModelChoice {
 struct RepositoryOptions {
   std::string root;           // empty: no directory, versions come from Load of the loader alone (tests)
   std::string default_model;  // empty: the only model, if there is exactly one
+  bool keep_choices = true;   // false: labels and calibrations chosen here are not written to `root` (tools that read it)
 };
 
 // Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference

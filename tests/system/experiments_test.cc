@@ -89,8 +89,9 @@ Step MakeStep(const std::string& text) {
   EXPECT_TRUE(plan.ok()) << plan.status();
   for (int u = 0; u < kUsers; ++u) {
     Given given;
-    for (const LayerAssignment& layer : (*plan)->Assign(kSystemNamespace, "", {User(static_cast<size_t>(u)), "", ""}, {}).layers) {
-      for (const Exposure& e : layer.exposures) given.exposures.push_back(Line(e.layer, e.experiment, e.arm, e.unit, e.reason));
+    const Assignment assignment = (*plan)->Assign(kSystemNamespace, "", {User(static_cast<size_t>(u)), "", ""}, {});
+    for (const LayerAssignment& layer : assignment.layers) {
+      for (const auto& e : layer.exposures) given.exposures.push_back(Line(e.layer, e.experiment, e.arm, e.unit, e.reason));
       if (layer.parameters.contains("history_rows")) given.rows = layer.parameters.at("history_rows"), given.source = "experiment";
     }
     step.given.push_back(given);
