@@ -29,7 +29,8 @@ def _refusal(code, message, retry_after_ms):
 
 
 def _error(error):
-    pushback = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
+    # Pairs, of either API; dict() of the async one's metadata fails.
+    pushback = next((value for key, value in error.trailing_metadata() or () if key == "grpc-retry-pushback-ms"), None)
     return _refusal(error.code().name, error.details() or "", int(pushback) if pushback else None)
 
 
