@@ -42,7 +42,8 @@ struct ModelChoice {
 struct RepositoryOptions {
   std::string root;           // empty: no directory, versions come from Load of the loader alone (tests)
   std::string default_model;  // empty: the only model, if there is exactly one
-  bool keep_choices = true;   // false: labels and calibrations chosen here are not written to `root` (tools that read it)
+  bool keep_choices =
+      true;  // false: labels and calibrations chosen here are not written to `root` (tools that read it)
 };
 
 // Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference
@@ -71,10 +72,10 @@ class ModelRepository {
   // With a root, the labels are kept in <root>/<model>/LABELS (written aside and renamed) and survive a restart.
   absl::StatusOr<std::string> SetLabel(const std::string& model, const std::string& label, const std::string& version);
 
-  // Puts calibration `number` of a READY version in force for requests that start from now on; those in flight keep the one
-  // they began with. Returns the previous number. With a root, the choice is kept in <root>/<model>/CALIBRATIONS and
-  // survives a restart. NOT_FOUND (version, or no such calibration), FAILED_PRECONDITION (not READY, or this kind of version
-  // has none), or what reading it found; after an error nothing has changed.
+  // Puts calibration `number` of a READY version in force for requests that start from now on; those in flight keep the
+  // one they began with. Returns the previous number. With a root, the choice is kept in <root>/<model>/CALIBRATIONS
+  // and survives a restart. NOT_FOUND (version, or no such calibration), FAILED_PRECONDITION (not READY, or this kind
+  // of version has none), or what reading it found; after an error nothing has changed.
   absl::StatusOr<uint32_t> SetCalibration(const std::string& model, const std::string& version, uint32_t number);
 
   // NOT_FOUND naming model, version or label; FAILED_PRECONDITION if the version exists but is not READY (says its

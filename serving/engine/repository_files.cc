@@ -67,8 +67,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadPairs(
     std::string first, second, rest;
     words >> first >> second >> rest;
     if (!rest.empty() || !is_good(first, second) || !pairs.emplace(first, second).second) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path.string(), ":", number, ": expected ", std::string(expected)));
+      return absl::InvalidArgumentError(absl::StrCat(path.string(), ":", number, ": expected ", std::string(expected)));
     }
   }
   return pairs;
@@ -160,13 +159,14 @@ absl::Status WriteLabels(const std::string& root, const std::string& model,
   return WritePairs(absl::StrCat(root, "/", model, "/", kLabels), labels);
 }
 
-absl::StatusOr<std::map<std::string, uint32_t>> ReadCalibrationChoices(const std::string& root, const std::string& model) {
+absl::StatusOr<std::map<std::string, uint32_t>> ReadCalibrationChoices(const std::string& root,
+                                                                       const std::string& model) {
   std::map<std::string, uint32_t> choices;
-  const auto pairs = ReadPairs(fs::path(root) / model / kCalibrations, "\"<version> <calibration>\", each version once",
-                               [&choices](const std::string& version, const std::string& number) {
-                                 return IsVersionName(version) && absl::SimpleAtoi(number, &choices[version]) &&
-                                        choices[version] > 0;
-                               });
+  const auto pairs =
+      ReadPairs(fs::path(root) / model / kCalibrations, "\"<version> <calibration>\", each version once",
+                [&choices](const std::string& version, const std::string& number) {
+                  return IsVersionName(version) && absl::SimpleAtoi(number, &choices[version]) && choices[version] > 0;
+                });
   if (!pairs.ok()) return pairs.status();
   return choices;
 }

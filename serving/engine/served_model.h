@@ -29,8 +29,8 @@ struct ServedModel {
   std::string content_hash;                  // of the version directory's MANIFEST
   std::shared_ptr<const grab::Model> model;  // may alias whatever keeps its weights alive
   ServedCalibration calibration;             // in force
-  // Reads another one of this version, without the weights. NOT_FOUND, INVALID_ARGUMENT or DATA_LOSS says what was found
-  // in which file. Empty: there is nothing to read from.
+  // Reads another one of this version, without the weights. NOT_FOUND, INVALID_ARGUMENT or DATA_LOSS says what was
+  // found in which file. Empty: there is nothing to read from.
   std::function<absl::StatusOr<ServedCalibration>(uint32_t number)> read_calibration;
 };
 

@@ -31,10 +31,10 @@ inline std::vector<std::string> BrokenConfigs(const std::string& good) {
   swap("state: RUNNING", {"state: DRAFT", "state: BOGUS", "state: 7", "state:"});
   swap("ramp: 5000", {"ramp: 4999", "ramp: 0", "ramp: -1", "ramp: 10001", "ramp: \"5000\""});
   swap("weight: 5000", {"weight: 0", "weight: -1", "weight: 4999", "weight: 5001", "weight: 10001"});
-  swap("value: \"16\"", {"value: \"\"", "value: \"-1\"", "value: \"ten\"", "value: \"1.5\"", "value: \"nan\"", "value: 16",
-                         "value: \"99999999999999999999\"", "value: \"17\""});
-  for (const char* expression : {"scene", "scene = 'x'", "(true", "nobody == 'x'", "scene < 'x'", "features.x in []", "user == 4",
-                                 "scene == 'home'"}) {
+  swap("value: \"16\"", {"value: \"\"", "value: \"-1\"", "value: \"ten\"", "value: \"1.5\"", "value: \"nan\"",
+                         "value: 16", "value: \"99999999999999999999\"", "value: \"17\""});
+  for (const char* expression : {"scene", "scene = 'x'", "(true", "nobody == 'x'", "scene < 'x'", "features.x in []",
+                                 "user == 4", "scene == 'home'"}) {
     swap("ramp: 5000", {"ramp: 5000 targeting: \"" + std::string(expression) + "\""});
   }
   std::vector<std::string> lines;
@@ -49,8 +49,8 @@ inline std::vector<std::string> BrokenConfigs(const std::string& good) {
     return text;
   };
   for (size_t i = 0; i < lines.size(); ++i) {
-    broken.push_back(joined(i, SIZE_MAX, ""));               // a line is missing
-    broken.push_back(joined(SIZE_MAX, i, "no_such: 1"));     // a field that does not exist
+    broken.push_back(joined(i, SIZE_MAX, ""));            // a line is missing
+    broken.push_back(joined(SIZE_MAX, i, "no_such: 1"));  // a field that does not exist
     broken.push_back(joined(SIZE_MAX, i, "\x01\xff garbage"));
   }
   for (size_t size = 0; size + 3 < good.size(); size += 7) broken.push_back(good.substr(0, size));  // cut short

@@ -59,8 +59,8 @@ struct Given {
   bool operator==(const Given&) const = default;
 };
 
-std::string Line(const std::string& layer, const std::string& experiment, const std::string& arm, const std::string& unit,
-                 const std::string& reason) {
+std::string Line(const std::string& layer, const std::string& experiment, const std::string& arm,
+                 const std::string& unit, const std::string& reason) {
   return layer + "/" + experiment + "/" + arm + "/" + unit + "/" + reason;
 }
 
@@ -91,8 +91,10 @@ Step MakeStep(const std::string& text) {
     Given given;
     const Assignment assignment = (*plan)->Assign(kSystemNamespace, "", {User(static_cast<size_t>(u)), "", ""}, {});
     for (const LayerAssignment& layer : assignment.layers) {
-      for (const auto& e : layer.exposures) given.exposures.push_back(Line(e.layer, e.experiment, e.arm, e.unit, e.reason));
-      if (layer.parameters.contains("history_rows")) given.rows = layer.parameters.at("history_rows"), given.source = "experiment";
+      for (const auto& e : layer.exposures)
+        given.exposures.push_back(Line(e.layer, e.experiment, e.arm, e.unit, e.reason));
+      if (layer.parameters.contains("history_rows"))
+        given.rows = layer.parameters.at("history_rows"), given.source = "experiment";
     }
     step.given.push_back(given);
   }
@@ -122,7 +124,8 @@ class Load {
       callers.emplace_back([&, c] {
         for (size_t i = c; !stop; i += 8) {
           v1::RankResponse response;
-          EXPECT_TRUE(stubs_[c % stubs_.size()]->Rank(SystemClient::Context().get(), requests_[i % kUsers], &response).ok());
+          EXPECT_TRUE(
+              stubs_[c % stubs_.size()]->Rank(SystemClient::Context().get(), requests_[i % kUsers], &response).ok());
           ++answered;
         }
       });
@@ -219,18 +222,53 @@ size_t Count(const std::string& text, const std::string& what) {
   return count;
 }
 
+void GiveHistories(const ServerProcess& server) {
+  SystemClient client(server.Connect());
+  for (size_t u = 0; u < kUsers; ++u) {
+    std::vector<v1::Event> events;
+    for (uint64_t i = 0; i < 200; ++i) events.push_back(Exposure(1 + i, kStart + int64_t(i) * 1'000'000, 1 + i % 90));
+    ASSERT_TRUE(client.Append(User(u), events).first.ok());
+  }
+}
+
+grpc::Status Apply(v1::Experiments::Stub* admin, const std::string& text) {
+  v1::ApplyExperimentsRequest request;
+  request.set_config_text(text);
+  v1::ApplyExperimentsResponse response;
+  return admin->Apply(SystemClient::Context().get(), request, &response);
+}
+
+// By the admin service, and some through the file. Returns how many.
+size_t PushBroken(v1::Experiments::Stub* admin, const std::filesystem::path& file, const ServerProcess& server) {
+  constexpr size_t kFiles = 3;
+  const std::vector<std::string> broken = BrokenConfigs(kRunning);
+  for (const std::string& text : broken) {
+    const grpc::Status status = Apply(admin, text);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << text << "\n" << status.error_message();
+    EXPECT_NE(status.error_message().find("config_text"), std::string::npos) << status.error_message();
+  }
+  for (size_t i = 0; i < kFiles; ++i) {  // told once each, and the last good one stays
+    Replace(file, broken[i * broken.size() / kFiles]);
+    while (Count(server.log(), "experiments refused, the last good ones stay") < i + 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+  }
+  return broken.size() + kFiles;
+}
+
 TEST(Experiments, ChangesTakeEffectUnderLoadAndBrokenOnesNeverDo) {
   ScratchDir scratch;
   const std::filesystem::path file = scratch.path() / "experiments.textproto";
   const std::string ramped = Replaced(kRunning, "ramp: 5000", "ramp: 10000");
   const std::string killed = Replaced(ramped, "RUNNING", "KILLED");
-  const std::vector<Step> steps{MakeStep(kRunning), MakeStep(ramped), MakeStep(killed), MakeStep("kill_all: true\n" + killed)};
+  const std::vector<Step> steps{MakeStep(kRunning), MakeStep(ramped), MakeStep(killed),
+                                MakeStep("kill_all: true\n" + killed)};
   EXPECT_NE(steps[0].given, steps[1].given);
   EXPECT_NE(steps[1].given, steps[2].given);
   Replace(file, kRunning);
   std::ofstream(scratch.path() / "key") << "a key of the test\n";
-  // A busy machine may hold the server up for a while: it has room to let requests wait instead of shedding them, and no
-  // pressure may shorten a history.
+  // A busy machine may hold the server up for a while: it has room to let requests wait instead of shedding them, and
+  // no pressure may shorten a history.
   ServerProcess server({.store = scratch.path() / "store",
                         .models = {},
                         .arguments = {"--create-store", "--experiments", file.string(), "--exposure-log",
@@ -239,38 +277,16 @@ TEST(Experiments, ChangesTakeEffectUnderLoadAndBrokenOnesNeverDo) {
                                       "concurrency_adaptive=false", "-p", "concurrency_limit_max=100000"},
                         .environment = {}});
   ASSERT_TRUE(server.Start()) << server.log();
-  SystemClient client(server.Connect());
-  for (size_t u = 0; u < kUsers; ++u) {
-    std::vector<v1::Event> events;
-    for (uint64_t i = 0; i < 200; ++i) events.push_back(Exposure(1 + i, kStart + int64_t(i) * 1'000'000, 1 + i % 90));
-    ASSERT_TRUE(client.Append(User(u), events).first.ok());
-  }
+  GiveHistories(server);
   auto admin = v1::Experiments::NewStub(server.ConnectAdmin());
-  const auto apply = [&](const std::string& text) {
-    v1::ApplyExperimentsRequest request;
-    request.set_config_text(text);
-    v1::ApplyExperimentsResponse response;
-    return admin->Apply(SystemClient::Context().get(), request, &response);
-  };
 
   Load load(server, steps);
   const double capacity = load.Capacity(), rate = std::min(0.7 * capacity, 2'000.0);
   load.Start(rate);
   load.Await(0);
 
-  const std::vector<std::string> broken = BrokenConfigs(kRunning);
-  ASSERT_GE(broken.size(), 200u);
-  for (const std::string& text : broken) {
-    const grpc::Status status = apply(text);
-    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << text << "\n" << status.error_message();
-    EXPECT_NE(status.error_message().find("config_text"), std::string::npos) << status.error_message();
-  }
-  for (size_t i = 0; i < 3; ++i) {  // as a file, too: told once each, and the last good one stays
-    Replace(file, broken[i * broken.size() / 3]);
-    while (Count(server.log(), "experiments refused, the last good ones stay") < i + 1) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-  }
+  const size_t broken = PushBroken(admin.get(), file, server);
+  ASSERT_GE(broken, 200u);
   v1::ExperimentsStatusResponse status;
   ASSERT_TRUE(admin->Status(SystemClient::Context().get(), {}, &status).ok());
   EXPECT_EQ(status.config_version(), steps[0].version);
@@ -282,7 +298,7 @@ TEST(Experiments, ChangesTakeEffectUnderLoadAndBrokenOnesNeverDo) {
     load.Await(step);
     took_ms.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
   }
-  ASSERT_TRUE(apply(steps[3].text).ok());
+  ASSERT_TRUE(Apply(admin.get(), steps[3].text).ok());
   load.Expect(3);  // from its reply on, every request that starts
   const uint64_t until = load.answered + 100;
   while (load.answered < until) std::this_thread::yield();
@@ -292,10 +308,11 @@ TEST(Experiments, ChangesTakeEffectUnderLoadAndBrokenOnesNeverDo) {
   EXPECT_EQ(load.unknown_version, 0u) << "a broken configuration was active: " << load.first_problem();
   EXPECT_EQ(load.went_back, 0u) << load.first_problem();
   EXPECT_EQ(load.wrong, 0u) << "exposures or parameters of another configuration: " << load.first_problem();
-  std::printf("capacity %.0f/s, offered %.0f/s, %llu answers, %llu failed, %zu broken configurations refused; configuration "
-              "change effective after %.0f ms, kill switch after %.0f ms (promised: 5,000)\n",
-              capacity, rate, static_cast<unsigned long long>(load.answered), static_cast<unsigned long long>(load.failed),
-              broken.size() + 3, took_ms[0], took_ms[1]);
+  std::printf(
+      "capacity %.0f/s, offered %.0f/s, %llu answers, %llu failed, %zu broken configurations refused; configuration "
+      "change effective after %.0f ms, kill switch after %.0f ms (promised: 5,000)\n",
+      capacity, rate, static_cast<unsigned long long>(load.answered), static_cast<unsigned long long>(load.failed),
+      broken, took_ms[0], took_ms[1]);
   server.Signal(SIGTERM);
   const ExitState end = server.Wait();
   EXPECT_TRUE(end.exited && end.code == 0) << server.log();

@@ -1,5 +1,5 @@
-// The real server whose exposure log lies on a full disk: requests are answered all the same, what is lost is counted, one
-// log line names the cause, and logging resumes by itself once there is room.
+// The real server whose exposure log lies on a full disk: requests are answered all the same, what is lost is counted,
+// one log line names the cause, and logging resumes by itself once there is room.
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <unistd.h>
@@ -105,7 +105,8 @@ TEST(ExposureDisk, AFullDiskStopsTheLogAndNothingElse) {
   SystemClient client(server.Connect());
   uint64_t ranked = 0;
   const auto rank = [&] {
-    const auto [status, response] = client.Rank("user-" + std::to_string(ranked++ % 50), 1'700'000'000'000'000, {1, 2, 3});
+    const auto [status, response] =
+        client.Rank("user-" + std::to_string(ranked++ % 50), 1'700'000'000'000'000, {1, 2, 3});
     EXPECT_TRUE(status.ok()) << "request " << ranked << ": " << status.error_message();
     EXPECT_EQ(response.exposures_size(), 1);
   };

@@ -1,7 +1,7 @@
-// The real server at 1, 2, 5 and 10 times what it can do (R5): open loop, nine parts ONLINE to one part BATCH. The table is
-// the result; asserted is only what must hold on any machine: every request is answered, refusals are UNAVAILABLE or
-// DEADLINE_EXCEEDED and say when to come back, memory stays bounded by what the configuration says, and afterwards
-// everything is served again.
+// The real server at 1, 2, 5 and 10 times what it can do (R5): open loop, nine parts ONLINE to one part BATCH. The
+// table is the result; asserted is only what must hold on any machine: every request is answered, refusals are
+// UNAVAILABLE or DEADLINE_EXCEEDED and say when to come back, memory stays bounded by what the configuration says, and
+// afterwards everything is served again.
 //
 // Generator and server share the machine's cores, so that the generator's own cost is part of what is lost.
 #include <gtest/gtest.h>
@@ -60,9 +60,8 @@ class Callers {
     std::atomic<uint64_t> online{0}, online_ok{0}, batch{0}, batch_ok{0}, without_pushback{0}, degraded{0};
   };
   void Offer(double rate, double seconds, uint64_t seed, Outcome* outcome) {
-    outcome->all = RunOpenLoop(rate, seconds, 0, seed, 1'000'000, [this, outcome](size_t i, auto done) {
-      Issue(i, outcome, std::move(done));
-    });
+    outcome->all = RunOpenLoop(rate, seconds, 0, seed, 1'000'000,
+                               [this, outcome](size_t i, auto done) { Issue(i, outcome, std::move(done)); });
   }
 
  private:
@@ -106,8 +105,8 @@ void PrintRow(const char* load, const Callers::Outcome& o, double peak, double r
   std::string errors;
   for (const auto& [name, count] : o.all.errors) errors += " " + std::to_string(count) + " " + name;
   std::printf("%5s %9.0f %7.0f %8.0f %% %8.1f %% %8.1f %% %8.1f %% %8.1f %8.1f %8.0f %s\n", load, o.all.offered_per_s,
-              o.all.goodput_per_s, 100 * o.all.goodput_per_s / peak, share(o.online_ok, o.online), share(o.batch_ok, o.batch),
-              share(o.degraded, o.all.ok), 1e-3 * double(o.all.latency.QuantileUs(0.5)),
+              o.all.goodput_per_s, 100 * o.all.goodput_per_s / peak, share(o.online_ok, o.online),
+              share(o.batch_ok, o.batch), share(o.degraded, o.all.ok), 1e-3 * double(o.all.latency.QuantileUs(0.5)),
               1e-3 * double(o.all.latency.QuantileUs(0.99)), resident_mib, errors.c_str());
   std::fflush(stdout);
 }
@@ -116,7 +115,11 @@ TEST(Overload, GoodputHoldsAndEverythingIsAnswered) {
   ScratchDir scratch;
   std::string output;
   ASSERT_EQ(RunBinary({"model", "init-random", "grab-256", "--seed", "5", "--out",
-                       (scratch.path() / "models" / "grab-256" / "1").string()}, &output).code, 0) << output;
+                       (scratch.path() / "models" / "grab-256" / "1").string()},
+                      &output)
+                .code,
+            0)
+      << output;
   ServerProcess server({.store = scratch.path() / "store",
                         .models = scratch.path() / "models",
                         .arguments = {"--create-store"},
@@ -131,14 +134,17 @@ TEST(Overload, GoodputHoldsAndEverythingIsAnswered) {
   Callers callers(server);
   callers.Peak(2 * kUsers / 8);  // builds every user's state
   const double peak = callers.Peak(50);
-  std::printf("%s; grab-256, %d candidates, 256 events, deadline %d ms, generator on the same cores; peak %.0f/s closed loop "
-              "(%.1f core-ms a request at most)\n", MachineLine().c_str(), kCandidates, int(kDeadline.count()), peak,
-              1e3 * std::thread::hardware_concurrency() / peak);
+  std::printf(
+      "%s; grab-256, %d candidates, 256 events, deadline %d ms, generator on the same cores; peak %.0f/s closed loop "
+      "(%.1f core-ms a request at most)\n",
+      MachineLine().c_str(), kCandidates, int(kDeadline.count()), peak,
+      1e3 * std::thread::hardware_concurrency() / peak);
   std::printf("%5s %9s %7s %10s %10s %10s %10s %8s %8s %8s %s\n", "load", "offered/s", "ok/s", "of peak", "online ok",
               "batch ok", "degraded", "p50 ms", "p99 ms", "RSS MiB", "refused");
   double seconds = 5;
   if (const char* text = std::getenv("BACKSTORY_OVERLOAD_SECONDS")) seconds = std::stod(text);
-  for (const auto& [name, factor] : std::vector<std::pair<const char*, double>>{{"0.8x", 0.8}, {"1x", 1}, {"2x", 2}, {"5x", 5}, {"10x", 10}, {"0.8x", 0.8}}) {
+  for (const auto& [name, factor] : std::vector<std::pair<const char*, double>>{
+           {"0.8x", 0.8}, {"1x", 1}, {"2x", 2}, {"5x", 5}, {"10x", 10}, {"0.8x", 0.8}}) {
     Callers::Outcome outcome;
     callers.Offer(factor * peak, seconds, 7, &outcome);
     PrintRow(name, outcome, peak, ResidentMiB(server));

@@ -28,7 +28,8 @@ struct Answer {
   std::vector<float> logits, probabilities;
   bool operator==(const Answer&) const = default;
 };
-using Source = std::pair<std::string, std::string>;  // version, calibration
+using Source = std::pair<std::string, std::string>;        // version, calibration
+using Answers = std::map<std::pair<int, Source>, Answer>;  // by user and source
 
 Answer AnswerOf(const v1::RankResponse& response) {
   const auto& score = response.scores(0);
@@ -46,12 +47,16 @@ class Swap : public testing::Test {
     const std::filesystem::path model = scratch_.path() / "models" / "grab-tiny";
     for (const char* version : {"1", "2"}) {
       std::string output;
-      const ExitState end = RunBinary({"model", "init-random", "grab-tiny", "--seed", std::string("4") + version, "--out",
-                                       (model / version).string()}, &output);
+      const ExitState end = RunBinary({"model", "init-random", "grab-tiny", "--seed", std::string("4") + version,
+                                       "--out", (model / version).string()},
+                                      &output);
       ASSERT_EQ(end.code, 0) << output;
       std::ofstream(scratch_.path() / "platt") << "entries { task: \"click\" a: 0.5 b: -0.25 }\n";
-      ASSERT_EQ(RunBinary({"model", "calibrate", (model / version).string(), (scratch_.path() / "platt").string()}, &output)
-                    .code, 0) << output;
+      ASSERT_EQ(
+          RunBinary({"model", "calibrate", (model / version).string(), (scratch_.path() / "platt").string()}, &output)
+              .code,
+          0)
+          << output;
     }
     server_ = std::make_unique<ServerProcess>(ServerProcess::Options{.store = scratch_.path() / "store",
                                                                      .models = scratch_.path() / "models",
@@ -119,6 +124,29 @@ class Swap : public testing::Test {
     return response;
   }
 
+  // What each user gets from each source, asked for by name.
+  Answers Reference() {
+    Answers expected;
+    for (const char* version : {"1", "2"}) {
+      for (const uint32_t calibration : {1u, 2u}) {
+        EXPECT_TRUE(Calibrate(version, calibration).ok());
+        for (int u = 0; u < kUsers; ++u) {
+          const v1::RankResponse response = Rank(User(u), version);
+          const Source source{version, "calibration-" + std::to_string(calibration)};
+          EXPECT_EQ(SourceOf(response), source);
+          expected[{u, source}] = AnswerOf(response);
+        }
+      }
+    }
+    for (int u = 0; u < kUsers; ++u) {
+      const Answer &one = expected[{u, {"1", "calibration-1"}}], &other = expected[{u, {"1", "calibration-2"}}];
+      EXPECT_EQ(one.logits, other.logits) << "a calibration leaves the logits alone";
+      EXPECT_NE(one.probabilities, other.probabilities);
+      EXPECT_NE(one.logits, (expected[{u, {"2", "calibration-1"}}].logits));
+    }
+    return expected;
+  }
+
   ScratchDir scratch_;
   std::unique_ptr<ServerProcess> server_;
   std::unique_ptr<v1::Models::Stub> models_;
@@ -127,29 +155,12 @@ class Swap : public testing::Test {
 TEST_F(Swap, UnderLoadNothingFailsAndNoAnswerIsMixed) {
   const int rounds = std::getenv("BACKSTORY_SWAPS") == nullptr ? 20 : std::atoi(std::getenv("BACKSTORY_SWAPS"));
   ASSERT_TRUE(Load("1").ok());
-  std::map<std::pair<int, Source>, Answer> expected;  // what each user gets from each source, asked for by name
-  for (const char* version : {"1", "2"}) {
-    for (const uint32_t calibration : {1u, 2u}) {
-      ASSERT_TRUE(Calibrate(version, calibration).ok());
-      for (int u = 0; u < kUsers; ++u) {
-        const v1::RankResponse response = Rank(User(u), version);
-        const Source source{version, "calibration-" + std::to_string(calibration)};
-        ASSERT_EQ(SourceOf(response), source);
-        expected[{u, source}] = AnswerOf(response);
-      }
-    }
-  }
-  for (int u = 0; u < kUsers; ++u) {
-    const Answer &one = expected[{u, {"1", "calibration-1"}}], &other = expected[{u, {"1", "calibration-2"}}];
-    EXPECT_EQ(one.logits, other.logits) << "a calibration leaves the logits alone";
-    EXPECT_NE(one.probabilities, other.probabilities);
-    EXPECT_NE(one.logits, (expected[{u, {"2", "calibration-1"}}].logits));
-  }
+  const Answers expected = Reference();
 
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> answered{0}, failed{0}, mixed{0};
   std::mutex mutex;
-  std::set<Source> seen;  // guarded by mutex
+  std::set<Source> seen;      // guarded by mutex
   std::string first_problem;  // guarded by mutex
   std::vector<std::thread> callers;
   for (int c = 0; c < kUsers; ++c) {
@@ -217,7 +228,8 @@ TEST_F(Swap, ABadCalibrationIsRefusedAndTheOldOneStays) {
   refused(77, grpc::StatusCode::NOT_FOUND, "calibration/77.textproto");
   const auto put = [&](const std::string& text) { std::ofstream(folder / "3.textproto") << text; };
   put("version: 3 entries { task: \"click\" a: -1 }");
-  refused(3, grpc::StatusCode::INVALID_ARGUMENT, "3.textproto: entry of scene \"\", task \"click\": a: -1 is not finite and > 0");
+  refused(3, grpc::StatusCode::INVALID_ARGUMENT,
+          "3.textproto: entry of scene \"\", task \"click\": a: -1 is not finite and > 0");
   put("version: 3 entries { task: \"buy\" }");
   refused(3, grpc::StatusCode::INVALID_ARGUMENT, "the model has no such task");
   put("version: 4 entries { task: \"click\" }");
@@ -252,13 +264,20 @@ TEST_F(Swap, ABadCalibrationIsRefusedAndTheOldOneStays) {
 TEST_F(Swap, TheAdminCommandSetsACalibration) {
   std::string output;
   const std::string admin = server_->admin_address();
-  EXPECT_EQ(RunBinary({"admin", "calibration", "--server", admin, "--model", "grab-tiny", "--version-id", "2", "--calibration",
-                       "1"}, &output).code, 0) << output;
+  EXPECT_EQ(RunBinary({"admin", "calibration", "--server", admin, "--model", "grab-tiny", "--version-id", "2",
+                       "--calibration", "1"},
+                      &output)
+                .code,
+            0)
+      << output;
   EXPECT_NE(output.find("\"previous_calibration\":2"), std::string::npos) << output;
   EXPECT_EQ(SourceOf(Rank(User(0), "2")), Source("2", "calibration-1"));
   output.clear();
-  EXPECT_NE(RunBinary({"admin", "calibration", "--server", admin, "--model", "grab-tiny", "--version-id", "2", "--calibration",
-                       "9"}, &output).code, 0);
+  EXPECT_NE(RunBinary({"admin", "calibration", "--server", admin, "--model", "grab-tiny", "--version-id", "2",
+                       "--calibration", "9"},
+                      &output)
+                .code,
+            0);
   EXPECT_NE(output.find("calibration/9.textproto"), std::string::npos) << output;
 }
 

@@ -1,4 +1,5 @@
-// The service Experiments through a real channel: what each method answers, who may call it, and that replies of Rank follow.
+// The service Experiments through a real channel: what each method answers, who may call it, and that replies of Rank
+// follow.
 #include <gmock/gmock.h>
 
 #include <functional>
@@ -10,11 +11,11 @@
 namespace backstory::testing {
 namespace {
 
+using grpc::StatusCode;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::UnorderedElementsAre;
-using grpc::StatusCode;
 
 // user-1 is forced into the arm "short"; nobody else is exposed but on scene "home".
 constexpr char kText[] = R"(hash_version: 1
@@ -51,7 +52,8 @@ class ExperimentsTest : public ::testing::Test {
   ExperimentsTest() {
     WriteAll(dir_.path("reader"), std::string(kReader) + "\n");
     WriteAll(dir_.path("operator"), std::string(kOperator) + "\n");
-    WriteAll(dir_.path("roles"), "token-file " + dir_.path("reader") + " reader\ntoken-file " + dir_.path("operator") + " operator\n");
+    WriteAll(dir_.path("roles"),
+             "token-file " + dir_.path("reader") + " reader\ntoken-file " + dir_.path("operator") + " operator\n");
     RpcServer::Options options;
     options.experiments = kText;
     options.config.mutable_admin()->set_roles_file(dir_.path("roles"));
@@ -88,7 +90,8 @@ class ExperimentsTest : public ::testing::Test {
     EXPECT_TRUE(status.ok()) << status.error_message();
     return response;
   }
-  v1::ExplainAssignmentResponse Explain(const std::string& user, const std::string& scene, const std::string& country = "") {
+  v1::ExplainAssignmentResponse Explain(const std::string& user, const std::string& scene,
+                                        const std::string& country = "") {
     v1::ExplainAssignmentRequest request;
     request.mutable_units()->mutable_user()->set_user(user);
     request.set_scene(scene);
@@ -188,12 +191,15 @@ TEST_F(ExperimentsTest, ExplainRefusesBadRequestsByField) {
 TEST_F(ExperimentsTest, ValidateTellsEveryProblemAndChangesNothing) {
   EXPECT_THAT(Validate(kText), IsEmpty());
   const std::string version = Status().config_version();
-  const auto problems = Validate(Replaced(Replaced(kText, "value: \"256\"", "value: \"-1\""), "weight: 5000", "weight: 4000"));
+  const auto problems =
+      Validate(Replaced(Replaced(kText, "value: \"256\"", "value: \"-1\""), "weight: 5000", "weight: 4000"));
   ASSERT_GE(problems.size(), 2u);
-  EXPECT_THAT(problems, ::testing::Contains(HasSubstr("config_text:17: domain[0].layer[0].experiment[0].arm[1].parameters")));
+  EXPECT_THAT(problems,
+              ::testing::Contains(HasSubstr("config_text:17: domain[0].layer[0].experiment[0].arm[1].parameters")));
   EXPECT_THAT(problems, ::testing::Contains(HasSubstr("weights add up to 9000")));
   EXPECT_THAT(Validate("no_such_field: 1"), ElementsAre(HasSubstr("config_text")));
-  EXPECT_THAT(Validate(Replaced(kText, "ramp: 10000", "ramp: 9999")), ElementsAre(HasSubstr("shrunk from 10000 to 9999")));
+  EXPECT_THAT(Validate(Replaced(kText, "ramp: 10000", "ramp: 9999")),
+              ElementsAre(HasSubstr("shrunk from 10000 to 9999")));
   EXPECT_EQ(Status().config_version(), version);
   EXPECT_EQ(Status().config_text(), kText);
 }
@@ -227,7 +233,8 @@ TEST_F(ExperimentsTest, StatusCountsExposuresWithoutOverrides) {
   for (int i = 0; i < 3; ++i) Rank("user-1");
   for (int i = 0; i < 5; ++i) Rank("user-2", "home", "de");
   std::map<std::string, uint64_t> counts;
-  for (const auto& arm : Status().arms()) counts[arm.layer() + "/" + arm.experiment() + "/" + arm.arm()] = arm.exposures();
+  for (const auto& arm : Status().arms())
+    counts[arm.layer() + "/" + arm.experiment() + "/" + arm.arm()] = arm.exposures();
   const std::string arm = Rank("user-2", "home", "de").exposures(1).arm();
   EXPECT_EQ(counts["length/short-history/" + arm], 5u);
   EXPECT_EQ(counts["holdout/holdout/general"], 5u);
@@ -259,7 +266,8 @@ TEST_F(ExperimentsTest, EveryMethodAsksForItsRole) {
 TEST(NoExperiments, TheServiceDoesNotExist) {
   RpcServer server;
   v1::ExperimentsStatusResponse response;
-  const grpc::Status status = v1::Experiments::NewStub(RpcServer::Connect(server.admin_address()))->Status(Deadline().get(), {}, &response);
+  const grpc::Status status =
+      v1::Experiments::NewStub(RpcServer::Connect(server.admin_address()))->Status(Deadline().get(), {}, &response);
   EXPECT_EQ(status.error_code(), StatusCode::UNIMPLEMENTED);
 }
 
