@@ -366,7 +366,7 @@ class RetryTest(unittest.TestCase):
             backstory.Client("127.0.0.1:1", timeout=0)
 
     def test_the_service_config_has_no_timeout(self):
-        # gRPC 1.51 would cut calls short by up to two seconds: docs/reference/api.md.
+        # gRPC core would cut calls short by one to two seconds: docs/reference/api.md.
         config = json.loads((ROOT / "deploy/client_service_config.json").read_text())
         for method in config["methodConfig"]:
             self.assertNotIn("timeout", method)

@@ -1,5 +1,5 @@
 """The blocking and the async client. Retries come from the service config that the package carries, deadlines from here:
-every call has one. (A `timeout` in a service config is cut short by gRPC 1.51 and never told to the server.)"""
+every call has one. (A `timeout` in a service config is cut short by gRPC core and never told to the server: docs/reference/api.md.)"""
 import asyncio
 import pathlib
 import queue
