@@ -71,8 +71,9 @@ void Complain(const Flags& flags, uint64_t line, const std::string& what, Counts
   if (counts->failed + counts->different <= kComplaintsMax) std::cerr << flags.log << ":" << line << ": " << what << "\n";
 }
 
-// A version that nobody loaded yet is loaded when a record asks for it, and the calibration that was in force is put in force.
-absl::Status LoadVersion(Engine* engine, const RecordedRequest& recorded, const std::map<std::string, std::string>& changes) {
+// A version that nobody loaded yet is loaded when a record asks for it; the calibration that was in force is again.
+absl::Status LoadVersion(Engine* engine, const RecordedRequest& recorded,
+                         const std::map<std::string, std::string>& changes) {
   const auto other = changes.find("model_version");
   const std::string version = other == changes.end() ? recorded.version : other->second;
   if (!engine->models().Resolve({recorded.model, version, ""}).ok()) {

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kAppendStreamWindow = 32;
 
-// Batches of one stream are committed and acknowledged in the order sent: while one commit runs, what arrives waits and then
-// goes into the next one together. A message that is no batch waits with the others, so that its refusal keeps its place.
+// Batches of one stream are committed and acknowledged in the order sent: while one commit runs, what arrives waits and
+// then goes into the next one together. A message that is no batch waits with the others: its refusal keeps its place.
 class AppendStreamCall final : public StreamCall {
  public:
   AppendStreamCall(const ServiceContext* service, grpc::CallbackServerContext* context)

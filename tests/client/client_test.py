@@ -1,5 +1,5 @@
-"""The Python client against the real server: the wheel is built, installed into a folder of its own and imported from there,
-as a user would have it."""
+"""The Python client against the real server: the wheel is built, installed into a folder of its own and imported from
+there, as a user would have it."""
 import asyncio
 import concurrent.futures
 import datetime
@@ -33,8 +33,8 @@ def build_wheel(folder):
         raise RuntimeError(built.stdout + built.stderr)
     (wheel,) = (folder / "dist").glob("*.whl")
     if importlib.util.find_spec("pip"):
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--root-user-action=ignore",
-                        "--target", str(folder / "site"), str(wheel)], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps",
+                        "--root-user-action=ignore", "--target", str(folder / "site"), str(wheel)], check=True)
     else:  # a wheel of pure Python is its folder, zipped
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder / "site")

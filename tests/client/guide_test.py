@@ -1,5 +1,5 @@
-"""Runs every command of docs/guides/python-client.md: the shell blocks before the first Python block, the Python blocks as
-one program, the rest of the shell blocks."""
+"""Runs every command of docs/guides/python-client.md: the shell blocks before the first Python block, the Python
+blocks as one program, the rest of the shell blocks."""
 import os
 import pathlib
 import re

@@ -5,8 +5,8 @@
         result = client.rank("414", items=[1, 2, 3])
         print(result.best(2))
 
-`Client` blocks, `AsyncClient` is the same with await. Both are safe to share between threads (tasks). `bucket` is the hash
-of experiment assignment.
+`Client` blocks, `AsyncClient` is the same with await. Both are safe to share between threads (tasks). `bucket` is the
+hash of experiment assignment.
 """
 from backstory.buckets import bucket
 from backstory.client import AsyncClient, Client

@@ -1,7 +1,7 @@
 """Which bucket is a unit in? The hash of experiment assignment (hash version 1), for clients that assign by themselves.
 
-bucket = XXH3-64(unit, seed) mod 10,000 with seed = XXH3-64(salt, 0), both over UTF-8 bytes. Pure Python, from the xxHash
-specification; about 10 microseconds a call. tests/conformance/experiments/buckets.json holds the golden vectors.
+bucket = XXH3-64(unit, seed) mod 10,000 with seed = XXH3-64(salt, 0), both over UTF-8 bytes. Pure Python, from the
+xxHash specification; about 10 microseconds a call. tests/conformance/experiments/buckets.json holds the golden vectors.
 """
 import struct
 

@@ -1,5 +1,6 @@
-"""The blocking and the async client. Retries come from the service config that the package carries, deadlines from here:
-every call has one. (A `timeout` in a service config is cut short by gRPC core and never told to the server: docs/reference/api.md.)"""
+"""The blocking and the async client. Retries come from the service config that the package carries, deadlines from
+here: every call has one. (A `timeout` in a service config is cut short by gRPC core and never told to the server:
+docs/reference/api.md.)"""
 import asyncio
 import pathlib
 import queue
@@ -99,23 +100,25 @@ class Client(_Calls):
             raise _error(error) from None
 
     def rank(self, user: UserId, items: Sequence[int], *, scene: str = "", device: str = "", session: str = "",
-             request_id: int = 0, model: Optional[Model] = None, now: Optional[Time] = None, as_of: Optional[Time] = None,
-             known_by: Optional[Time] = None, criticality: str = "online", features: Optional[Features] = None,
-             columns: Optional[Columns] = None, parameters: Optional[Mapping[str, object]] = None, explain_top: int = 0,
-             timings: bool = False, suppress_exposure: bool = False, timeout: Optional[float] = None) -> RankResult:
-        """Scores `items` for `user`; ranking.proto says what each option means. criticality: "online", "batch" or "shadow".
-        columns: {name: one value per item}. parameters need the role "override". suppress_exposure: a counterfactual call,
-        which exposes nobody to an experiment."""
+             request_id: int = 0, model: Optional[Model] = None, now: Optional[Time] = None,
+             as_of: Optional[Time] = None, known_by: Optional[Time] = None, criticality: str = "online",
+             features: Optional[Features] = None, columns: Optional[Columns] = None,
+             parameters: Optional[Mapping[str, object]] = None, explain_top: int = 0, timings: bool = False,
+             suppress_exposure: bool = False, timeout: Optional[float] = None) -> RankResult:
+        """Scores `items` for `user`; ranking.proto says what each option means. criticality: "online", "batch" or
+        "shadow". columns: {name: one value per item}. parameters need the role "override". suppress_exposure: a
+        counterfactual call, which exposes nobody to an experiment."""
         request = wire.rank_request(
-            self.namespace, user, items, scene=scene, device=device, session=session, request_id=request_id, model=model,
-            now=now, as_of=as_of, known_by=known_by, criticality=criticality, features=features, columns=columns,
+            self.namespace, user, items, scene=scene, device=device, session=session, request_id=request_id,
+            model=model, now=now, as_of=as_of, known_by=known_by, criticality=criticality, features=features, columns=columns,
             parameters=parameters, explain_top=explain_top, timings=timings, suppress_exposure=suppress_exposure)
         return wire.rank_result(items, self._call("Ranking", "Rank", request, timeout))
 
     def recommend(self, user: UserId, count: int, *, scene: str = "", beam: int = 0, now: Optional[Time] = None,
                   as_of: Optional[Time] = None, exclude: Sequence[int] = (), exclude_seen: bool = False,
                   timeout: Optional[float] = None) -> List[Recommendation]:
-        """The items most likely next, the most likely one first. NotServedError unless the server has a generative model."""
+        """The items most likely next, the most likely one first. NotServedError unless the server has a generative
+        model."""
         request = wire.recommend_request(self.namespace, user, count, scene=scene, beam=beam, now=now, as_of=as_of,
                                          exclude=exclude, exclude_seen=exclude_seen)
         return wire.recommendations(self._call("Retrieval", "Recommend", request, timeout))
@@ -132,7 +135,7 @@ class Client(_Calls):
         return [wire.cache_report(state) for state in response.states]
 
     def delete_user(self, user: UserId, *, timeout: Optional[float] = None) -> int:
-        """Deletes the whole user; returns how many events that were. Replays of older events are refused from then on."""
+        """Deletes the whole user; returns how many events that were. Replays of older events are then refused."""
         return self._call("History", "Delete", wire.delete_request(self.namespace, user), timeout).deleted
 
     def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> int:
@@ -145,8 +148,8 @@ class Client(_Calls):
 
         rows: anything with named columns (pandas, pyarrow, dict of lists). `time`: column of microseconds; each row is
         ranked as of its own time, so that it never sees the future; without it, as of now. task: of the model, else its
-        first one. number_columns and text_columns name candidate columns; other options as for rank. Rows of one user and
-        time share one request; many are in flight at once. timeout: seconds for the whole table.
+        first one. number_columns and text_columns name candidate columns; other options as for rank. Rows of one user
+        and time share one request; many are in flight at once. timeout: seconds for the whole table.
         """
         scores: dict = {}
         waiting: dict = {}
@@ -167,8 +170,9 @@ class Client(_Calls):
             except (TypeError, ValueError) as error:
                 problem.append(error)
 
+        call = self._callable("stream_stream", "Ranking", "RankStream")
         try:
-            for reply in self._callable("stream_stream", "Ranking", "RankStream")(outgoing(), **self._arguments(timeout)):
+            for reply in call(outgoing(), **self._arguments(timeout)):
                 if reply.HasField("error"):
                     raise _stream_error(reply.error)
                 _keep(scores, waiting.pop(reply.request_id), reply.response, task)
@@ -184,7 +188,7 @@ class Client(_Calls):
         return [scores[row] for row in range(len(scores))]
 
     def score_dataframe(self, frame, *, into: str = "p", **options):
-        """A copy of `frame` (pandas, pyarrow, or a dict of lists) with the column `into`; options as for score_table."""
+        """A copy of `frame` (pandas, pyarrow, a dict of lists) with the column `into`; options as for score_table."""
         return table.with_column(frame, into, self.score_table(frame, **options))
 
 
@@ -221,8 +225,8 @@ class AsyncClient(_Calls):
                    suppress_exposure: bool = False, timeout: Optional[float] = None) -> RankResult:
         """As Client.rank."""
         request = wire.rank_request(
-            self.namespace, user, items, scene=scene, device=device, session=session, request_id=request_id, model=model,
-            now=now, as_of=as_of, known_by=known_by, criticality=criticality, features=features, columns=columns,
+            self.namespace, user, items, scene=scene, device=device, session=session, request_id=request_id,
+            model=model, now=now, as_of=as_of, known_by=known_by, criticality=criticality, features=features, columns=columns,
             parameters=parameters, explain_top=explain_top, timings=timings, suppress_exposure=suppress_exposure)
         return wire.rank_result(items, await self._call("Ranking", "Rank", request, timeout))
 
@@ -255,7 +259,7 @@ class AsyncClient(_Calls):
 
     async def score_table(self, rows, *, user: str, item: str, time: Optional[str] = None, task: Optional[str] = None,
                           timeout: Optional[float] = None, **options) -> List[float]:
-        """As Client.score_table, with one call per group of rows, _IN_FLIGHT at a time; timeout: seconds for each call."""
+        """As Client.score_table, with one call per group of rows, _IN_FLIGHT at a time; timeout: seconds per call."""
         scores: dict = {}
         groups = table.requests(rows, self.namespace, user=user, item=item, time=time, **options)
 

@@ -20,7 +20,7 @@ class BackstoryError(Exception):
 
 
 class NotServedError(BackstoryError):
-    """The server does not serve this method: code UNIMPLEMENTED. Asking again will not help; another server may have it."""
+    """The server does not serve this method: code UNIMPLEMENTED. Asking again will not help; another server may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Explained:
 
 
 class Exposure(NamedTuple):
-    """An experiment arm that the request was exposed to. unit: what was hashed ("user", "device", "session"). reason: why
-    this arm ("assigned", "targeted", "holdout", "override"; overrides count in no analysis)."""
+    """An experiment arm that the request was exposed to. unit: what was hashed ("user", "device", "session"). reason:
+    why this arm ("assigned", "targeted", "holdout", "override"; overrides count in no analysis)."""
     layer: str
     experiment: str
     arm: str

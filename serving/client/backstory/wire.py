@@ -63,9 +63,10 @@ def rank_request(namespace, user, items, *, scene="", device="", session="", req
     return request
 
 
-def recommend_request(namespace, user, count, *, scene="", beam=0, now=None, as_of=None, exclude=(), exclude_seen=False):
-    request = schema.message("RecommendRequest")(namespace=namespace, scene=scene, count=count, beam=beam, now_us=to_us(now),
-                                                 exclude_seen=exclude_seen)
+def recommend_request(namespace, user, count, *, scene="", beam=0, now=None, as_of=None, exclude=(),
+                      exclude_seen=False):
+    request = schema.message("RecommendRequest")(namespace=namespace, scene=scene, count=count, beam=beam,
+                                                 now_us=to_us(now), exclude_seen=exclude_seen)
     user_ref(request.units.user, user)
     if as_of is not None:
         request.as_of.event_time_us = to_us(as_of)
@@ -97,7 +98,8 @@ def rank_result(items, response):
         model=response.model, version=response.version, config_version=response.config_version, seq=response.seq,
         epoch=response.epoch, now_us=response.now_us, rows_visible=list(response.rows_visible),
         parameters={p.name: p.value for p in response.parameters}, degrade_step=response.degrade_step,
-        exposures=[Exposure(e.layer, e.experiment, e.arm, e.unit, e.reason) for e in response.exposures], cache=cache_report(response.cache),
+        exposures=[Exposure(e.layer, e.experiment, e.arm, e.unit, e.reason) for e in response.exposures],
+        cache=cache_report(response.cache),
         timings_us={t.stage: t.duration_us for t in response.timings},
         explanations=[[Explained(a.channel, a.event_id, a.time_us, a.item_id, a.mass) for a in candidate.events]
                       for candidate in response.explanations],
