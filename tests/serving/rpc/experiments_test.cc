@@ -233,7 +233,8 @@ TEST_F(ExperimentsTest, StatusCountsExposuresWithoutOverrides) {
   for (int i = 0; i < 3; ++i) Rank("user-1");
   for (int i = 0; i < 5; ++i) Rank("user-2", "home", "de");
   std::map<std::string, uint64_t> counts;
-  for (const auto& arm : Status().arms())
+  const v1::ExperimentsStatusResponse status = Status();
+  for (const auto& arm : status.arms())
     counts[arm.layer() + "/" + arm.experiment() + "/" + arm.arm()] = arm.exposures();
   const std::string arm = Rank("user-2", "home", "de").exposures(1).arm();
   EXPECT_EQ(counts["length/short-history/" + arm], 5u);
