@@ -20,6 +20,7 @@ struct Options {
   ClientOptions client;
   std::string model, version, label, name, ns;
   uint64_t max_users = 0;
+  uint32_t calibration = 0;
 };
 
 using OptionsPtr = std::shared_ptr<Options>;
@@ -68,6 +69,14 @@ void SetLabel(const Options& o) {
   Call<v1::Models>(o, request, &v1::Models::Stub::SetLabel);
 }
 
+void SetCalibration(const Options& o) {
+  v1::SetCalibrationRequest request;
+  request.set_model(o.model);
+  request.set_version(o.version);
+  request.set_calibration(o.calibration);
+  Call<v1::Models>(o, request, &v1::Models::Stub::SetCalibration);
+}
+
 void Verify(const Options& o) {
   v1::VerifyRequest request;
   request.set_namespace_(o.ns);
@@ -104,11 +113,14 @@ void AddAdminCommand(CLI::App& app) {
                          "unload --model grab-ml --version-id 1", Unload);
   CLI::App* label = Add(admin, options, "label", "Move a label to a loaded version",
                         "label --model grab-ml --label stable --version-id 2", SetLabel);
-  for (CLI::App* command : {load, unload, label}) {
+  CLI::App* calibration = Add(admin, options, "calibration", "Put another calibration of a loaded version in force",
+                              "calibration --model grab-ml --version-id 1 --calibration 2", SetCalibration);
+  for (CLI::App* command : {load, unload, label, calibration}) {
     command->add_option("--model", options->model, "Model")->required();
     command->add_option("--version-id", options->version, "Version")->required();
   }
   label->add_option("--label", options->label, "Label")->required();
+  calibration->add_option("--calibration", options->calibration, "n of calibration/<n>.textproto")->required();
   CLI::App* checkpoint = Add(admin, options, "checkpoint", "A consistent copy of the store",
                              "checkpoint --name before-upgrade", [](const Options& o) {
                                v1::CheckpointRequest request;

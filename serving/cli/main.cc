@@ -1,4 +1,5 @@
 // The binary: one subcommand per file, registered here.
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
@@ -13,8 +14,8 @@
 #include "serving/cli/history_command.h"
 #include "serving/cli/rank_command.h"
 #include "serving/cli/serve_command.h"
-#include "serving/cli/suggest.h"
 #include "serving/cli/version_command.h"
+#include "serving/engine/closest_word.h"
 #ifdef BACKSTORY_CLI_EVALUATE
 #include "serving/cli/evaluate_command.h"
 #endif
@@ -87,7 +88,7 @@ bool Mistyped(const CLI::App& app, int argc, char** argv) {
   for (const CLI::App* command : app.get_subcommands(nullptr)) names.push_back(command->get_name());
   if (std::find(names.begin(), names.end(), argv[1]) != names.end()) return false;
   std::cerr << "backstory: there is no command \"" << argv[1] << "\"";
-  const std::string closest = ClosestWord(argv[1], names);
+  const std::string_view closest = ClosestWord(argv[1], names);
   if (!closest.empty()) std::cerr << "; did you mean \"" << closest << "\"?";
   std::cerr << "\nRun backstory --help for the list.\n";
   return true;

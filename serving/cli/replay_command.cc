@@ -71,12 +71,20 @@ void Complain(const Flags& flags, uint64_t line, const std::string& what, Counts
   if (counts->failed + counts->different <= kComplaintsMax) std::cerr << flags.log << ":" << line << ": " << what << "\n";
 }
 
-// A version that nobody loaded yet is loaded when a record asks for it.
-absl::Status LoadVersion(Engine* engine, const RecordedRequest& recorded, const std::map<std::string, std::string>& changes) {
+// A version that nobody loaded yet is loaded when a record asks for it; the calibration that was in force is again.
+absl::Status LoadVersion(Engine* engine, const RecordedRequest& recorded,
+                         const std::map<std::string, std::string>& changes) {
   const auto other = changes.find("model_version");
   const std::string version = other == changes.end() ? recorded.version : other->second;
-  if (engine->models().Resolve({recorded.model, version, ""}).ok()) return absl::OkStatus();
-  return engine->models().Load(recorded.model, version);
+  if (!engine->models().Resolve({recorded.model, version, ""}).ok()) {
+    if (absl::Status status = engine->models().Load(recorded.model, version); !status.ok()) return status;
+  }
+  const auto served = engine->models().Resolve({recorded.model, version, ""});
+  if (!served.ok()) return served.status();
+  const bool as_recorded = version != recorded.version || recorded.calibration == 0 ||
+                           recorded.calibration == (*served)->calibration.number;
+  if (as_recorded) return absl::OkStatus();
+  return engine->models().SetCalibration(recorded.model, version, recorded.calibration).status();
 }
 
 void Run(const Flags& flags) {
@@ -89,7 +97,7 @@ void Run(const Flags& flags) {
   (*config.mutable_parameters())["concurrency_adaptive"] = "false";
   rpc::FillDefaults(&config);
   auto assigner = std::make_shared<ReplayAssigner>();
-  auto stack = ServingStack::Open(config, {assigner, nullptr, nullptr});
+  auto stack = ServingStack::Open(config, {.assigner = assigner, .keep_choices = false});
   CheckOk(stack.status(), "store " + flags.store);
   Engine* engine = (*stack)->engine.get();
   CheckOk(engine->LoadModels(), "models " + flags.models);

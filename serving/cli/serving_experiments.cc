@@ -20,6 +20,7 @@ absl::Status OpenExposures(const config::v1::ExperimentFiles& files, Metrics* me
   }
   if (files.segment_max_bytes() > 0) options.files.segment_bytes_max = files.segment_max_bytes();
   if (files.segment_max_s() > 0) options.files.segment_us_max = int64_t{files.segment_max_s()} * 1'000'000;
+  if (files.queue_records_max() > 0) options.queue_records_max = files.queue_records_max();
   options.on_health = [log](const absl::Status& status) {
     if (log == nullptr) return;
     log->Write(status.ok() ? rpc::LogLevel::kInfo : rpc::LogLevel::kError,

@@ -9,6 +9,16 @@
 #include "serving/engine/request_log.h"
 
 namespace backstory {
+namespace {
+
+ServedCalibration ServedOf(std::shared_ptr<const Calibration> calibration) {
+  const uint32_t number = calibration->version();
+  return {number, [calibration = std::move(calibration)](std::string_view scene, int task, float logit) {
+            return calibration->Probability(scene, task, logit);
+          }};
+}
+
+}  // namespace
 
 ModelLoader GrabLoader(ThreadPool* pool) {
   return [pool](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
@@ -18,11 +28,13 @@ ModelLoader GrabLoader(ThreadPool* pool) {
     served->name = source.model;
     served->version = source.version;
     served->content_hash = (*loaded)->hash;
-    const std::shared_ptr<const Calibration> calibration = (*loaded)->calibration();
-    served->config_version = "calibration-" + std::to_string(calibration->version());
     served->model = std::shared_ptr<const grab::Model>(*loaded, (*loaded)->model.get());
-    served->calibrate = [calibration](std::string_view scene, int task, float logit) {
-      return calibration->Probability(scene, task, logit);
+    served->calibration = ServedOf((*loaded)->calibration());
+    served->read_calibration = [path = source.path, tasks = (*loaded)->config.tasks](
+                                   uint32_t number) -> absl::StatusOr<ServedCalibration> {
+      auto calibration = grab::ReadCalibration(path, number, tasks);
+      if (!calibration.ok()) return calibration.status();
+      return ServedOf(*std::move(calibration));
     };
     return std::shared_ptr<const ServedModel>(std::move(served));
   };
@@ -75,6 +87,7 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   auto experiments = OpenServingExperiments(config, &stack->metrics, extra.log);
   if (!experiments.ok()) return experiments.status();
   stack->experiments = *std::move(experiments);
+  options->repository.keep_choices = extra.keep_choices;
   options->assigner = extra.assigner != nullptr ? std::move(extra.assigner) : stack->experiments.assigner;
   options->exposure_sink = extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;
   auto engine = Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),

@@ -25,6 +25,7 @@ struct StackOptions {
   std::shared_ptr<const Assigner> assigner;
   std::shared_ptr<ExposureSink> exposure_sink;
   rpc::Log* log = nullptr;
+  bool keep_choices = true;  // of RepositoryOptions
 };
 
 // Members are destroyed in reverse order: the engine first, the store last.

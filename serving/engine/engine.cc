@@ -155,7 +155,7 @@ absl::Status EngineImpl::Admit(RankJob* job) {
   absl::StatusOr<std::shared_ptr<const ServedModel>> served = models_.Resolve(choice);
   if (!served.ok()) return served.status();
   rank.served = *std::move(served);
-  rank.reply.config_version = absl::StrCat(rank.served->config_version, "/", config_version);
+  rank.reply.config_version = absl::StrCat(rank.served->calibration.config_version(), "/", config_version);
   job->batch_key = rank.served.get();
   return absl::OkStatus();
 }

@@ -22,14 +22,16 @@ struct Units {
 };
 
 // Why a unit is in an arm. Overridden units never count in an analysis.
-inline constexpr char kReasonAssigned[] = "assigned";
+inline constexpr char kReasonAssigned[] = "assigned";  // bucket within the ramp of an experiment for everybody
+inline constexpr char kReasonTargeted[] = "targeted";  // the same, and the targeting expression matched
+inline constexpr char kReasonHoldout[] = "holdout";    // the global holdout's own record
 inline constexpr char kReasonOverride[] = "override";
 
 // One arm that a request was put into.
 struct Exposure {
   std::string layer, experiment, arm;
   std::string unit;                      // "user", "device" or "session": what was hashed
-  std::string reason = kReasonAssigned;  // or kReasonOverride
+  std::string reason = kReasonAssigned;  // one of the above
   bool operator==(const Exposure&) const = default;
 };
 

@@ -99,6 +99,7 @@ void ModelRepository::SetState(const std::string& model, const std::string& vers
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::LoadAndWarm(const ModelSource& source) {
   absl::StatusOr<std::shared_ptr<const ServedModel>> served = loader_(source);
+  if (served.ok()) served = Calibrated(*std::move(served));
   if (!served.ok()) return served;
   SetState(source.model, source.version, VersionState::kWarming);
   if (warm_up_) {
@@ -107,6 +108,21 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::LoadAndWarm(
     }
   }
   return served;
+}
+
+// The loader's choice is the newest calibration; an operator's stays until it is changed.
+absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::Calibrated(
+    std::shared_ptr<const ServedModel> served) const {
+  if (options_.root.empty() || !served->read_calibration) return served;
+  const auto choices = ReadCalibrationChoices(options_.root, served->name);
+  if (!choices.ok()) return choices.status();
+  const auto chosen = choices->find(served->version);
+  if (chosen == choices->end() || chosen->second == served->calibration.number) return served;
+  absl::StatusOr<ServedCalibration> calibration = served->read_calibration(chosen->second);
+  if (!calibration.ok()) return calibration.status();
+  auto copy = std::make_shared<ServedModel>(*served);
+  copy->calibration = *std::move(calibration);
+  return copy;
 }
 
 absl::Status ModelRepository::Load(const std::string& model, const std::string& version) {
@@ -198,11 +214,44 @@ absl::StatusOr<std::string> ModelRepository::SetLabel(const std::string& model, 
   std::map<std::string, std::string> labels = found->second.labels;
   const std::string previous = labels[label];
   labels[label] = version;
-  if (!options_.root.empty() && previous != version) {
+  if (!options_.root.empty() && options_.keep_choices && previous != version) {
     if (absl::Status status = WriteLabels(options_.root, model, labels); !status.ok()) return status;
   }
   found->second.labels = std::move(labels);
   return previous;
+}
+
+absl::StatusOr<uint32_t> ModelRepository::SetCalibration(const std::string& model, const std::string& version,
+                                                         uint32_t number) {
+  if (absl::Status status = CheckNames(model, version); !status.ok()) return status;
+  std::lock_guard one_at_a_time(calibration_mutex_);
+  const absl::StatusOr<std::shared_ptr<const ServedModel>> served = Resolve({model, version, ""});
+  if (!served.ok()) return served.status();
+  if (!(*served)->read_calibration) {
+    return absl::FailedPreconditionError(absl::StrCat("model ", model, " version ", version, " has no calibrations"));
+  }
+  absl::StatusOr<ServedCalibration> calibration = (*served)->read_calibration(number);
+  metrics_
+      ->GetCounter("backstory_calibration_swaps_total", "Calibrations put in force by an operator, by outcome",
+                   {{"outcome", calibration.ok() ? "done" : "refused"}})
+      ->Add();
+  if (!calibration.ok()) return calibration.status();
+  if (!options_.root.empty() && options_.keep_choices) {
+    auto choices = ReadCalibrationChoices(options_.root, model);
+    if (!choices.ok()) return choices.status();
+    (*choices)[version] = number;
+    if (absl::Status status = WriteCalibrationChoices(options_.root, model, *choices); !status.ok()) return status;
+  }
+  // A copy that shares the model: user states are kept, and requests that hold the old one are not disturbed.
+  auto next = std::make_shared<ServedModel>(**served);
+  next->calibration = *std::move(calibration);
+  std::lock_guard lock(mutex_);
+  Version& entry = models_[model].versions[version];
+  if (entry.served != *served) {
+    return absl::AbortedError(absl::StrCat("model ", model, " version ", version, " was unloaded meanwhile"));
+  }
+  entry.served = std::move(next);
+  return (*served)->calibration.number;
 }
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::Resolve(const ModelChoice& choice) const {
@@ -243,7 +292,7 @@ std::vector<VersionInfo> ModelRepository::List(std::string_view model) const {
   for (const auto& [name, entry] : models_) {
     if (!model.empty() && name != model) continue;
     for (const auto& [version, state] : entry.versions) {
-      VersionInfo info{name, version, state.state, state.reason, {}, {}, 0, {}, {}};
+      VersionInfo info{.model = name, .version = version, .state = state.state, .reason = state.reason};
       for (const auto& [label, target] : entry.labels) {
         if (target == version) info.labels.push_back(label);
       }
@@ -252,6 +301,7 @@ std::vector<VersionInfo> ModelRepository::List(std::string_view model) const {
         info.parameter_bytes = state.served->model->parameter_bytes();
         info.tasks = state.served->model->config().tasks;
         info.content_hash = state.served->content_hash;
+        info.calibration = state.served->calibration.number;
       }
       list.push_back(std::move(info));
     }

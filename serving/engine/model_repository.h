@@ -30,6 +30,7 @@ struct VersionInfo {
   uint64_t parameter_bytes = 0;
   std::vector<std::string> tasks;
   std::string content_hash;
+  uint32_t calibration = 0;  // in force; 0 = none
 };
 
 // Which version a request asks for: an exact version, or else a label, or else "stable". An empty model means the
@@ -41,6 +42,8 @@ struct ModelChoice {
 struct RepositoryOptions {
   std::string root;           // empty: no directory, versions come from Load of the loader alone (tests)
   std::string default_model;  // empty: the only model, if there is exactly one
+  bool keep_choices =
+      true;  // false: labels and calibrations chosen here are not written to `root` (tools that read it)
 };
 
 // Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference
@@ -69,6 +72,12 @@ class ModelRepository {
   // With a root, the labels are kept in <root>/<model>/LABELS (written aside and renamed) and survive a restart.
   absl::StatusOr<std::string> SetLabel(const std::string& model, const std::string& label, const std::string& version);
 
+  // Puts calibration `number` of a READY version in force for requests that start from now on; those in flight keep the
+  // one they began with. Returns the previous number. With a root, the choice is kept in <root>/<model>/CALIBRATIONS
+  // and survives a restart. NOT_FOUND (version, or no such calibration), FAILED_PRECONDITION (not READY, or this kind
+  // of version has none), or what reading it found; after an error nothing has changed.
+  absl::StatusOr<uint32_t> SetCalibration(const std::string& model, const std::string& version, uint32_t number);
+
   // NOT_FOUND naming model, version or label; FAILED_PRECONDITION if the version exists but is not READY (says its
   // state).
   absl::StatusOr<std::shared_ptr<const ServedModel>> Resolve(const ModelChoice& choice) const;
@@ -89,6 +98,7 @@ class ModelRepository {
   absl::Status LoadModelAtStart(const std::string& model);
   absl::StatusOr<std::shared_ptr<const ServedModel>> LoadAndWarm(const ModelSource& source);
   void SetState(const std::string& model, const std::string& version, VersionState state);
+  absl::StatusOr<std::shared_ptr<const ServedModel>> Calibrated(std::shared_ptr<const ServedModel> served) const;
   void CountReady();  // with mutex_ held
 
   const RepositoryOptions options_;
@@ -97,6 +107,7 @@ class ModelRepository {
   const OnUnload on_unload_;
   Metrics* const metrics_;
 
+  std::mutex calibration_mutex_;  // one change of calibrations at a time; taken before mutex_
   mutable std::mutex mutex_;
   std::map<std::string, Model> models_;  // guarded by mutex_
 };

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "features/hash.h"
+#include "serving/engine/closest_word.h"
 
 namespace backstory {
 namespace {
@@ -25,21 +26,6 @@ template <typename T>
 bool ParseNumber(std::string_view text, T* value) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
   return error == std::errc() && end == text.data() + text.size();
-}
-
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
 }
 
 std::vector<ParameterSpec> StateAndRequestSpecs() {
@@ -144,13 +130,10 @@ ParameterRegistry::ParameterRegistry(std::vector<ParameterSpec> specs) : specs_(
 absl::StatusOr<size_t> ParameterRegistry::Find(std::string_view name) const {
   if (const auto it = index_.find(name); it != index_.end()) return it->second;
   std::string message = absl::StrCat("unknown parameter \"", std::string(name.substr(0, 64)), "\"");
-  const ParameterSpec* nearest = nullptr;
-  size_t best = name.size() > 64 ? 0 : std::max<size_t>(2, name.size() / 3) + 1;
-  for (const ParameterSpec& spec : specs_) {
-    const size_t distance = best == 0 ? 0 : EditDistance(name, spec.name);
-    if (distance < best) best = distance, nearest = &spec;
-  }
-  if (nearest != nullptr) absl::StrAppend(&message, ", did you mean ", nearest->name, "?");
+  std::vector<std::string> names;
+  for (const ParameterSpec& spec : specs_) names.push_back(spec.name);
+  const std::string nearest(ClosestWord(name, names));
+  if (!nearest.empty()) absl::StrAppend(&message, ", did you mean ", nearest, "?");
   return absl::NotFoundError(message);
 }
 

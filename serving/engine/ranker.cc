@@ -47,6 +47,7 @@ void AddSegments(PreparedRank* rank, Slices* slices, std::vector<grab::ScoreSegm
 
 absl::Status FillScores(const Slices& slices, PreparedRank* rank) {
   const grab::Config& config = rank->served->model->config();
+  const ServedCalibration& calibration = rank->served->calibration;
   const size_t tasks = config.tasks.size();
   const size_t candidates = rank->tokens.item.rows;
   for (size_t t = 0; t < tasks; ++t) {
@@ -55,8 +56,8 @@ absl::Status FillScores(const Slices& slices, PreparedRank* rank) {
     column.raw_logit.reserve(candidates);
     for (size_t i = 0; i < candidates; ++i) {
       const float logit = slices.logits[i * tasks + t];
-      const float probability = rank->served->calibrate
-                                    ? rank->served->calibrate(rank->query.scene, static_cast<int>(t), logit)
+      const float probability = calibration.probability
+                                    ? calibration.probability(rank->query.scene, static_cast<int>(t), logit)
                                     : Logistic(logit);
       if (!std::isfinite(logit) || !std::isfinite(probability)) {
         return absl::InternalError(absl::StrCat("model ", rank->served->name, " version ", rank->served->version,

@@ -10,9 +10,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <sstream>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace backstory {
@@ -20,6 +22,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr char kLabels[] = "LABELS", kCalibrations[] = "CALIBRATIONS";
 constexpr std::string_view kNameCharacters = "abcdefghijklmnopqrstuvwxyz0123456789_-";
 
 // A directory and not a link to one.
@@ -49,6 +52,34 @@ absl::Status WriteSynced(const std::string& path, const std::string& text) {
     done += static_cast<size_t>(n);
   }
   return ::fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("cannot sync", path);
+}
+
+// Lines of two words, the first ones all different. No file: no lines.
+absl::StatusOr<std::map<std::string, std::string>> ReadPairs(
+    const fs::path& path, std::string_view expected,
+    const std::function<bool(const std::string& first, const std::string& second)>& is_good) {
+  std::map<std::string, std::string> pairs;
+  if (!IsPlainFile(path)) return pairs;
+  std::ifstream file(path);
+  std::string line;
+  for (int number = 1; std::getline(file, line); ++number) {
+    std::istringstream words(line);
+    std::string first, second, rest;
+    words >> first >> second >> rest;
+    if (!rest.empty() || !is_good(first, second) || !pairs.emplace(first, second).second) {
+      return absl::InvalidArgumentError(absl::StrCat(path.string(), ":", number, ": expected ", std::string(expected)));
+    }
+  }
+  return pairs;
+}
+
+absl::Status WritePairs(const std::string& path, const std::map<std::string, std::string>& pairs) {
+  std::string text;
+  for (const auto& [first, second] : pairs) absl::StrAppend(&text, first, " ", second, "\n");
+  const std::string aside = path + ".new";
+  if (absl::Status status = WriteSynced(aside, text); !status.ok()) return status;
+  if (std::rename(aside.c_str(), path.c_str()) != 0) return ErrnoStatus("cannot rename to", path);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -117,32 +148,34 @@ absl::Status CheckVersionDirectory(const std::string& root, const std::string& m
 }
 
 absl::StatusOr<std::map<std::string, std::string>> ReadLabels(const std::string& root, const std::string& model) {
-  std::map<std::string, std::string> labels;
-  const fs::path path = fs::path(root) / model / "LABELS";
-  if (!IsPlainFile(path)) return labels;
-  std::ifstream file(path);
-  std::string line;
-  for (int number = 1; std::getline(file, line); ++number) {
-    std::istringstream words(line);
-    std::string label, version, rest;
-    words >> label >> version >> rest;
-    if (!IsModelName(label) || !IsVersionName(version) || !rest.empty() || !labels.emplace(label, version).second) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path.string(), ":", number, ": expected \"<label> <version>\", each label once"));
-    }
-  }
-  return labels;
+  return ReadPairs(fs::path(root) / model / kLabels, "\"<label> <version>\", each label once",
+                   [](const std::string& label, const std::string& version) {
+                     return IsModelName(label) && IsVersionName(version);
+                   });
 }
 
 absl::Status WriteLabels(const std::string& root, const std::string& model,
                          const std::map<std::string, std::string>& labels) {
-  const std::string path = absl::StrCat(root, "/", model, "/LABELS");
-  std::string text;
-  for (const auto& [label, version] : labels) absl::StrAppend(&text, label, " ", version, "\n");
-  const std::string aside = path + ".new";
-  if (absl::Status status = WriteSynced(aside, text); !status.ok()) return status;
-  if (std::rename(aside.c_str(), path.c_str()) != 0) return ErrnoStatus("cannot rename to", path);
-  return absl::OkStatus();
+  return WritePairs(absl::StrCat(root, "/", model, "/", kLabels), labels);
+}
+
+absl::StatusOr<std::map<std::string, uint32_t>> ReadCalibrationChoices(const std::string& root,
+                                                                       const std::string& model) {
+  std::map<std::string, uint32_t> choices;
+  const auto pairs =
+      ReadPairs(fs::path(root) / model / kCalibrations, "\"<version> <calibration>\", each version once",
+                [&choices](const std::string& version, const std::string& number) {
+                  return IsVersionName(version) && absl::SimpleAtoi(number, &choices[version]) && choices[version] > 0;
+                });
+  if (!pairs.ok()) return pairs.status();
+  return choices;
+}
+
+absl::Status WriteCalibrationChoices(const std::string& root, const std::string& model,
+                                     const std::map<std::string, uint32_t>& choices) {
+  std::map<std::string, std::string> pairs;
+  for (const auto& [version, number] : choices) pairs[version] = std::to_string(number);
+  return WritePairs(absl::StrCat(root, "/", model, "/", kCalibrations), pairs);
 }
 
 }  // namespace backstory

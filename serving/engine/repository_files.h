@@ -1,9 +1,12 @@
-// The model repository on disk: <root>/<model>/<version>/MANIFEST, <root>/<model>/LABELS.
+// The model repository on disk: <root>/<model>/<version>/MANIFEST, <root>/<model>/LABELS, <root>/<model>/CALIBRATIONS.
 //
-// LABELS is text, one "<label> <version>" a line, lines sorted by label; it is written aside, synced and renamed.
+// LABELS is text, one "<label> <version>" a line, lines sorted by label. CALIBRATIONS is text, one "<version> <n>" a
+// line: calibration n was put in force for that version; a version without a line uses its newest one. Both are written
+// aside, synced and renamed.
 #ifndef BACKSTORY_SERVING_ENGINE_REPOSITORY_FILES_H_
 #define BACKSTORY_SERVING_ENGINE_REPOSITORY_FILES_H_
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
@@ -31,6 +34,12 @@ absl::Status CheckVersionDirectory(const std::string& root, const std::string& m
 absl::StatusOr<std::map<std::string, std::string>> ReadLabels(const std::string& root, const std::string& model);
 absl::Status WriteLabels(const std::string& root, const std::string& model,
                          const std::map<std::string, std::string>& labels);
+
+// By version. Empty if there is no CALIBRATIONS file. INVALID_ARGUMENT naming file and line.
+absl::StatusOr<std::map<std::string, uint32_t>> ReadCalibrationChoices(const std::string& root,
+                                                                       const std::string& model);
+absl::Status WriteCalibrationChoices(const std::string& root, const std::string& model,
+                                     const std::map<std::string, uint32_t>& choices);
 
 }  // namespace backstory
 

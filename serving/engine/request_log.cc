@@ -98,6 +98,7 @@ std::string ToJsonLine(const RankQuery& query, const RankReply& reply) {
   if (!query.candidates.texts.empty()) line["texts"] = query.candidates.texts;
   line["model"] = reply.model;
   line["version"] = reply.version;
+  line["config_version"] = reply.config_version;
   line["seq"] = reply.seq;
   line["epoch"] = reply.epoch;
   for (const EffectiveParameter& parameter : reply.parameters) line["parameters"][parameter.name] = parameter.value;

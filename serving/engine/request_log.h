@@ -4,7 +4,7 @@
 //   {"namespace":"default","user":"42","scene":"home","request_id":"7","now_us":1700000000000000,
 //    "as_of_us":1699999999000000,"criticality":"online","features":{"device":"phone","age":31.0},
 //    "items":["1","2"],"numbers":{"bid":[0.1,0.2]},"texts":{"brand":["a",""]},
-//    "model":"grab","version":"3","seq":17,"epoch":0,"parameters":{"history_rows":"1000000"},
+//    "model":"grab","version":"3","config_version":"calibration-1/launch","seq":17,"epoch":0,"parameters":{"history_rows":"1000000"},
 //    "scores":{"like":[0.25,0.5]}}
 // 64-bit ids are decimal strings; absent keys have their default. Everything from "model" on tells what was answered
 // and is not needed to score again. A line holds raw user ids: keep the file as safe as the store.

@@ -3,6 +3,7 @@
 #ifndef BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
 #define BACKSTORY_SERVING_ENGINE_SERVED_MODEL_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,14 +14,24 @@
 
 namespace backstory {
 
+// How probabilities are made of logits. Immutable.
+struct ServedCalibration {
+  uint32_t number = 0;  // n of calibration/<n>.textproto; 0: the version has none
+  // Logit of task (index into config().tasks) in a scene -> probability. Monotone. Empty: the logistic function.
+  std::function<float(std::string_view scene, int task, float logit)> probability;
+
+  std::string config_version() const { return "calibration-" + std::to_string(number); }
+};
+
 struct ServedModel {
   std::string name;
   std::string version;
   std::string content_hash;                  // of the version directory's MANIFEST
-  std::string config_version;                // of the calibration in use
   std::shared_ptr<const grab::Model> model;  // may alias whatever keeps its weights alive
-  // Logit of task (index into config().tasks) in a scene -> probability. Monotone. Empty: the logistic function.
-  std::function<float(std::string_view scene, int task, float logit)> calibrate;
+  ServedCalibration calibration;             // in force
+  // Reads another one of this version, without the weights. NOT_FOUND, INVALID_ARGUMENT or DATA_LOSS says what was
+  // found in which file. Empty: there is nothing to read from.
+  std::function<absl::StatusOr<ServedCalibration>(uint32_t number)> read_calibration;
 };
 
 // Where a version lies and what it has to be.

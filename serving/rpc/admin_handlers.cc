@@ -49,6 +49,7 @@ void VersionToWire(const VersionInfo& info, v1::ModelVersion* out) {
   out->set_parameter_bytes(info.parameter_bytes);
   for (const auto& task : info.tasks) out->add_tasks(task);
   out->set_config_hash(info.content_hash);
+  out->set_calibration(info.calibration);
 }
 
 // What a user's stored history must satisfy, read back through the store.
@@ -107,6 +108,17 @@ absl::Status Handlers::SetLabel(const v1::SetLabelRequest& request, v1::SetLabel
   auto previous = engine_->models().SetLabel(request.model(), request.label(), request.version());
   if (!previous.ok()) return previous.status();
   response->set_previous_version(*previous);
+  return absl::OkStatus();
+}
+
+absl::Status Handlers::SetCalibration(const v1::SetCalibrationRequest& request,
+                                      v1::SetCalibrationResponse* response) const {
+  if (auto s = CheckName("model", request.model(), false); !s.ok()) return s;
+  if (auto s = CheckName("version", request.version(), true); !s.ok()) return s;
+  if (request.calibration() == 0) return BadField("calibration", "must be >= 1: the n of calibration/<n>.textproto");
+  auto previous = engine_->models().SetCalibration(request.model(), request.version(), request.calibration());
+  if (!previous.ok()) return previous.status();
+  response->set_previous_calibration(*previous);
   return absl::OkStatus();
 }
 

@@ -22,7 +22,8 @@ grpc::ServerUnaryReactor* Run(const ServiceContext* service, Method method, Role
 }
 
 using RawModels = v1::Models::WithRawCallbackMethod_List<v1::Models::WithRawCallbackMethod_Load<
-    v1::Models::WithRawCallbackMethod_Unload<v1::Models::WithRawCallbackMethod_SetLabel<v1::Models::Service>>>>;
+    v1::Models::WithRawCallbackMethod_Unload<v1::Models::WithRawCallbackMethod_SetLabel<
+        v1::Models::WithRawCallbackMethod_SetCalibration<v1::Models::Service>>>>>;
 
 class ModelsService final : public RawModels {
  public:
@@ -39,6 +40,9 @@ class ModelsService final : public RawModels {
   }
   grpc::ServerUnaryReactor* SetLabel(Context* context, const Bytes* in, Bytes* out) override {
     return Run(service_, Method::kSetLabel, Role::kOperator, context, in, out, &Handlers::SetLabel);
+  }
+  grpc::ServerUnaryReactor* SetCalibration(Context* context, const Bytes* in, Bytes* out) override {
+    return Run(service_, Method::kSetCalibration, Role::kOperator, context, in, out, &Handlers::SetCalibration);
   }
 
  private:

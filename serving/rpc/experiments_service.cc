@@ -7,6 +7,7 @@
 #include "serving/engine/rank_query.h"
 #include "serving/rpc/call.h"
 #include "serving/rpc/experiment_config_text.h"
+#include "serving/rpc/rank_wire.h"
 #include "serving/rpc/wire.h"
 
 namespace backstory::rpc {
@@ -31,18 +32,14 @@ absl::Status Explain(const ExperimentAssigner& assigner, const v1::ExplainAssign
   if (units.device.size() > kUnitBytesMax || units.session.size() > kUnitBytesMax) {
     return BadField("units", absl::StrCat("device and session must be <= ", kUnitBytesMax, " bytes"));
   }
+  const auto features = FeaturesFromWire(request.features());
+  if (!features.ok()) return features.status();
   const auto plan = assigner.plan();
   if (plan == nullptr) return absl::FailedPreconditionError("no experiment configuration is active");
-  const Assignment assignment = plan->Assign(*ns, request.scene(), units, {});
+  const Assignment assignment = plan->Assign(*ns, request.scene(), units, *features);
   response->set_config_version(assignment.config_version);
   for (const LayerAssignment& layer : assignment.layers) {
-    for (const Exposure& exposure : layer.exposures) {
-      auto* arm = response->add_exposures();
-      arm->set_layer(exposure.layer);
-      arm->set_experiment(exposure.experiment);
-      arm->set_arm(exposure.arm);
-      arm->set_unit(exposure.unit);
-    }
+    for (const Exposure& exposure : layer.exposures) ExposureToWire(exposure, response->add_exposures());
     for (const auto& [name, value] : layer.parameters) {
       auto* parameter = response->add_parameters();
       parameter->set_name(name);
@@ -50,7 +47,7 @@ absl::Status Explain(const ExperimentAssigner& assigner, const v1::ExplainAssign
       parameter->set_source(std::string(SourceName(ParameterSource::kExperiment)));
     }
   }
-  for (std::string& line : plan->Explain(*ns, request.scene(), units, {})) response->add_reasons(std::move(line));
+  for (std::string& line : plan->Explain(*ns, request.scene(), units, *features)) response->add_reasons(std::move(line));
   return absl::OkStatus();
 }
 

@@ -62,6 +62,7 @@ class Handlers {
   absl::Status LoadModel(const v1::LoadModelRequest& request, v1::LoadModelResponse* response) const;
   absl::Status UnloadModel(const v1::UnloadModelRequest& request, v1::UnloadModelResponse* response) const;
   absl::Status SetLabel(const v1::SetLabelRequest& request, v1::SetLabelResponse* response) const;
+  absl::Status SetCalibration(const v1::SetCalibrationRequest& request, v1::SetCalibrationResponse* response) const;
 
   // ---- Store.
   absl::Status Checkpoint(const v1::CheckpointRequest& request, v1::CheckpointResponse* response) const;

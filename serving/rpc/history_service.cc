@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kAppendStreamWindow = 32;
 
-// Batches of one stream are committed in the order sent: while one commit runs, what arrives waits and then goes into the
-// next one together.
+// Batches of one stream are committed and acknowledged in the order sent: while one commit runs, what arrives waits and
+// then goes into the next one together. A message that is no batch waits with the others: its refusal keeps its place.
 class AppendStreamCall final : public StreamCall {
  public:
   AppendStreamCall(const ServiceContext* service, grpc::CallbackServerContext* context)
@@ -32,10 +32,7 @@ class AppendStreamCall final : public StreamCall {
 
   void OnMessage(grpc::ByteBuffer bytes) override {
     auto slot = std::make_unique<Slot>();
-    if (absl::Status status = ParseMessage(&bytes, &slot->request); !status.ok()) {
-      SetError(slot.get(), status);
-      return Answer(*slot);
-    }
+    if (absl::Status status = ParseMessage(&bytes, &slot->request); !status.ok()) SetError(slot.get(), status);
     {
       std::lock_guard lock(queue_->mutex);
       queue_->waiting.push_back(std::move(slot));
@@ -49,8 +46,10 @@ class AppendStreamCall final : public StreamCall {
       queue_->running = false;
     }
     for (auto& each : refused) {
-      each->response.set_batch_id(each->request.batch_id());
-      SetError(each.get(), ShedStatus("too many calls wait for the store", 100));
+      if (!each->response.has_error()) {
+        each->response.set_batch_id(each->request.batch_id());
+        SetError(each.get(), ShedStatus("too many calls wait for the store", 100));
+      }
       Answer(*each);
     }
   }
@@ -70,8 +69,10 @@ class AppendStreamCall final : public StreamCall {
       }
       std::vector<Handlers::StreamBatch> batches;
       batches.reserve(taken.size());
-      for (auto& slot : taken) batches.push_back({&slot->request, &slot->response});
-      service_->handlers->AppendBatches(batches);
+      for (auto& slot : taken) {
+        if (!slot->response.has_error()) batches.push_back({&slot->request, &slot->response});
+      }
+      if (!batches.empty()) service_->handlers->AppendBatches(batches);
       for (auto& slot : taken) Answer(*slot);
     }
   }

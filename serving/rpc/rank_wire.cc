@@ -22,27 +22,6 @@ absl::StatusOr<Criticality> CriticalityFromWire(v1::Criticality criticality) {
   }
 }
 
-absl::Status FeaturesFromWire(const v1::RankRequest& request, RankQuery* query) {
-  if (auto s = CheckCount("features", request.features_size(), 0, kRequestFeaturesMax); !s.ok()) return s;
-  for (const auto& [name, value] : request.features()) {
-    const std::string field = absl::StrCat("features[\"", name, "\"]");
-    FeatureValue out;
-    switch (value.value_case()) {
-      case v1::FeatureValue::kText:
-        out.text = value.text();
-        break;
-      case v1::FeatureValue::kNumber:
-        out.number = value.number();
-        out.is_number = true;
-        break;
-      default:
-        return BadField(field, "must have a text or a number");
-    }
-    query->features.emplace(name, std::move(out));
-  }
-  return absl::OkStatus();
-}
-
 // Counts are checked before anything is copied: a request may not cost much more than its own size. A map would hide a
 // name that comes twice.
 absl::Status CandidatesFromWire(const v1::Candidates& wire, CandidateColumns* out) {
@@ -64,6 +43,27 @@ absl::Status CandidatesFromWire(const v1::Candidates& wire, CandidateColumns* ou
 }
 
 }  // namespace
+
+absl::StatusOr<FeatureMap> FeaturesFromWire(const WireFeatures& features) {
+  if (auto s = CheckCount("features", features.size(), 0, kRequestFeaturesMax); !s.ok()) return s;
+  FeatureMap map;
+  for (const auto& [name, value] : features) {
+    FeatureValue out;
+    switch (value.value_case()) {
+      case v1::FeatureValue::kText:
+        out.text = value.text();
+        break;
+      case v1::FeatureValue::kNumber:
+        out.number = value.number();
+        out.is_number = true;
+        break;
+      default:
+        return BadField(absl::StrCat("features[\"", name, "\"]"), "must have a text or a number");
+    }
+    map.emplace(name, std::move(out));
+  }
+  return map;
+}
 
 absl::StatusOr<ModelChoice> ModelFromWire(std::string_view field, const v1::ModelSpec& spec) {
   const std::string path(field);
@@ -99,7 +99,9 @@ absl::StatusOr<RankQuery> RankQueryFromWire(const v1::RankRequest& request) {
   auto criticality = CriticalityFromWire(request.criticality());
   if (!criticality.ok()) return criticality.status();
   query.criticality = *criticality;
-  if (auto s = FeaturesFromWire(request, &query); !s.ok()) return s;
+  auto features = FeaturesFromWire(request.features());
+  if (!features.ok()) return features.status();
+  query.features = *std::move(features);
   if (auto s = CandidatesFromWire(request.candidates(), &query.candidates); !s.ok()) return s;
   if (auto s = CheckCount("parameters", request.parameters_size(), 0, kParameterOverridesMax); !s.ok()) return s;
   query.parameters.insert(request.parameters().begin(), request.parameters().end());
@@ -119,6 +121,14 @@ void CacheReportToWire(const CacheReport& report, v1::CacheReport* out) {
   out->set_rows_computed(report.rows_computed);
   out->set_rows_loaded(report.rows_loaded);
   out->set_state_bytes(report.state_bytes);
+}
+
+void ExposureToWire(const Exposure& exposure, v1::ExperimentExposure* out) {
+  out->set_layer(exposure.layer);
+  out->set_experiment(exposure.experiment);
+  out->set_arm(exposure.arm);
+  out->set_unit(exposure.unit);
+  out->set_reason(exposure.reason);
 }
 
 void RankReplyToWire(const RankReply& reply, bool stage_timings, v1::RankResponse* out) {
@@ -142,13 +152,7 @@ void RankReplyToWire(const RankReply& reply, bool stage_timings, v1::RankRespons
     effective->set_source(parameter.source);
   }
   out->set_degrade_step(reply.degrade_step);
-  for (const Exposure& exposure : reply.exposures) {
-    auto* arm = out->add_exposures();
-    arm->set_layer(exposure.layer);
-    arm->set_experiment(exposure.experiment);
-    arm->set_arm(exposure.arm);
-    arm->set_unit(exposure.unit);
-  }
+  for (const Exposure& exposure : reply.exposures) ExposureToWire(exposure, out->add_exposures());
   CacheReportToWire(reply.cache, out->mutable_cache());
   if (stage_timings) {
     for (const StageTiming& timing : reply.timings) {

@@ -34,10 +34,11 @@ std::string_view MethodName(Method method) {
                                          "backstory.v1.History/Prefetch",   "backstory.v1.Catalog/Upsert",
                                          "backstory.v1.Catalog/Get",        "backstory.v1.Models/List",
                                          "backstory.v1.Models/Load",        "backstory.v1.Models/Unload",
-                                         "backstory.v1.Models/SetLabel",    "backstory.v1.Store/Checkpoint",
-                                         "backstory.v1.Store/Verify",       "backstory.v1.Experiments/Validate",
-                                         "backstory.v1.Experiments/Apply",  "backstory.v1.Experiments/Status",
-                                         "backstory.v1.Experiments/Explain", "other"};
+                                         "backstory.v1.Models/SetLabel",    "backstory.v1.Models/SetCalibration",
+                                         "backstory.v1.Store/Checkpoint",   "backstory.v1.Store/Verify",
+                                         "backstory.v1.Experiments/Validate", "backstory.v1.Experiments/Apply",
+                                         "backstory.v1.Experiments/Status", "backstory.v1.Experiments/Explain",
+                                         "other"};
   static_assert(std::size(kNames) == kMethodCount);
   return kNames[static_cast<size_t>(method)];
 }

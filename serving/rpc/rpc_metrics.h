@@ -28,6 +28,7 @@ enum class Method {
   kLoadModel,
   kUnloadModel,
   kSetLabel,
+  kSetCalibration,
   kCheckpoint,
   kVerify,
   kValidateExperiments,

@@ -9,7 +9,6 @@
 
 #include "serving/cli/latency_histogram.h"
 #include "serving/cli/open_loop.h"
-#include "serving/cli/suggest.h"
 
 namespace backstory {
 namespace {
@@ -133,13 +132,6 @@ TEST(Knee, IsFoundByDoublingAndNarrowing) {
     return result;
   };
   EXPECT_EQ(FindKnee(10, 10'000, 50, 4, failing).knee_per_s, 0);
-}
-
-TEST(Suggest, ClosestWord) {
-  const std::vector<std::string> words{"serve", "store", "rank", "synth"};
-  EXPECT_EQ(ClosestWord("srve", words), "serve");
-  EXPECT_EQ(ClosestWord("rnak", words), "rank");
-  EXPECT_EQ(ClosestWord("completely", words), "");
 }
 
 }  // namespace

@@ -1,6 +1,10 @@
-"""The Python client against the real server: the wheel is built, unpacked and imported as a user would have it."""
+"""The Python client against the real server: the wheel is built, installed into a folder of its own and imported from
+there, as a user would have it."""
 import asyncio
+import concurrent.futures
 import datetime
+import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -28,9 +32,37 @@ def build_wheel(folder):
     if built.returncode:
         raise RuntimeError(built.stdout + built.stderr)
     (wheel,) = (folder / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
+    if importlib.util.find_spec("pip"):
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps",
+                        "--root-user-action=ignore", "--target", str(folder / "site"), str(wheel)], check=True)
+    else:  # a wheel of pure Python is its folder, zipped
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "site")
     sys.path.insert(0, str(folder / "site"))
+
+
+# Users of the experiment's scene only, so that the other tests see no arm.
+EXPERIMENTS = """hash_version: 1
+domain {
+  name: "main"
+  buckets { first: 0 count: 10000 }
+  layer {
+    name: "length"
+    salt: "length-1"
+    parameter: "history_rows"
+    experiment {
+      name: "short"
+      state: RUNNING
+      salt: "short-1"
+      targeting: "scene == 'lab'"
+      buckets { first: 0 count: 10000 }
+      ramp: 10000
+      arm { name: "control" weight: 5000 }
+      arm { name: "short" weight: 5000 parameters { name: "history_rows" value: "4" } }
+    }
+  }
+}
+"""
 
 
 class Server:
@@ -39,10 +71,12 @@ class Server:
         subprocess.run([BINARY, "model", "init-random", "grab-tiny", "--seed", "5", "--out", model], check=True,
                        capture_output=True)
         port_file = folder / "port"
+        experiments = folder / "experiments.textproto"
+        experiments.write_text(EXPERIMENTS)
         self.log = (folder / "log").open("w")
         self.process = subprocess.Popen(
             [BINARY, "serve", "--store", folder / "store", "--create-store", "--models", folder / "models", "--port", "0",
-             "--port-file", port_file], stdout=subprocess.DEVNULL, stderr=self.log)
+             "--port-file", port_file, "--experiments", experiments], stdout=subprocess.DEVNULL, stderr=self.log)
         for _ in range(3000):
             if port_file.exists() and port_file.read_text().split():
                 break
@@ -65,6 +99,7 @@ class ClientTest(unittest.TestCase):
         build_wheel(folder)
         global backstory
         import backstory
+        assert backstory.__file__.startswith(str(folder)), backstory.__file__
         cls.server = Server(folder)
         cls.client = backstory.Client(cls.server.address, namespace="client", timeout=20)
 
@@ -158,6 +193,86 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(singles, together)
         self.assertEqual(table, together)
 
+    def test_every_call_has_an_async_twin(self):
+        def calls(kind):
+            return {name for name in vars(kind) if not name.startswith("_")}
+
+        self.assertEqual(calls(backstory.Client), calls(backstory.AsyncClient))
+
+        async def run():
+            async with backstory.AsyncClient(self.server.address, namespace="client", timeout=20) as client:
+                await client.upsert_items([backstory.Item(950, title="A film")])
+                self.assertEqual((await client.append("fay", self.events(6))).accepted, 8)
+                self.assertEqual(len(await client.prefetch("fay")), 1)
+                frame = await client.score_dataframe({"u": ["fay"] * 3, "i": [1, 2, 950], "t": [LATER] * 3}, into="like",
+                                                     user="u", item="i", time="t")
+                with self.assertRaises(backstory.NotServedError):
+                    await client.recommend("fay", 5)
+                with self.assertRaisesRegex(backstory.TableError, "nonesuch"):
+                    await client.score_table({"u": []}, user="u", item="nonesuch")
+                with self.assertRaises(backstory.BackstoryError) as caught:
+                    await client.score_table({"u": ["fay"], "i": [1], "t": [-1]}, user="u", item="i", time="t")
+                self.assertEqual(caught.exception.code, "INVALID_ARGUMENT")
+                self.assertEqual(await client.delete_user("fay"), 8)
+                return frame
+
+        frame = asyncio.run(run())
+        self.assertEqual(set(frame), {"u", "i", "t", "like"})
+        self.assertEqual(len(frame["like"]), 3)
+
+    def test_what_the_server_does_not_serve_says_so(self):
+        with self.assertRaises(backstory.NotServedError) as caught:
+            self.client.recommend("ann", 10, exclude=[1], exclude_seen=True)
+        self.assertEqual(caught.exception.code, "UNIMPLEMENTED")
+        self.assertIn("Retrieval/Recommend", caught.exception.message)
+        self.assertIsInstance(caught.exception, backstory.BackstoryError)
+
+    def test_replies_say_which_arm_and_why_and_the_bucket_can_be_computed(self):
+        self.client.append("gus", self.events(40))
+        result = self.client.rank("gus", [1, 2], now=LATER, scene="lab")
+        arm = "control" if backstory.bucket("short-1", "gus") < 5000 else "short"
+        self.assertEqual(result.exposures, [backstory.Exposure("length", "short", arm, "user", "targeted")])
+        self.assertEqual(result.exposures[0].reason, "targeted")
+        quiet = self.client.rank("gus", [1, 2], now=LATER, scene="lab", suppress_exposure=True)
+        self.assertEqual(quiet.exposures, [])
+        self.assertEqual(quiet.logits, result.logits, "the same arm, exposed or not")
+
+    def test_golden_vectors_are_reproduced(self):
+        with open(ROOT / "tests/conformance/experiments/buckets.json", encoding="utf-8") as file:
+            vectors = json.load(file)["vectors"]
+        self.assertGreater(len(vectors), 300)
+        for vector in vectors:
+            self.assertEqual(backstory.bucket(vector["salt"], vector["unit"]), vector["bucket"], vector)
+
+    def test_a_frame_gets_its_column(self):
+        class Frame(dict):  # what of pandas is used
+            def assign(self, **columns):
+                return Frame({**self, **columns})
+
+        frame = Frame(user=["ann", "ann"], item=[3, 4], t=[LATER, LATER])
+        scored = self.client.score_dataframe(frame, into="like", user="user", item="item", time="t")
+        self.assertEqual(scored["like"], self.client.score_table(frame, user="user", item="item", time="t"))
+        self.assertNotIn("like", frame)
+        with self.assertRaisesRegex(ValueError, "task: 'buy' is not one of click"):
+            self.client.score_dataframe(frame, user="user", item="item", time="t", task="buy")
+
+    def test_pandas_and_pyarrow_if_there(self):
+        rows = {"user": ["ann", "ann"], "item": [3, 4], "t": [LATER, LATER]}
+        plain = self.client.score_table(rows, user="user", item="item", time="t")
+        tried = 0
+        if importlib.util.find_spec("pandas"):
+            import pandas
+            frame = self.client.score_dataframe(pandas.DataFrame(rows), user="user", item="item", time="t")
+            self.assertEqual(frame["p"].tolist(), plain)
+            tried += 1
+        if importlib.util.find_spec("pyarrow"):
+            import pyarrow
+            arrow = self.client.score_dataframe(pyarrow.table(rows), user="user", item="item", time="t")
+            self.assertEqual(arrow["p"].to_pylist(), plain)
+            tried += 1
+        if not tried:
+            self.skipTest("neither pandas nor pyarrow is installed")
+
     def test_catalog_and_delete(self):
         version = self.client.upsert_items([backstory.Item(900, title="A film", categories=["Drama"], year=1995)])
         self.assertEqual(self.client.upsert_items([backstory.Item(901, title="Another")]), version + 1)
@@ -165,6 +280,96 @@ class ClientTest(unittest.TestCase):
         self.client.append("eve", self.events(5))
         self.assertGreater(self.client.delete_user("eve"), 0)
         self.assertEqual(self.client.append("eve", self.events(5)).accepted, 0)  # replays of what was deleted
+
+
+class FlakyServer:
+    """Answers Rank by a script: how often UNAVAILABLE first, or never at all."""
+
+    def __init__(self, failures, pushback_ms=None, hang=False):
+        import grpc
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(handler, details):
+                if details.method != "/backstory.v1.Ranking/Rank":
+                    return None
+                return grpc.unary_unary_rpc_method_handler(self._answer)
+
+        self._grpc, self._failures, self._pushback_ms, self._hang = grpc, failures, pushback_ms, hang
+        self.calls, self.remaining = 0, []
+        self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), handlers=(Handler(),))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def _answer(self, request, context):
+        self.calls += 1
+        self.remaining.append(context.time_remaining())
+        if self._hang:
+            while context.is_active():
+                time.sleep(0.01)
+        if self.calls <= self._failures:
+            if self._pushback_ms is not None:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self._pushback_ms)),))
+            context.abort(self._grpc.StatusCode.UNAVAILABLE, "shed")
+        return b""
+
+    def stop(self):
+        self._server.stop(None).wait()
+
+
+class RetryTest(unittest.TestCase):
+    """Retries by the shipped service config, deadlines by the client; both clients."""
+
+    @classmethod
+    def setUpClass(cls):
+        if "backstory" not in globals():
+            cls.scratch = tempfile.TemporaryDirectory(prefix="backstory-client-")
+            build_wheel(pathlib.Path(cls.scratch.name))
+            global backstory
+            import backstory
+
+    def rank(self, kind, address, timeout):
+        if kind == "blocking":
+            with backstory.Client(address, timeout=timeout) as client:
+                return client.rank("u", [1])
+
+        async def run():
+            async with backstory.AsyncClient(address, timeout=timeout) as client:
+                return await client.rank("u", [1])
+
+        return asyncio.run(run())
+
+    def test_unavailable_is_tried_three_times_and_no_more(self):
+        for kind in ("blocking", "async"):
+            server = FlakyServer(failures=2)
+            self.rank(kind, server.address, 20)
+            self.assertEqual(server.calls, 3, kind)
+            server.stop()
+            server = FlakyServer(failures=9, pushback_ms=1)
+            with self.assertRaises(backstory.BackstoryError) as caught:
+                self.rank(kind, server.address, 20)
+            server.stop()
+            self.assertEqual((caught.exception.code, caught.exception.retry_after_ms), ("UNAVAILABLE", 1), kind)
+            self.assertEqual(server.calls, 3, kind)
+
+    def test_every_call_carries_a_deadline_and_ends_by_it(self):
+        for kind in ("blocking", "async"):
+            server = FlakyServer(failures=0)
+            self.rank(kind, server.address, 20)
+            self.assertLessEqual(server.remaining[0], 21, f"{kind}: the server was told")
+            server.stop()
+            server = FlakyServer(failures=0, hang=True)
+            with self.assertRaises(backstory.BackstoryError) as caught:
+                self.rank(kind, server.address, 0.3)
+            server.stop()
+            self.assertEqual(caught.exception.code, "DEADLINE_EXCEEDED", kind)
+        with self.assertRaisesRegex(ValueError, "timeout"):
+            backstory.Client("127.0.0.1:1", timeout=0)
+
+    def test_the_service_config_has_no_timeout(self):
+        # gRPC core would cut calls short by one to two seconds: docs/reference/api.md.
+        config = json.loads((ROOT / "deploy/client_service_config.json").read_text())
+        for method in config["methodConfig"]:
+            self.assertNotIn("timeout", method)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 #include "tests/system/server_process.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,6 +47,13 @@ pid_t Spawn(const std::vector<std::string>& arguments, const std::map<std::strin
   dup2(fd, STDERR_FILENO);
   execve(argv[0], argv.data(), envp.data());
   _exit(127);
+}
+
+std::shared_ptr<grpc::Channel> ConnectTo(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetMaxReceiveMessageSize(64 << 20);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
 ExitState StateOf(int status) {
@@ -102,7 +111,7 @@ bool ServerProcess::Start() {
   const auto limit = std::chrono::steady_clock::now() + kStartLimit;
   while (std::chrono::steady_clock::now() < limit) {
     std::istringstream text(ReadFile(port_file));
-    if (text >> port_) return true;
+    if (text >> port_ >> admin_port_ >> metrics_port_) return true;
     int status = 0;
     if (waitpid(pid_, &status, WNOHANG) == pid_) {
       pid_ = -1;
@@ -131,13 +140,29 @@ void ServerProcess::Kill() {
   Wait();
 }
 
+std::string ServerProcess::admin_address() const { return "127.0.0.1:" + std::to_string(admin_port_); }
+
 std::string ServerProcess::address() const { return "127.0.0.1:" + std::to_string(port_); }
 
-std::shared_ptr<grpc::Channel> ServerProcess::Connect() const {
-  grpc::ChannelArguments arguments;
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetMaxReceiveMessageSize(64 << 20);
-  return grpc::CreateCustomChannel(address(), grpc::InsecureChannelCredentials(), arguments);
+std::shared_ptr<grpc::Channel> ServerProcess::Connect() const { return ConnectTo(address()); }
+
+std::shared_ptr<grpc::Channel> ServerProcess::ConnectAdmin() const { return ConnectTo(admin_address()); }
+
+std::string ServerProcess::Scrape() const {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in peer{};
+  peer.sin_family = AF_INET;
+  peer.sin_port = htons(static_cast<uint16_t>(metrics_port_));
+  peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string reply;
+  const std::string ask = "GET /metrics HTTP/1.0\r\n\r\n";
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&peer), sizeof(peer)) == 0 &&
+      write(fd, ask.data(), ask.size()) == static_cast<ssize_t>(ask.size())) {
+    char bytes[4096];
+    for (ssize_t n = 0; (n = read(fd, bytes, sizeof(bytes))) > 0;) reply.append(bytes, static_cast<size_t>(n));
+  }
+  close(fd);
+  return reply;
 }
 
 std::string ServerProcess::log() const { return ReadFile(scratch_.path() / "log"); }

@@ -57,16 +57,20 @@ class ServerProcess {
   bool running() const { return pid_ > 0; }
   const std::filesystem::path& models() const { return options_.models; }
   int port() const { return port_; }
+  int metrics_port() const { return metrics_port_; }
   std::string address() const;
+  std::string admin_address() const;
   // A channel of its own to the current incarnation.
   std::shared_ptr<grpc::Channel> Connect() const;
+  std::shared_ptr<grpc::Channel> ConnectAdmin() const;
+  std::string Scrape() const;  // of the metrics endpoint; empty if it does not answer
   std::string log() const;  // standard error of all incarnations
 
  private:
   Options options_;
   ScratchDir scratch_;
   pid_t pid_ = -1;
-  int port_ = 0;
+  int port_ = 0, admin_port_ = 0, metrics_port_ = 0;
 };
 
 }  // namespace backstory

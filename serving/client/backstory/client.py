@@ -1,17 +1,23 @@
-"""The blocking and the async client: deadlines and retries come from the service config that the package carries."""
+"""The blocking and the async client. Retries come from the service config that the package carries, deadlines from
+here: every call has one. (A `timeout` in a service config is cut short by gRPC core and never told to the server:
+docs/reference/api.md.)"""
 import asyncio
 import pathlib
 import queue
-from typing import List, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import grpc
 from grpc import aio
 
 from backstory import schema, table, wire
-from backstory.types import AppendResult, BackstoryError, CacheReport, Event, Item, RankResult, UserId
+from backstory.types import (AppendResult, BackstoryError, CacheReport, Event, Item, Model, NotServedError, RankResult,
+                             Recommendation, Time, UserId)
 
 _SERVICE_CONFIG = pathlib.Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
-_IN_FLIGHT = 32  # requests of one stream that wait for their reply; the server allows 64
+_IN_FLIGHT = 32  # requests that wait for their reply while a table is scored; the server allows 64 a stream
+
+Features = Mapping[str, Union[str, float]]
+Columns = Mapping[str, Union[Sequence[float], Sequence[str]]]
 
 
 def _options(max_message_bytes):
@@ -19,22 +25,37 @@ def _options(max_message_bytes):
             ("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", max_message_bytes)]
 
 
+def _refusal(code, message, retry_after_ms):
+    return (NotServedError if code == "UNIMPLEMENTED" else BackstoryError)(code, message, retry_after_ms)
+
+
 def _error(error):
-    pushback = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
-    return BackstoryError(error.code().name, error.details() or "", int(pushback) if pushback else None)
+    # Pairs, of either API; dict() of the async one's metadata fails.
+    pushback = next((value for key, value in error.trailing_metadata() or () if key == "grpc-retry-pushback-ms"), None)
+    return _refusal(error.code().name, error.details() or "", int(pushback) if pushback else None)
 
 
 def _stream_error(error):
     code = next((c.name for c in grpc.StatusCode if c.value[0] == error.code), str(error.code))
-    return BackstoryError(code, error.message, error.retry_pushback_ms or None)
+    return _refusal(code, error.message, error.retry_pushback_ms or None)
+
+
+def _keep(scores, members, response, task):
+    columns = {column.task: column.calibrated for column in response.scores}
+    if task and task not in columns:
+        raise ValueError(f"task: {task!r} is not one of {', '.join(columns)}")
+    for row, p in zip(members, columns[task] if task else response.scores[0].calibrated):
+        scores[row] = p
 
 
 class _Calls:
     """What both clients share: one callable per RPC, the namespace, and the default timeout in seconds."""
 
     def __init__(self, channel, namespace, timeout, metadata):
+        if not timeout > 0:
+            raise ValueError(f"timeout: must be > 0 seconds, is {timeout}")
         self._channel, self.namespace, self.timeout, self._metadata = channel, namespace, timeout, tuple(metadata)
-        self._callables = {}
+        self._callables: Dict = {}
 
     def _callable(self, kind, service, name):
         if (service, name) not in self._callables:
@@ -46,18 +67,14 @@ class _Calls:
     def _arguments(self, timeout):
         return {"timeout": self.timeout if timeout is None else timeout, "metadata": self._metadata}
 
-    def _user_request(self, name, user):
-        request = schema.message(name)(namespace=self.namespace)
-        wire.user_ref(request.user, user)
-        return request
-
 
 class Client(_Calls):
     """Blocking client. Thread-safe.
 
     target: "host:port"; namespace: of every call; timeout: seconds a call may take, retries included; credentials: a
     grpc.ChannelCredentials for TLS, None for plaintext; metadata: pairs sent with every call, e.g. a bearer token.
-    Every call raises BackstoryError.
+    Every call raises BackstoryError if the server refused it or did not answer in time, and ValueError, TypeError or
+    TableError for arguments that cannot be sent.
     """
 
     def __init__(self, target: str, *, namespace: str = "default", timeout: float = 1.0,
@@ -67,27 +84,44 @@ class Client(_Calls):
                    else grpc.secure_channel(target, credentials, options))
         super().__init__(channel, namespace, timeout, metadata)
 
-    def __enter__(self):
+    def __enter__(self) -> "Client":
         return self
 
     def __exit__(self, *unused):
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         self._channel.close()
 
-    def _call(self, service, name, request, timeout=None):
+    def _call(self, service, name, request, timeout):
         try:
             return self._callable("unary_unary", service, name)(request, **self._arguments(timeout))
         except grpc.RpcError as error:
             raise _error(error) from None
 
-    def rank(self, user: UserId, items: Sequence[int], *, timeout: Optional[float] = None, **options) -> RankResult:
-        """Scores `items` for `user`. Options: scene, device, session, request_id, model (a Model), now, as_of, known_by,
-        criticality ("online", "batch", "shadow"), features {name: str or number}, columns {name: one value per item},
-        parameters {name: value}, explain_top, timings."""
-        request = wire.rank_request(self.namespace, user, items, **options)
+    def rank(self, user: UserId, items: Sequence[int], *, scene: str = "", device: str = "", session: str = "",
+             request_id: int = 0, model: Optional[Model] = None, now: Optional[Time] = None,
+             as_of: Optional[Time] = None, known_by: Optional[Time] = None, criticality: str = "online",
+             features: Optional[Features] = None, columns: Optional[Columns] = None,
+             parameters: Optional[Mapping[str, object]] = None, explain_top: int = 0, timings: bool = False,
+             suppress_exposure: bool = False, timeout: Optional[float] = None) -> RankResult:
+        """Scores `items` for `user`; ranking.proto says what each option means. criticality: "online", "batch" or
+        "shadow". columns: {name: one value per item}. parameters need the role "override". suppress_exposure: a
+        counterfactual call, which exposes nobody to an experiment."""
+        request = wire.rank_request(
+            self.namespace, user, items, scene=scene, device=device, session=session, request_id=request_id,
+            model=model, now=now, as_of=as_of, known_by=known_by, criticality=criticality, features=features, columns=columns,
+            parameters=parameters, explain_top=explain_top, timings=timings, suppress_exposure=suppress_exposure)
         return wire.rank_result(items, self._call("Ranking", "Rank", request, timeout))
+
+    def recommend(self, user: UserId, count: int, *, scene: str = "", beam: int = 0, now: Optional[Time] = None,
+                  as_of: Optional[Time] = None, exclude: Sequence[int] = (), exclude_seen: bool = False,
+                  timeout: Optional[float] = None) -> List[Recommendation]:
+        """The items most likely next, the most likely one first. NotServedError unless the server has a generative
+        model."""
+        request = wire.recommend_request(self.namespace, user, count, scene=scene, beam=beam, now=now, as_of=as_of,
+                                         exclude=exclude, exclude_seen=exclude_seen)
+        return wire.recommendations(self._call("Retrieval", "Recommend", request, timeout))
 
     def append(self, user: UserId, events: Sequence[Event], *, durability: str = "synced",
                timeout: Optional[float] = None) -> AppendResult:
@@ -97,39 +131,30 @@ class Client(_Calls):
 
     def prefetch(self, user: UserId, *, timeout: Optional[float] = None) -> List[CacheReport]:
         """Brings the user's state up to date ahead of a rank."""
-        response = self._call("History", "Prefetch", self._user_request("PrefetchRequest", user), timeout)
+        response = self._call("History", "Prefetch", wire.prefetch_request(self.namespace, user), timeout)
         return [wire.cache_report(state) for state in response.states]
 
     def delete_user(self, user: UserId, *, timeout: Optional[float] = None) -> int:
-        """Deletes the whole user; returns how many events that were. Replays of older events are refused from then on."""
-        request = self._user_request("DeleteRequest", user)
-        request.all = True
-        return self._call("History", "Delete", request, timeout).deleted
+        """Deletes the whole user; returns how many events that were. Replays of older events are then refused."""
+        return self._call("History", "Delete", wire.delete_request(self.namespace, user), timeout).deleted
 
     def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> int:
         """Inserts or replaces catalog items, all or nothing; returns the catalog's version."""
         return self._call("Catalog", "Upsert", wire.upsert_request(self.namespace, items), timeout).version
-
-    def recommend(self, user: UserId, count: int, *, timeout: Optional[float] = None):
-        """The items most likely next, as (item_id, log probability). UNIMPLEMENTED unless the server has a generative
-        model loaded."""
-        request = schema.message("RecommendRequest")(namespace=self.namespace, count=count)
-        wire.user_ref(request.units.user, user)
-        response = self._call("Retrieval", "Recommend", request, timeout)
-        return [(item.item_id, item.log_probability) for item in response.items]
 
     def score_table(self, rows, *, user: str, item: str, time: Optional[str] = None, task: Optional[str] = None,
                     timeout: float = 3600.0, **options) -> List[float]:
         """The calibrated probability of every (user, item) row, in row order.
 
         rows: anything with named columns (pandas, pyarrow, dict of lists). `time`: column of microseconds; each row is
-        ranked as of its own time, so that it never sees the future; without it, as of now. number_columns and
-        text_columns name candidate columns. Rows of one user and time share one request; many are in flight at once.
+        ranked as of its own time, so that it never sees the future; without it, as of now. task: of the model, else its
+        first one. number_columns and text_columns name candidate columns; other options as for rank. Rows of one user
+        and time share one request; many are in flight at once. timeout: seconds for the whole table.
         """
         scores: dict = {}
         waiting: dict = {}
         problem: list = []  # an error in `rows`, met on gRPC's sending thread
-        room = queue.Queue()  # one token per free place in flight; None ends the writer
+        room: queue.Queue = queue.Queue()  # one token per free place in flight; None ends the writer
         for _ in range(_IN_FLIGHT):
             room.put(True)
 
@@ -145,8 +170,9 @@ class Client(_Calls):
             except (TypeError, ValueError) as error:
                 problem.append(error)
 
+        call = self._callable("stream_stream", "Ranking", "RankStream")
         try:
-            for reply in self._callable("stream_stream", "Ranking", "RankStream")(outgoing(), **self._arguments(timeout)):
+            for reply in call(outgoing(), **self._arguments(timeout)):
                 if reply.HasField("error"):
                     raise _stream_error(reply.error)
                 _keep(scores, waiting.pop(reply.request_id), reply.response, task)
@@ -162,14 +188,8 @@ class Client(_Calls):
         return [scores[row] for row in range(len(scores))]
 
     def score_dataframe(self, frame, *, into: str = "p", **options):
-        """A copy of a pandas DataFrame with the column `into`; options as in score_table."""
-        return frame.assign(**{into: self.score_table(frame, **options)})
-
-
-def _keep(scores, members, response, task):
-    columns = {column.task: column.calibrated for column in response.scores}
-    for row, p in zip(members, columns[task] if task else response.scores[0].calibrated):
-        scores[row] = p
+        """A copy of `frame` (pandas, pyarrow, a dict of lists) with the column `into`; options as for score_table."""
+        return table.with_column(frame, into, self.score_table(frame, **options))
 
 
 class AsyncClient(_Calls):
@@ -182,22 +202,41 @@ class AsyncClient(_Calls):
                    else aio.secure_channel(target, credentials, options))
         super().__init__(channel, namespace, timeout, metadata)
 
-    async def __aenter__(self):
+    async def __aenter__(self) -> "AsyncClient":
         return self
 
     async def __aexit__(self, *unused):
+        await self.close()
+
+    async def close(self) -> None:
         await self._channel.close()
 
-    async def _call(self, service, name, request, timeout=None):
+    async def _call(self, service, name, request, timeout):
         try:
             return await self._callable("unary_unary", service, name)(request, **self._arguments(timeout))
         except grpc.RpcError as error:
             raise _error(error) from None
 
-    async def rank(self, user: UserId, items: Sequence[int], *, timeout: Optional[float] = None, **options) -> RankResult:
+    async def rank(self, user: UserId, items: Sequence[int], *, scene: str = "", device: str = "", session: str = "",
+                   request_id: int = 0, model: Optional[Model] = None, now: Optional[Time] = None,
+                   as_of: Optional[Time] = None, known_by: Optional[Time] = None, criticality: str = "online",
+                   features: Optional[Features] = None, columns: Optional[Columns] = None,
+                   parameters: Optional[Mapping[str, object]] = None, explain_top: int = 0, timings: bool = False,
+                   suppress_exposure: bool = False, timeout: Optional[float] = None) -> RankResult:
         """As Client.rank."""
-        request = wire.rank_request(self.namespace, user, items, **options)
+        request = wire.rank_request(
+            self.namespace, user, items, scene=scene, device=device, session=session, request_id=request_id,
+            model=model, now=now, as_of=as_of, known_by=known_by, criticality=criticality, features=features, columns=columns,
+            parameters=parameters, explain_top=explain_top, timings=timings, suppress_exposure=suppress_exposure)
         return wire.rank_result(items, await self._call("Ranking", "Rank", request, timeout))
+
+    async def recommend(self, user: UserId, count: int, *, scene: str = "", beam: int = 0, now: Optional[Time] = None,
+                        as_of: Optional[Time] = None, exclude: Sequence[int] = (), exclude_seen: bool = False,
+                        timeout: Optional[float] = None) -> List[Recommendation]:
+        """As Client.recommend."""
+        request = wire.recommend_request(self.namespace, user, count, scene=scene, beam=beam, now=now, as_of=as_of,
+                                         exclude=exclude, exclude_seen=exclude_seen)
+        return wire.recommendations(await self._call("Retrieval", "Recommend", request, timeout))
 
     async def append(self, user: UserId, events: Sequence[Event], *, durability: str = "synced",
                      timeout: Optional[float] = None) -> AppendResult:
@@ -207,8 +246,12 @@ class AsyncClient(_Calls):
 
     async def prefetch(self, user: UserId, *, timeout: Optional[float] = None) -> List[CacheReport]:
         """As Client.prefetch."""
-        response = await self._call("History", "Prefetch", self._user_request("PrefetchRequest", user), timeout)
+        response = await self._call("History", "Prefetch", wire.prefetch_request(self.namespace, user), timeout)
         return [wire.cache_report(state) for state in response.states]
+
+    async def delete_user(self, user: UserId, *, timeout: Optional[float] = None) -> int:
+        """As Client.delete_user."""
+        return (await self._call("History", "Delete", wire.delete_request(self.namespace, user), timeout)).deleted
 
     async def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> int:
         """As Client.upsert_items."""
@@ -216,14 +259,22 @@ class AsyncClient(_Calls):
 
     async def score_table(self, rows, *, user: str, item: str, time: Optional[str] = None, task: Optional[str] = None,
                           timeout: Optional[float] = None, **options) -> List[float]:
-        """As Client.score_table, with one call per group, _IN_FLIGHT at a time."""
+        """As Client.score_table, with one call per group of rows, _IN_FLIGHT at a time; timeout: seconds per call."""
         scores: dict = {}
-        room = asyncio.Semaphore(_IN_FLIGHT)
+        groups = table.requests(rows, self.namespace, user=user, item=item, time=time, **options)
 
-        async def one(members, request):
-            async with room:
+        async def work():
+            for members, request in groups:  # shared: every worker takes the next one
                 _keep(scores, members, await self._call("Ranking", "Rank", request, timeout), task)
 
-        await asyncio.gather(*(one(members, request) for members, request in
-                               table.requests(rows, self.namespace, user=user, item=item, time=time, **options)))
+        workers = [asyncio.ensure_future(work()) for _ in range(_IN_FLIGHT)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
         return [scores[row] for row in range(len(scores))]
+
+    async def score_dataframe(self, frame, *, into: str = "p", **options):
+        """As Client.score_dataframe."""
+        return table.with_column(frame, into, await self.score_table(frame, **options))

@@ -31,6 +31,15 @@ def groups(users: Sequence, times: Sequence) -> Iterator[Tuple[object, object, L
             yield user, time, members[begin:begin + CANDIDATES_MAX]
 
 
+def with_column(table, name, values):
+    """A copy of `table` with one more column: pandas, pyarrow, or a dict."""
+    if hasattr(table, "assign"):
+        return table.assign(**{name: values})
+    if hasattr(table, "append_column"):
+        return table.append_column(name, [values])
+    return {**table, name: values}
+
+
 def requests(table, namespace, *, user, item, time=None, number_columns=(), text_columns=(), **options):
     """Yields (rows, RankRequest) for every group of the table."""
     users, items = column(table, user), column(table, item)

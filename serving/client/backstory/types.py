@@ -1,7 +1,7 @@
 """What goes in and what comes out, as plain Python values. Times are microseconds since the Unix epoch."""
 import dataclasses
 import datetime
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 UserId = Union[str, int]
 Time = Union[int, datetime.datetime]
@@ -17,6 +17,10 @@ class BackstoryError(Exception):
     def __init__(self, code: str, message: str, retry_after_ms: Optional[int] = None):
         super().__init__(f"{code}: {message}")
         self.code, self.message, self.retry_after_ms = code, message, retry_after_ms
+
+
+class NotServedError(BackstoryError):
+    """The server does not serve this method: code UNIMPLEMENTED. Asking again will not help; another server may."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,21 @@ class Explained:
     mass: float
 
 
+class Exposure(NamedTuple):
+    """An experiment arm that the request was exposed to. unit: what was hashed ("user", "device", "session"). reason:
+    why this arm ("assigned", "targeted", "holdout", "override"; overrides count in no analysis)."""
+    layer: str
+    experiment: str
+    arm: str
+    unit: str
+    reason: str
+
+
+class Recommendation(NamedTuple):
+    item_id: int
+    log_probability: float
+
+
 @dataclasses.dataclass(frozen=True)
 class RankResult:
     """Scores in the order of the candidates. probabilities[task][i] is calibrated, logits[task][i] is raw."""
@@ -92,7 +111,7 @@ class RankResult:
     rows_visible: List[int]
     parameters: Dict[str, str]
     degrade_step: int
-    exposures: List[Tuple[str, str, str]]  # (layer, experiment, arm)
+    exposures: List[Exposure]
     cache: CacheReport
     timings_us: Dict[str, int]
     explanations: List[List[Explained]]

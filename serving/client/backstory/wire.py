@@ -1,6 +1,6 @@
 """Plain values <-> messages. Shared by the blocking and the async client; no I/O."""
 from backstory import schema
-from backstory.types import AppendResult, CacheReport, Explained, RankResult, to_us
+from backstory.types import AppendResult, CacheReport, Explained, Exposure, RankResult, Recommendation, to_us
 
 ACTIONS = {"click": 1, "conversion": 2, "like": 3, "rating": 4, "dwell": 5, "purchase": 6, "dislike": 7, "share": 8}
 
@@ -23,12 +23,20 @@ def _feature(target, name, value):
         raise TypeError(f"features[{name!r}]: a str or a number, not {type(value).__name__}")
 
 
+def _choice(field, enum, value):
+    try:
+        return schema.enum(enum, f"{field.upper()}_{value.upper()}")
+    except KeyError:
+        raise ValueError(f"{field}: {value!r} is not known") from None
+
+
 def rank_request(namespace, user, items, *, scene="", device="", session="", request_id=0, model=None, now=None,
                  as_of=None, known_by=None, criticality="online", features=None, columns=None, parameters=None,
-                 explain_top=0, timings=False):
+                 explain_top=0, timings=False, suppress_exposure=False):
     request = schema.message("RankRequest")(namespace=namespace, scene=scene, request_id=request_id, now_us=to_us(now),
-                                            explain_top=explain_top, stage_timings=timings)
-    request.criticality = schema.enum("Criticality", f"CRITICALITY_{criticality.upper()}")
+                                            explain_top=explain_top, stage_timings=timings,
+                                            suppress_exposure=suppress_exposure)
+    request.criticality = _choice("criticality", "Criticality", criticality)
     user_ref(request.units.user, user)
     request.units.device, request.units.session = device, session
     if model is not None:
@@ -55,6 +63,33 @@ def rank_request(namespace, user, items, *, scene="", device="", session="", req
     return request
 
 
+def recommend_request(namespace, user, count, *, scene="", beam=0, now=None, as_of=None, exclude=(),
+                      exclude_seen=False):
+    request = schema.message("RecommendRequest")(namespace=namespace, scene=scene, count=count, beam=beam,
+                                                 now_us=to_us(now), exclude_seen=exclude_seen)
+    user_ref(request.units.user, user)
+    if as_of is not None:
+        request.as_of.event_time_us = to_us(as_of)
+    request.exclude_item_ids.extend(int(item) for item in exclude)
+    return request
+
+
+def recommendations(response):
+    return [Recommendation(item.item_id, item.log_probability) for item in response.items]
+
+
+def delete_request(namespace, user):
+    request = schema.message("DeleteRequest")(namespace=namespace, all=True)
+    user_ref(request.user, user)
+    return request
+
+
+def prefetch_request(namespace, user):
+    request = schema.message("PrefetchRequest")(namespace=namespace)
+    user_ref(request.user, user)
+    return request
+
+
 def rank_result(items, response):
     return RankResult(
         items=[int(item) for item in items],
@@ -63,7 +98,8 @@ def rank_result(items, response):
         model=response.model, version=response.version, config_version=response.config_version, seq=response.seq,
         epoch=response.epoch, now_us=response.now_us, rows_visible=list(response.rows_visible),
         parameters={p.name: p.value for p in response.parameters}, degrade_step=response.degrade_step,
-        exposures=[(e.layer, e.experiment, e.arm) for e in response.exposures], cache=cache_report(response.cache),
+        exposures=[Exposure(e.layer, e.experiment, e.arm, e.unit, e.reason) for e in response.exposures],
+        cache=cache_report(response.cache),
         timings_us={t.stage: t.duration_us for t in response.timings},
         explanations=[[Explained(a.channel, a.event_id, a.time_us, a.item_id, a.mass) for a in candidate.events]
                       for candidate in response.explanations],
@@ -77,7 +113,7 @@ def cache_report(report):
 
 def append_request(namespace, user, events, durability):
     request = schema.message("AppendRequest")(namespace=namespace)
-    request.durability = schema.enum("Durability", f"DURABILITY_{durability.upper()}")
+    request.durability = _choice("durability", "Durability", durability)
     user_ref(request.user, user)
     for event in events:
         target = request.events.add(

@@ -56,7 +56,7 @@ void ExperimentPlan::Build() {
   for (int given = 0; given < 4; ++given) {
     holdout_given_[static_cast<size_t>(given)].exposures.push_back(
         {kHoldoutName, kHoldoutName, given >= 2 ? kHeldOutArm : kGeneralArm, std::string(UnitName(config_.holdout.unit)),
-         given % 2 == 1 ? kReasonOverride : kReasonAssigned});
+         given % 2 == 1 ? kReasonOverride : kReasonHoldout});
   }
   domain_of_.assign(kBuckets, -1);
   domains_.resize(config_.domains.size());
@@ -93,10 +93,11 @@ void ExperimentPlan::BuildLayer(const LayerConfig& config, Layer* layer) {
     experiment.spec = &spec;
     experiment.targeting = Targeting::Parse(spec.targeting).value();  // linted
     experiment.seed = BucketSeed(SaltOf(spec));
+    const char* reason = experiment.targeting.everybody() ? kReasonAssigned : kReasonTargeted;
     int64_t weight_end = 0;
     for (const ArmConfig& arm : spec.arms) {
       weight_end += arm.weight;
-      experiment.arms.push_back({weight_end, backstory::Given(config, spec, arm, kReasonAssigned),
+      experiment.arms.push_back({weight_end, backstory::Given(config, spec, arm, reason),
                                  backstory::Given(config, spec, arm, kReasonOverride)});
     }
     int64_t left = spec.ramp;

@@ -51,7 +51,7 @@ class ExperimentPlan : public std::enable_shared_from_this<ExperimentPlan> {
  private:
   struct Arm {
     int64_t weight_end = 0;    // arm buckets below this, and not below the arm before, are its own
-    LayerAssignment assigned;  // exposure with reason kReasonAssigned
+    LayerAssignment assigned;  // exposure with reason kReasonAssigned or kReasonTargeted
     LayerAssignment forced;    // the same with kReasonOverride
   };
   struct Experiment {

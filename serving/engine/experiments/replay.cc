@@ -1,6 +1,7 @@
 #include "serving/engine/experiments/replay.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <future>
@@ -38,6 +39,15 @@ double LargestDifference(const RecordedRequest& recorded, const RankReply& reply
   return largest;
 }
 
+// 7 of "calibration-7/x0123456789abcdef".
+uint32_t CalibrationOf(std::string_view config_version) {
+  constexpr std::string_view kPrefix = "calibration-";
+  uint32_t number = 0;
+  if (!config_version.starts_with(kPrefix)) return 0;
+  std::from_chars(config_version.data() + kPrefix.size(), config_version.data() + config_version.size(), number);
+  return number;
+}
+
 }  // namespace
 
 absl::StatusOr<RecordedRequest> RecordedFromJsonLine(std::string_view line) {
@@ -50,6 +60,7 @@ absl::StatusOr<RecordedRequest> RecordedFromJsonLine(std::string_view line) {
     const auto json = nlohmann::json::parse(line);
     json.at("model").get_to(recorded.model);
     json.at("version").get_to(recorded.version);
+    recorded.calibration = CalibrationOf(json.value("config_version", ""));
     json.at("seq").get_to(recorded.seq);
     json.at("epoch").get_to(recorded.epoch);
     json.at("parameters").get_to(recorded.parameters);

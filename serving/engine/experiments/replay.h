@@ -22,6 +22,7 @@ namespace backstory {
 struct RecordedRequest {
   RankQuery query;
   std::string model, version;
+  uint32_t calibration = 0;  // that was in force; 0: not recorded, or the version had none
   uint64_t seq = 0, epoch = 0;
   std::map<std::string, std::string> parameters;      // effective, STATE and REQUEST
   std::map<std::string, std::vector<float>> scores;  // task -> calibrated, one per candidate

@@ -392,7 +392,7 @@ inline std::shared_ptr<const ServedModel> Served(std::shared_ptr<const grab::Mod
   served->name = model->config().name;
   served->version = std::move(version);
   served->content_hash = "hash";
-  served->config_version = "calibration-1";
+  served->calibration.number = 1;
   served->model = std::move(model);
   return served;
 }

@@ -18,8 +18,16 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
+// With calibrations 1, 2 and 3: n gives n.
 std::shared_ptr<const ServedModel> Version(const std::string& version, const std::string& state_id = "s") {
-  return Served(std::make_shared<FakeModel>(FakeConfig(), state_id), version);
+  auto served = std::make_shared<ServedModel>(*Served(std::make_shared<FakeModel>(FakeConfig(), state_id), version));
+  const auto read = [](uint32_t number) -> absl::StatusOr<ServedCalibration> {
+    if (number > 3) return absl::NotFoundError("calibration/" + std::to_string(number) + ".textproto");
+    return ServedCalibration{number, [number](std::string_view, int, float) { return static_cast<float>(number); }};
+  };
+  served->calibration = *read(3);
+  served->read_calibration = read;
+  return served;
 }
 
 class ModelRepositoryTest : public ::testing::Test {
@@ -33,9 +41,9 @@ class ModelRepositoryTest : public ::testing::Test {
     fs::create_directories(root_ + "/fake/" + version);
     if (complete) std::ofstream(root_ + "/fake/" + version + "/MANIFEST") << "manifest\n";
   }
-  std::unique_ptr<ModelRepository> Open() {
+  std::unique_ptr<ModelRepository> Open(bool keep_choices = true) {
     return std::make_unique<ModelRepository>(
-        RepositoryOptions{root_, ""},
+        RepositoryOptions{root_, "", keep_choices},
         [this](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
           loaded_.push_back(source.version);
           if (broken_.contains(source.version)) return absl::DataLossError("golden case 3 is off by 0.2");
@@ -83,6 +91,46 @@ TEST_F(ModelRepositoryTest, LabelsSurviveARestart) {
   ASSERT_TRUE(repository->LoadAtStart().ok());
   EXPECT_EQ(StableOf(*repository), "1");
   EXPECT_EQ((*repository->Resolve({"", "", "canary"}))->version, "2");
+}
+
+TEST_F(ModelRepositoryTest, ACalibrationIsSwappedWithoutLoadingAndSurvivesARestart) {
+  AddVersion("1");
+  {
+    auto repository = Open();
+    ASSERT_TRUE(repository->LoadAtStart().ok());
+    const auto held = *repository->Resolve({"fake", "1", ""});
+    EXPECT_EQ(held->calibration.config_version(), "calibration-3") << "the newest";
+    EXPECT_EQ(*repository->SetCalibration("fake", "1", 2), 3u);
+    const auto now = *repository->Resolve({"fake", "1", ""});
+    EXPECT_EQ(now->calibration.config_version(), "calibration-2");
+    EXPECT_EQ(now->calibration.probability("", 0, 1.0f), 2.0f);
+    EXPECT_EQ(held->calibration.probability("", 0, 1.0f), 3.0f) << "a request in flight keeps the one it began with";
+    EXPECT_EQ(now->model, held->model) << "so user states are kept";
+    EXPECT_EQ(repository->List("fake")[0].calibration, 2u);
+    EXPECT_EQ(repository->SetCalibration("fake", "1", 9).status().code(), absl::StatusCode::kNotFound);
+    EXPECT_EQ(repository->SetCalibration("fake", "2", 1).status().code(), absl::StatusCode::kNotFound);
+    EXPECT_EQ(repository->List("fake")[0].calibration, 2u) << "the old one stays";
+    EXPECT_THAT(loaded_, ElementsAre("1"));
+    EXPECT_EQ(metrics_.Value("backstory_calibration_swaps_total{outcome=\"done\"}"), 1);
+    EXPECT_EQ(metrics_.Value("backstory_calibration_swaps_total{outcome=\"refused\"}"), 1);
+  }
+  auto repository = Open();
+  ASSERT_TRUE(repository->LoadAtStart().ok());
+  EXPECT_EQ(repository->List("fake")[0].calibration, 2u);
+  std::ofstream(root_ + "/fake/CALIBRATIONS") << "1 0\n";
+  const absl::Status damaged = Open()->LoadAtStart();
+  EXPECT_THAT(std::string(damaged.message()), HasSubstr("CALIBRATIONS:1: expected \"<version> <calibration>\""));
+}
+
+TEST_F(ModelRepositoryTest, AToolKeepsItsChoicesToItself) {
+  AddVersion("1");
+  auto repository = Open(/*keep_choices=*/false);
+  ASSERT_TRUE(repository->LoadAtStart().ok());
+  ASSERT_TRUE(repository->SetCalibration("fake", "1", 1).ok());
+  ASSERT_TRUE(repository->SetLabel("fake", "canary", "1").ok());
+  EXPECT_EQ((*repository->Resolve({"fake", "", "canary"}))->calibration.number, 1u);
+  EXPECT_FALSE(fs::exists(root_ + "/fake/CALIBRATIONS"));
+  EXPECT_FALSE(fs::exists(root_ + "/fake/LABELS"));
 }
 
 TEST_F(ModelRepositoryTest, ADamagedLabelsFileIsRefusedByLine) {

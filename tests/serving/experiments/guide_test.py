@@ -29,8 +29,13 @@ class Guide(unittest.TestCase):
         cls.work = cls.temporary.name
         cls.env = dict(os.environ, BACKSTORY_ROOT=ROOT, PATH=os.path.join(BUILD, "bin") + ":" + os.environ["PATH"])
         script = "set -e -o pipefail\n" + "\n".join(f"echo '== block {n}'\n{b}" for n, b in enumerate(blocks()))
+        if os.environ.get("BACKSTORY_TRANSCRIPT"):  # the commands and what they print, for a reader
+            script = "exec 2>&1\n" + script.replace("set -e", "set -v -e", 1)
         cls.done = subprocess.run(["bash", "-c", script], cwd=cls.work, env=cls.env, capture_output=True, text=True,
                                  timeout=400)
+        if os.environ.get("BACKSTORY_TRANSCRIPT"):
+            with open(os.environ["BACKSTORY_TRANSCRIPT"], "w", encoding="utf-8") as f:
+                f.write(cls.done.stdout)
 
     @classmethod
     def tearDownClass(cls):
@@ -77,10 +82,25 @@ class Guide(unittest.TestCase):
                 lines += [json.loads(line) for line in f]
         exposures = [e for e in lines if e["type"] == "exposure"]
         finals = {(e["run"], e["id"]) for e in lines if e["type"] == "final" and e["status"] == "OK"}
-        self.assertEqual(len({e["unit_hash"] for e in exposures}), 4, "the holdout exposes every user")
+        self.assertEqual(len({e["unit_hash"] for e in exposures}), 40, "the holdout exposes every user")
+        self.assertEqual({e["reason"] for e in exposures}, {"holdout", "assigned"})
+        arms = {e["arm"] for e in exposures if e["experiment"] == "short-history"}
+        self.assertEqual(arms, {"control", "short"})
         for exposure in exposures:
             self.assertIn((exposure["run"], exposure["id"]), finals)
             self.assertNotIn("user-", json.dumps(exposure), "no raw id")
+
+    def test_replay_is_equal_and_the_other_arm_is_not(self):
+        def replay(*words):
+            done = self.command("replay", "--store", "store", "--models", os.path.join(ROOT, "models/zoo"), "--log",
+                                "requests.jsonl", "--json", *words)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return json.loads(done.stdout)
+
+        same, other = replay(), replay("--set", "history_rows=256")
+        self.assertEqual((same["requests"], same["equal"]), (40, 40))
+        self.assertGreater(other["equal"], 0, "who had 256 rows already sees no change")
+        self.assertGreater(other["different"], 0, "who saw all 300 does")
 
     def test_lint_says_where(self):
         with open(os.path.join(self.work, "ramped.textproto"), encoding="utf-8") as f:

@@ -18,6 +18,8 @@
 #include "backstory/v1/history.grpc.pb.h"
 #include "backstory/v1/ranking.grpc.pb.h"
 #include "serving/engine/engine.h"
+#include "serving/engine/experiments/exposure_log.h"
+#include "serving/rpc/experiment_control.h"
 #include "serving/rpc/server.h"
 #include "store/rocksdb_history_store.h"
 #include "tests/models/temp_dir.h"
@@ -65,6 +67,7 @@ class RpcServer {
     rpc::ServerConfig config;                       // store and models are filled in
     std::map<std::string, std::string> parameters;  // of the engine
     std::vector<NamespaceQuota> quotas;
+    std::string experiments;                        // text of a configuration; empty = none
     bool serving = true;
     bool metrics_endpoint = false;                  // costs two seconds at the end
   };
@@ -81,11 +84,13 @@ class RpcServer {
     rpc::FillDefaults(&config);
     const auto problems = rpc::ConfigProblems(config);
     EXPECT_TRUE(problems.empty()) << problems.front();
+    if (!options.experiments.empty()) OpenExperiments(options.experiments);
     OpenEngine(options);
     auto opened = rpc::Log::Open({config.log().level(), dir.path("log"), ""});
     EXPECT_TRUE(opened.ok()) << opened.status();
     log = *std::move(opened);
-    auto started = rpc::Server::Start(config, engine.get(), SystemClock(), &metrics, log.get());
+    auto started = rpc::Server::Start(config, engine.get(), SystemClock(), &metrics, log.get(), control.get(),
+                                      exposures.get());
     EXPECT_TRUE(started.ok()) << started.status();
     server = *std::move(started);
     server->SetServing(options.serving);
@@ -111,11 +116,33 @@ class RpcServer {
   std::shared_ptr<FakeModel> model;
   PrometheusMetrics metrics;
   Store store;
+  std::unique_ptr<LogDirectory> exposure_directory;  // with experiments only, as the next three
+  std::shared_ptr<ExposureLog> exposures;
+  std::shared_ptr<ExperimentAssigner> assigner;
+  std::unique_ptr<rpc::ExperimentControl> control;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<rpc::Log> log;
   std::unique_ptr<rpc::Server> server;  // destroyed first
 
  private:
+  // The file is looked at only when the server starts; Apply writes it.
+  void OpenExperiments(const std::string& text) {
+    WriteAll(dir.path("experiments.textproto"), text);
+    auto directory = OpenLogDirectory(dir.path("exposures"));
+    EXPECT_TRUE(directory.ok()) << directory.status();
+    exposure_directory = *std::move(directory);
+    ExposureLogOptions log_options;
+    log_options.key = "key";
+    auto opened = ExposureLog::Open(log_options, exposure_directory.get(), SystemClock(), &metrics);
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    exposures = *std::move(opened);
+    assigner = std::make_shared<ExperimentAssigner>();
+    auto controlled = rpc::ExperimentControl::Open({dir.path("experiments.textproto"), std::chrono::hours(1), nullptr},
+                                                   assigner, &metrics);
+    EXPECT_TRUE(controlled.ok()) << controlled.status();
+    control = *std::move(controlled);
+  }
+
   void OpenEngine(const Options& options) {
     StoreOptions store_options;
     store_options.directory = config.store().directory();
@@ -132,6 +159,8 @@ class RpcServer {
     engine_options.parameters.emplace("threads", "2");
     engine_options.quotas = options.quotas;
     engine_options.load_at_start = false;
+    engine_options.assigner = assigner;
+    engine_options.exposure_sink = exposures;
     ModelLoader loader = [this](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
       if (source.model != "fake") return absl::NotFoundError("model \"" + source.model + "\" is not known");
       if (source.version == "damaged") return absl::DataLossError("weights-00001-of-00001.safetensors: damaged");

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 
+#include <algorithm>
 #include <atomic>
 #include <future>
 #include <regex>
@@ -98,7 +99,7 @@ TEST(Health, SaysNotServingUntilReadyAndFirstThingInADrain) {
 
 TEST(Drain, AcceptedRequestsAreAnsweredNewOnesAreToldToRetry) {
   RpcServer server;
-  std::atomic<int> ok{0}, unavailable{0}, other{0}, without_pushback{0};
+  std::atomic<int> ok{0}, told{0}, unseen{0}, other{0}, without_pushback{0};
   std::atomic<bool> stop{false};
   std::vector<std::thread> clients;
   for (int t = 0; t < 4; ++t) {
@@ -113,13 +114,16 @@ TEST(Drain, AcceptedRequestsAreAnsweredNewOnesAreToldToRetry) {
           ++ok;
           continue;
         }
-        // CANCELLED: the connection was closed under a call that no handler had seen (gRPC's own answer). Below, the
-        // server's counts show that it ended none of those let in that way.
-        const bool turned_away =
-            status.error_code() == StatusCode::UNAVAILABLE || status.error_code() == StatusCode::CANCELLED;
-        ++(turned_away ? unavailable : other);
-        const bool told = status.error_message() == "the server is draining";
-        if (told && context->GetServerTrailingMetadata().count("grpc-retry-pushback-ms") == 0) ++without_pushback;
+        // UNAVAILABLE and CANCELLED in other words are gRPC's own: the connection was closed, or was closing, under a call
+        // that no handler ever saw. Below, the server's counts show that each call that one did see got its answer.
+        if (status.error_message() == "the server is draining") {
+          ++told;
+          if (context->GetServerTrailingMetadata().count("grpc-retry-pushback-ms") == 0) ++without_pushback;
+        } else {
+          const bool by_grpc =
+              status.error_code() == StatusCode::UNAVAILABLE || status.error_code() == StatusCode::CANCELLED;
+          ++(by_grpc ? unseen : other);
+        }
         return;
       }
     });
@@ -131,11 +135,17 @@ TEST(Drain, AcceptedRequestsAreAnsweredNewOnesAreToldToRetry) {
   for (auto& client : clients) client.join();
   EXPECT_EQ(other, 0);
   EXPECT_EQ(without_pushback, 0);
-  // Every call that was let in was answered OK: the server counted no other end of a Rank than OK and refusals at the gate.
+  EXPECT_EQ(told + unseen, 4) << "each client ended with one refusal";
+  // Every call that a handler saw was either let in and answered OK, or told to come back, and its client heard exactly that:
+  // what neither side counts as one of the two was never accepted.
   const std::string scrape = Scrape(server);
   const std::string method = "{grpc_method=\"backstory.v1.Ranking/Rank\"";
-  EXPECT_EQ(MetricValue(scrape, "grpc_server_call_duration_seconds_count" + method + ",grpc_status=\"OK\"}"), ok);
-  EXPECT_EQ(MetricValue(scrape, "grpc_server_call_duration_seconds_count" + method + ",grpc_status=\"CANCELLED\"}"), -1);
+  const auto ended = [&](const std::string& code) {
+    return std::max(0.0, MetricValue(scrape, "grpc_server_call_duration_seconds_count" + method + ",grpc_status=\"" + code + "\"}"));
+  };
+  EXPECT_EQ(ended("OK"), ok);
+  EXPECT_EQ(ended("UNAVAILABLE"), told);
+  EXPECT_EQ(MetricValue(scrape, "grpc_server_call_started_total" + method + "}"), ok + told) << "no other end";
   EXPECT_EQ(MetricValue(scrape, "backstory_rpc_in_flight_calls" + method + "}"), 0);
 }
 

@@ -197,12 +197,14 @@ TEST(Roles, EveryAdminMethodIsGuarded) {
   v1::LoadModelResponse load;
   v1::UnloadModelResponse unload;
   v1::SetLabelResponse label;
+  v1::SetCalibrationResponse calibration;
   v1::CheckpointResponse checkpoint;
   v1::VerifyResponse verify;
   ends["Models/List"] = models->List(Deadline().get(), {}, &list);
   ends["Models/Load"] = models->Load(Deadline().get(), {}, &load);
   ends["Models/Unload"] = models->Unload(Deadline().get(), {}, &unload);
   ends["Models/SetLabel"] = models->SetLabel(Deadline().get(), {}, &label);
+  ends["Models/SetCalibration"] = models->SetCalibration(Deadline().get(), {}, &calibration);
   ends["Store/Checkpoint"] = store->Checkpoint(Deadline().get(), {}, &checkpoint);
   ends["Store/Verify"] = store->Verify(Deadline().get(), {}, &verify);
   for (const auto& [method, status] : ends) {

@@ -1,5 +1,6 @@
 // The two streams: replies by id in any order, one ack per batch in order, errors that leave the stream open, flow control.
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 
 #include <map>
 #include <set>
@@ -158,6 +159,78 @@ TEST(AppendStream, OneAckPerBatchInOrder) {
   ASSERT_TRUE(stub->Get(Deadline().get(), get, &history).ok());
   EXPECT_EQ(history.head().events(), 340u);
   EXPECT_EQ(history.events_size(), 340);
+}
+
+// Refusals keep their place: a message that is no batch, and a batch that breaks a limit, are acknowledged after what was
+// sent before them, which here still waits for the store.
+TEST(AppendStream, RefusalsKeepTheirPlace) {
+  RpcServer::Options options;
+  options.config.mutable_limits()->set_blocking_threads(1);
+  RpcServer server(options);
+  auto channel = RpcServer::Connect(server.address());
+  server.gate.Close();  // the only thread for blocking work now warms up a model
+  std::thread loader([&] {
+    v1::LoadModelRequest request;
+    request.set_model("fake");
+    request.set_version("2");
+    v1::LoadModelResponse response;
+    auto admin = v1::Models::NewStub(RpcServer::Connect(server.admin_address()));
+    EXPECT_TRUE(admin->Load(Deadline().get(), request, &response).ok());
+  });
+  server.gate.AwaitWaiting();
+
+  grpc::GenericStub stub(channel);
+  grpc::CompletionQueue queue;
+  auto context = Deadline();
+  auto call = stub.PrepareCall(context.get(), "/backstory.v1.History/AppendStream", &queue);
+  const auto next = [&] {
+    void* tag;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  call->StartCall(nullptr);
+  ASSERT_TRUE(next());
+  const std::vector<std::string> messages{Batch(1, "u", Exposures(1, 1)).SerializeAsString(), "\xff\xff garbage",
+                                          Batch(3, "u", {}).SerializeAsString(),
+                                          Batch(4, "u", Exposures(2, 1)).SerializeAsString()};
+  for (const std::string& message : messages) {
+    grpc::Slice slice(message);
+    call->Write(grpc::ByteBuffer(&slice, 1), nullptr);
+    ASSERT_TRUE(next());
+  }
+  // Answered without a thread for blocking work: when it is, the server has read everything before it on this connection.
+  v1::RankResponse unused;
+  v1::RankRequest bad = RankFor("u");
+  bad.set_now_us(-1);
+  EXPECT_FALSE(v1::Ranking::NewStub(channel)->Rank(Deadline().get(), bad, &unused).ok());
+  server.gate.Open();
+  std::vector<v1::AppendStreamResponse> acks;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    grpc::ByteBuffer bytes;
+    call->Read(&bytes, nullptr);
+    ASSERT_TRUE(next());
+    std::vector<grpc::Slice> slices;
+    ASSERT_TRUE(bytes.Dump(&slices).ok());
+    std::string text;
+    for (const auto& slice : slices) text.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+    ASSERT_TRUE(acks.emplace_back().ParseFromString(text));
+  }
+  EXPECT_EQ(acks[0].batch_id(), 1u);
+  EXPECT_FALSE(acks[0].has_error()) << acks[0].error().message();
+  EXPECT_EQ(acks[1].batch_id(), 0u);
+  EXPECT_EQ(acks[1].error().code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(acks[1].error().message(), HasSubstr("not a valid backstory.v1.AppendStreamRequest"));
+  EXPECT_EQ(acks[2].batch_id(), 3u);
+  EXPECT_EQ(acks[2].error().code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(acks[3].batch_id(), 4u);
+  EXPECT_FALSE(acks[3].has_error()) << acks[3].error().message();
+  call->WritesDone(nullptr);
+  ASSERT_TRUE(next());
+  grpc::Status end;
+  call->Finish(&end, nullptr);
+  ASSERT_TRUE(next());
+  EXPECT_TRUE(end.ok()) << end.error_message();
+  loader.join();
 }
 
 TEST(AppendStream, ResendingEverythingChangesNothing) {

@@ -1,11 +1,14 @@
-#include "serving/cli/suggest.h"
+#include "serving/engine/closest_word.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace backstory {
 namespace {
 
-size_t EditDistance(const std::string& a, const std::string& b) {
+constexpr size_t kTypedBytesMax = 64;
+
+size_t EditDistance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
   for (size_t i = 1; i <= a.size(); ++i) {
@@ -22,10 +25,10 @@ size_t EditDistance(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-std::string ClosestWord(const std::string& typed, const std::vector<std::string>& words) {
-  constexpr size_t kDistanceMax = 2;
-  std::string closest;
-  size_t best = kDistanceMax + 1;
+std::string_view ClosestWord(std::string_view typed, std::span<const std::string> words) {
+  if (typed.size() > kTypedBytesMax) return {};
+  std::string_view closest;
+  size_t best = std::max<size_t>(2, typed.size() / 3) + 1;
   for (const std::string& word : words) {
     const size_t distance = EditDistance(typed, word);
     if (distance < best && distance < word.size()) {
