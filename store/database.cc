@@ -389,6 +389,10 @@ absl::Status Database::Checkpoint(const std::string& target) {
   if (absl::Status health = Health(); !health.ok()) return health;
   if (fs::exists(target, error))
     return absl::AlreadyExistsError(absl::StrCat("checkpoint directory ", target, " exists"));
+  const std::string parent = fs::absolute(target).parent_path().string();
+  // RocksDB reports a missing or read-only target as an I/O error, which would read as damage of this store.
+  fs::create_directories(parent, error);
+  if (error) return FileError(error.value(), "create directory", parent);
   const std::string partial = target + ".partial";
   fs::remove_all(partial, error);
   rocksdb::Checkpoint* made = nullptr;
@@ -401,7 +405,7 @@ absl::Status Database::Checkpoint(const std::string& target) {
   PassKillPoint(KillPoint::kCheckpointAdopted);
   fs::rename(partial, target, error);
   if (error) return FileError(error.value(), "rename", partial);
-  return SyncDirectory(fs::absolute(target).parent_path().string());
+  return SyncDirectory(parent);
 }
 
 absl::Status Database::CompactAll() {

@@ -73,6 +73,20 @@ TEST(Open, ReadOnlyReadsWithoutChangingAFile) {
   EXPECT_EQ(listing(), before);
 }
 
+TEST(Checkpoint, MakesItsFolderAndNeverCallsABadTargetDamage) {
+  TempDir dir;
+  StoreOptions options;
+  options.directory = dir / "store";
+  auto store = MustOpen(options);
+  MustAppend(*store, {"shop", "ann"}, {Exposure(1, 5)});
+  EXPECT_TRUE(store->Checkpoint(dir / "backups/2026/monday").ok());
+  std::ofstream(dir / "file") << "not a folder";
+  const absl::Status refused = store->Checkpoint(dir / "file/monday");
+  EXPECT_FALSE(refused.ok());
+  EXPECT_FALSE(absl::IsDataLoss(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("file")) << "names the folder";
+}
+
 TEST(Slots, OfAnotherOwnerAreRefusedByName) {
   TempDir dir;
   StoreOptions options;
