@@ -41,22 +41,11 @@ class Bytes {
 
 }  // namespace
 
-absl::Status ValidateEvent(const Event& event) {
-  if (event.kind != EventKind::kExposure && event.kind != EventKind::kAction)
-    return Bad("kind: exposure or action needed");
-  if (event.event_id == 0) return Bad("event_id: must not be 0");
-  if (event.time_us < 0) return Bad(absl::StrCat("time_us: ", event.time_us, " is negative"));
-  if (event.time_us > L::kTimeUsMax) return Bad(absl::StrCat("time_us: ", event.time_us, ", limit ", L::kTimeUsMax));
-  if (event.kind == EventKind::kAction && event.action == ActionType::kNone)
-    return Bad("action: an action needs a type");
-  if (event.kind == EventKind::kExposure && event.action != ActionType::kNone) {
-    return Bad("action: an exposure has none");
-  }
+absl::Status CheckEventSizes(const Event& event) {
   if (!std::isfinite(event.value)) return Bad("value: must be finite");
   if (event.scene.size() > L::kSceneBytesMax) {
     return Bad(absl::StrCat("scene: ", event.scene.size(), " bytes, limit ", L::kSceneBytesMax));
   }
-  if (!IsUtf8(event.scene)) return Bad("scene: not UTF-8");
   if (event.context.size() > L::kContextMax) {
     return Bad(absl::StrCat("context: ", event.context.size(), " fields, limit ", L::kContextMax));
   }
@@ -70,11 +59,27 @@ absl::Status ValidateEvent(const Event& event) {
           absl::StrCat("context.", field.name, ": ", field.value.size(), " bytes, limit ", L::kContextValueBytesMax));
     }
   }
-  for (const ContextField& field : event.context) {
-    if (!IsUtf8(field.name) || !IsUtf8(field.value)) return Bad("context: not UTF-8");
-  }
   if (event.embedding_ids.size() > L::kEmbeddingsMax) {
     return Bad(absl::StrCat("embedding_ids: ", event.embedding_ids.size(), ", limit ", L::kEmbeddingsMax));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateEvent(const Event& event) {
+  if (event.kind != EventKind::kExposure && event.kind != EventKind::kAction)
+    return Bad("kind: exposure or action needed");
+  if (event.event_id == 0) return Bad("event_id: must not be 0");
+  if (event.time_us < 0) return Bad(absl::StrCat("time_us: ", event.time_us, " is negative"));
+  if (event.time_us > L::kTimeUsMax) return Bad(absl::StrCat("time_us: ", event.time_us, ", limit ", L::kTimeUsMax));
+  if (event.kind == EventKind::kAction && event.action == ActionType::kNone)
+    return Bad("action: an action needs a type");
+  if (event.kind == EventKind::kExposure && event.action != ActionType::kNone) {
+    return Bad("action: an exposure has none");
+  }
+  if (absl::Status status = CheckEventSizes(event); !status.ok()) return status;
+  if (!IsUtf8(event.scene)) return Bad("scene: not UTF-8");
+  for (const ContextField& field : event.context) {
+    if (!IsUtf8(field.name) || !IsUtf8(field.value)) return Bad("context: not UTF-8");
   }
   return absl::OkStatus();
 }

@@ -20,7 +20,11 @@ struct EventLimits {
   static constexpr int64_t kTimeUsMax = (int64_t{1} << 62) - 1;
 };
 
-// INVALID_ARGUMENT naming the field and the limit. Knows no clock: "too far in the future" is the store's to say.
+// INVALID_ARGUMENT naming the field and the limit: sizes and a finite value, which every event obeys wherever it is
+// from. The store checks these and its own rules of time.
+absl::Status CheckEventSizes(const Event& event);
+
+// The same for all rules of an event that a client or a file gives, CheckEventSizes among them. Knows no clock: "too far in the future" is the store's to say.
 absl::Status ValidateEvent(const Event& event);
 
 // XXH3-64 over the canonical fields: the id of an event that came without one. Never 0.

@@ -13,6 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "store/byte_io.h"
 #include "store/keys.h"
+#include "store/kill_point.h"
+#include "store/rocks_log.h"
 
 namespace backstory {
 namespace fs = std::filesystem;
@@ -20,13 +22,6 @@ namespace {
 
 constexpr const char* kSecretsKey = "secrets";
 constexpr const char* kFormatKey = "format";
-
-// RocksDB writes a log file even where it only reads; reading must not change the directory.
-class SilentLogger : public rocksdb::Logger {
- public:
-  using rocksdb::Logger::Logv;
-  void Logv(const char* /*format*/, va_list /*args*/) override {}
-};
 
 std::string BareName(const std::string& name) { return name.starts_with("/") ? name.substr(1) : name; }
 
@@ -37,12 +32,15 @@ class Database::Listener : public rocksdb::EventListener {
  public:
   explicit Listener(Database* database) : database_(database) {}
   void OnFlushCompleted(rocksdb::DB* /*db*/, const rocksdb::FlushJobInfo& /*info*/) override {
+    PassKillPoint(KillPoint::kFlushed);
     database_->MarkRecordStale();
   }
   void OnCompactionCompleted(rocksdb::DB* /*db*/, const rocksdb::CompactionJobInfo& /*info*/) override {
+    PassKillPoint(KillPoint::kCompacted);
     database_->MarkRecordStale();
   }
   void OnBackgroundError(rocksdb::BackgroundErrorReason /*reason*/, rocksdb::Status* status) override {
+    if (status->severity() < rocksdb::Status::kHardError) return;  // a compaction waits for space; writes go on
     std::lock_guard<std::mutex> lock(database_->mutex_);
     database_->background_error_ = FromRocks(*status, database_->directory());
   }
@@ -74,7 +72,7 @@ std::map<std::string, SstFile> ReadOnlyFiles::LiveSsts() const {
 
 absl::StatusOr<ReadOnlyFiles> OpenFilesReadOnly(const StoreOptions& options, rocksdb::Env* env) {
   rocksdb::Options base = BaseOptions(options, env);
-  base.info_log = std::make_shared<SilentLogger>();
+  base.info_log = NewSilentLog();
   ReadOnlyFiles files;
   rocksdb::DB* db = nullptr;
   const rocksdb::Status status = rocksdb::DB::OpenForReadOnly(
@@ -166,12 +164,16 @@ absl::Status Database::OpenForWriting(DirectoryState found) {
   if (absl::Status status = WriteIntegrity(options_.directory, record); !status.ok()) return status;
   if (absl::Status status = watermark_.Open(options_.directory); !status.ok()) return status;
 
-  rocksdb::Options base = BaseOptions(options_, env_);
+  PassKillPoint(KillPoint::kOpenMarked);
+  files_ = std::make_shared<LogFileSystem>(env_->GetFileSystem(), options_.reserve_bytes / 2);
+  log_env_ = rocksdb::NewCompositeEnv(files_);
+  rocksdb::Options base = BaseOptions(options_, log_env_.get());
+  base.info_log = NewRocksLog(options_.directory);
   base.create_if_missing = base.create_missing_column_families = created;
   listener_ = std::make_shared<Listener>(this);
   base.listeners.push_back(listener_);
   rocksdb::Status rocks_status;
-  base.sst_file_manager.reset(rocksdb::NewSstFileManager(env_, base.info_log, "", 0, true, &rocks_status));
+  base.sst_file_manager.reset(rocksdb::NewSstFileManager(log_env_.get(), base.info_log, "", 0, true, &rocks_status));
   rocksdb::DB* db = nullptr;
   if (rocks_status.ok()) {
     rocks_status =
@@ -179,6 +181,7 @@ absl::Status Database::OpenForWriting(DirectoryState found) {
   }
   db_.reset(db);
   if (!rocks_status.ok()) return FromRocks(rocks_status, options_.directory);
+  PassKillPoint(KillPoint::kOpenRecovered);
   if (absl::Status status = PrepareMeta(created); !status.ok()) return status;
   if (absl::Status status = SyncLog(); !status.ok()) return status;
   if (absl::Status status = WriteRecord(IntegrityRecord::State::kOpen); !status.ok()) return status;
@@ -231,11 +234,13 @@ Database::~Database() {
     clean = SyncLog().ok() && db_->Flush(flush, handles_).ok();
     rocksdb::CancelAllBackgroundWork(db_.get(), true);
     clean = clean && WriteRecord(IntegrityRecord::State::kOpen).ok();
+    PassKillPoint(KillPoint::kCloseFlushed);
   }
   for (rocksdb::ColumnFamilyHandle* handle : handles_) db_->DestroyColumnFamilyHandle(handle);
   handles_.clear();
   clean = db_->Close().ok() && clean;
   db_.reset();
+  PassKillPoint(KillPoint::kCloseDone);
   if (clean) {
     // Failure leaves the record of an open store, which is checked as after a crash.
     (void)AdoptDirectory(options_.directory, env_);
@@ -260,35 +265,46 @@ std::unique_ptr<rocksdb::Iterator> Database::Scan(Family f, const rocksdb::Snaps
 }
 
 absl::Status Database::Write(rocksdb::WriteBatch* batch, bool sync) {
-  rocksdb::WriteOptions write;
-  write.sync = sync;
-  const rocksdb::Status status = db_->Write(write, batch);
+  if (absl::Status admitted = AdmitWrite(); !admitted.ok()) return admitted;
+  PassKillPoint(KillPoint::kBeforeWrite);
+  // Never with WriteOptions::sync: the log is synced by SyncLog, which may fail and be tried again.
+  const rocksdb::Status status = db_->Write(rocksdb::WriteOptions(), batch);
   if (!status.ok()) return FromRocks(status, directory());
-  if (!sync) {
-    unsynced_ = true;
-    return absl::OkStatus();
+  unsynced_ = true;
+  PassKillPoint(KillPoint::kAfterWrite);
+  return sync ? SyncLog() : FromRocks(files_->LogHealth(), directory());
+}
+
+absl::Status Database::AdmitWrite() {
+  if (!files_->LogHealth().ok()) {  // a log is behind: first what it lacks
+    if (absl::Status status = SyncLog(); !status.ok()) return status;
   }
-  ++syncs_;
-  std::lock_guard<std::mutex> lock(sync_mutex_);
-  acknowledged_ = db_->GetLatestSequenceNumber();
-  return watermark_.Set(acknowledged_);
+  return CheckSpace();
+}
+
+absl::Status Database::CheckSpace() const {
+  const uint64_t free = files_->FreeBytes(directory());
+  if (free >= options_.reserve_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("store ", directory(), ": ", free, " bytes of disk are free, ",
+                                                   options_.reserve_bytes,
+                                                   " are kept in reserve; free disk space, writes resume by themselves"));
 }
 
 absl::Status Database::SyncLog() {
-  // RocksDB asserts, in Debian's build too, that a log whose write failed is not synced before recovery replaced it.
-  if (absl::Status health = Health(); !health.ok()) return health;
   unsynced_ = false;
   const uint64_t sequence = db_->GetLatestSequenceNumber();
-  const rocksdb::Status status = db_->SyncWAL();
-  if (!status.ok()) {
+  if (const rocksdb::Status status = files_->SyncLogs(); !status.ok()) {
     unsynced_ = true;
     return FromRocks(status, directory());
   }
   ++syncs_;
+  PassKillPoint(KillPoint::kAfterSync);
   std::lock_guard<std::mutex> lock(sync_mutex_);
   if (sequence <= acknowledged_) return absl::OkStatus();
   acknowledged_ = sequence;
-  return watermark_.Set(sequence);
+  const absl::Status raised = watermark_.Set(sequence);
+  PassKillPoint(KillPoint::kAfterWatermark);
+  return raised;
 }
 
 absl::Status Database::EnsureSynced() {
@@ -384,7 +400,9 @@ absl::Status Database::Checkpoint(const std::string& target) {
   std::unique_ptr<rocksdb::Checkpoint> checkpoint(made);
   if (status.ok()) status = checkpoint->CreateCheckpoint(partial, 0);
   if (!status.ok()) return FromRocks(status, directory());
+  PassKillPoint(KillPoint::kCheckpointMade);
   if (absl::Status adopted = AdoptDirectory(partial, env_); !adopted.ok()) return adopted;
+  PassKillPoint(KillPoint::kCheckpointAdopted);
   fs::rename(partial, target, error);
   if (error) return FileError(error.value(), "rename", partial);
   return SyncDirectory(parent);
@@ -403,8 +421,13 @@ absl::Status Database::CompactAll() {
 }
 
 absl::Status Database::Health() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return background_error_;
+  if (read_only()) return absl::OkStatus();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!background_error_.ok()) return background_error_;
+  }
+  if (rocksdb::IOStatus logs = files_->LogHealth(); !logs.ok()) return FromRocks(logs, directory());
+  return CheckSpace();
 }
 
 }  // namespace backstory

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "store/files.h"
 #include "store/integrity.h"
+#include "store/log_file_system.h"
 #include "store/rocksdb_history_store.h"
 
 namespace backstory {
@@ -50,14 +51,16 @@ class Database {
   std::unique_ptr<rocksdb::Iterator> Scan(Family f, const rocksdb::Snapshot* snapshot = nullptr,
                                           bool bulk = false) const;
 
-  // Atomic. With sync, durable and the watermark raised when it returns OK.
+  // Atomic. With sync, durable and the watermark raised when it returns OK; without, safe from the end of the process.
+  // After an error the batch may be readable, and may become durable later, but counts as not acknowledged.
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
-  absl::Status SyncLog();       // fails at once while Health() does
+  absl::Status SyncLog();
   absl::Status EnsureSynced();  // SyncLog if anything written is not yet acknowledged as durable
 
   // Copies the store as it is now; see HistoryStore::Checkpoint.
   absl::Status Checkpoint(const std::string& directory);
   absl::Status CompactAll();
+  // Why writes are refused now, as far as is known without one.
   absl::Status Health() const;
   uint64_t syncs() const { return syncs_; }
 
@@ -74,12 +77,16 @@ class Database {
   absl::Status PrepareMeta(bool created);
   absl::Status DescribeFiles(IntegrityRecord* record) const;  // MANIFEST and live SSTs of one moment
   absl::Status WriteRecord(IntegrityRecord::State state);
+  absl::Status AdmitWrite();
+  absl::Status CheckSpace() const;
   void Maintain();
   void MarkRecordStale();
 
   const StoreOptions options_;
   rocksdb::Env* const env_;
   DirectoryLock lock_;
+  std::shared_ptr<LogFileSystem> files_;  // under db_; null if read-only
+  std::unique_ptr<rocksdb::Env> log_env_;
   std::shared_ptr<Listener> listener_;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;

@@ -8,6 +8,7 @@
 #include <cassert>
 #include <unordered_map>
 
+#include "features/event_rules.h"
 #include "store/byte_io.h"
 #include "store/column_codec.h"
 
@@ -17,8 +18,10 @@ namespace {
 constexpr uint8_t kBlockVersion = 1;
 constexpr uint64_t kTombstoneFlag = 4;  // flags = kind | tombstone << 2
 constexpr uint64_t kKindMask = 3;
+// Of the format; what may be stored is bounded by EventLimits.
 constexpr size_t kContextMax = 32;
 constexpr size_t kEmbeddingMax = 16;
+static_assert(EventLimits::kContextMax <= kContextMax && EventLimits::kEmbeddingsMax <= kEmbeddingMax);
 
 // The numeric columns of every row, in the order they are written.
 enum Column : size_t {

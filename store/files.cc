@@ -14,6 +14,7 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "store/kill_point.h"
 
 namespace backstory {
 namespace fs = std::filesystem;
@@ -65,11 +66,13 @@ absl::Status ReplaceFile(const std::string& path, std::string_view bytes) {
   }
   if (failed == 0 && fsync(fd) != 0) failed = errno;
   close(fd);
+  PassKillPoint(KillPoint::kRecordBeforeRename);
   if (failed == 0 && rename(temporary.c_str(), path.c_str()) != 0) failed = errno;
   if (failed != 0) {
     unlink(temporary.c_str());
     return FileError(failed, "write", path);
   }
+  PassKillPoint(KillPoint::kRecordAfterRename);
   return SyncDirectory(fs::path(path).parent_path().string());
 }
 

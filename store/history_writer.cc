@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "store/byte_io.h"
+#include "store/kill_point.h"
 #include "store/limits.h"
 
 namespace backstory {
@@ -340,6 +341,7 @@ absl::Status HistoryWriter::Fold(const UserKey& user) {
   if (absl::Status status = WriteEvents(**entry, {}, {}, true, &record); !status.ok()) return status;
   (*entry)->record = std::move(record);
   PutRecord(*entry);
+  PassKillPoint(KillPoint::kFoldPrepared);
   return absl::OkStatus();
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "store/history_writer.h"
+#include "store/kill_point.h"
 #include "store/limits.h"
 
 namespace backstory {
@@ -49,6 +50,7 @@ absl::StatusOr<uint64_t> HistoryWriter::DeleteEvents(const UserKey& user, const 
   const uint64_t deleted = changes.upserts.size();
   if (deleted == 0) return deleted;
   if (absl::Status status = Apply(*entry, &changes); !status.ok()) return status;
+  PassKillPoint(KillPoint::kDeletePrepared);
   return deleted;
 }
 
@@ -89,6 +91,7 @@ absl::StatusOr<uint64_t> HistoryWriter::DeleteUser(const UserKey& user, int64_t 
   entry->ids = {};
   entry->ids_loaded = true;
   Touch(entry);
+  PassKillPoint(KillPoint::kDeleteUserPrepared);
   if (absl::Status status = Flush(); !status.ok()) return status;  // dropped aliases are read again from the database
   return old.head.events;
 }
@@ -140,6 +143,7 @@ absl::Status HistoryWriter::Merge(const UserKey& alias, const UserKey& primary) 
     batch_.Put(database_->family(Family::kHeads), Prefix(record.user), EncodeUserRecord(record));
     Drop(Prefix(record.user));
   }
+  PassKillPoint(KillPoint::kMergePrepared);
   return Flush();
 }
 
@@ -191,6 +195,7 @@ absl::StatusOr<uint64_t> HistoryWriter::Retain(const UserKey& user, uint64_t kee
   entry->ids = {};
   entry->ids_loaded = false;
   PutRecord(entry);
+  PassKillPoint(KillPoint::kRetainPrepared);
   if (absl::Status status = Flush(); !status.ok()) return status;
   return drop;
 }

@@ -1,34 +1,11 @@
 #include "store/limits.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "features/event_rules.h"
 
 namespace backstory {
-namespace {
-
-std::string TooLong(std::string_view field, size_t size, size_t limit, std::string_view unit) {
-  return absl::StrCat(std::string(field), ": ", size, " ", std::string(unit), ", at most ", limit, " allowed");
-}
-
-std::string WhyContextRejected(const std::vector<ContextField>& context) {
-  if (context.size() > kContextFieldsMax) return TooLong("context", context.size(), kContextFieldsMax, "fields");
-  for (const ContextField& field : context) {
-    if (field.name.empty()) return absl::StrCat("context.name: empty, 1 to ", kContextNameBytesMax, " bytes allowed");
-    if (field.name.size() > kContextNameBytesMax) {
-      return TooLong("context.name", field.name.size(), kContextNameBytesMax, "bytes");
-    }
-    if (field.value.size() > kContextValueBytesMax) {
-      return TooLong(absl::StrCat("context.value of '", field.name, "'"), field.value.size(), kContextValueBytesMax,
-                     "bytes");
-    }
-  }
-  return "";
-}
-
-}  // namespace
-
 absl::Status CheckNamespace(std::string_view ns) {
   const bool good = !ns.empty() && ns.size() <= kNamespaceBytesMax && std::all_of(ns.begin(), ns.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
@@ -55,12 +32,7 @@ std::string WhyRejected(const Event& e, int64_t now_us) {
   if (e.time_us > now_us && e.time_us - now_us > kFutureMicrosMax) {
     return absl::StrCat("time_us: ", e.time_us, " is more than 24 h after the ingest time ", now_us);
   }
-  if (!std::isfinite(e.value)) return "value: must be finite";
-  if (e.scene.size() > kSceneBytesMax) return TooLong("scene", e.scene.size(), kSceneBytesMax, "bytes");
-  if (e.embedding_ids.size() > kEmbeddingIdsMax) {
-    return TooLong("embedding_ids", e.embedding_ids.size(), kEmbeddingIdsMax, "ids");
-  }
-  return WhyContextRejected(e.context);
+  return std::string(CheckEventSizes(e).message());
 }
 
 }  // namespace backstory

@@ -1,4 +1,5 @@
-// What an append may contain. Checked before anything is queued; a reason names the field and the limit.
+// What an append may contain beyond the limits of a single event, which features/event_rules.h owns. Checked before
+// anything is queued; a reason names the field and the limit.
 #ifndef BACKSTORY_STORE_LIMITS_H_
 #define BACKSTORY_STORE_LIMITS_H_
 
@@ -16,11 +17,6 @@ inline constexpr size_t kUserBytesMax = 256;
 inline constexpr size_t kNamespaceBytesMax = 64;
 inline constexpr size_t kEventsPerAppendMax = 10'000;         // of one user batch
 inline constexpr size_t kEventsPerAppendManyMax = 1'000'000;  // of all user batches of one call
-inline constexpr size_t kSceneBytesMax = 64;
-inline constexpr size_t kContextFieldsMax = 32;
-inline constexpr size_t kContextNameBytesMax = 64;
-inline constexpr size_t kContextValueBytesMax = 256;
-inline constexpr size_t kEmbeddingIdsMax = 16;
 inline constexpr int64_t kFutureMicrosMax = int64_t{24} * 3600 * 1'000'000;
 inline constexpr size_t kAliasesMax = 64;
 inline constexpr int64_t kAnchorEvents = 4096;

@@ -8,6 +8,7 @@
 #include "store/database.h"
 #include "store/limits.h"
 #include "store/maintenance.h"
+#include "store/rocks_log.h"
 #include "store/store_core.h"
 
 namespace backstory {
@@ -202,6 +203,7 @@ absl::StatusOr<RepairReport> SalvageStore(const std::string& store) {
   StoreOptions options;
   options.directory = copy;
   rocksdb::Options base = BaseOptions(options, env);
+  base.info_log = NewRocksLog(copy);
   base.create_if_missing = base.create_missing_column_families = true;
   // Rebuilds the list of files from the files themselves; on the copy, because it moves away what it cannot read.
   const rocksdb::Status rebuilt =

@@ -34,14 +34,14 @@ rocksdb::Options BaseOptions(const StoreOptions& options, rocksdb::Env* env) {
   // was never acknowledged passes, damage below the watermark refuses. (kAbsoluteConsistency would refuse every torn
   // tail, kTolerateCorruptedTailRecords may skip a hole between two logs.)
   o.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
-  o.track_and_verify_wals_in_manifest = true;
+  // track_and_verify_wals_in_manifest stays off: it could record a size that a log has not reached on a full disk (see
+  // log_file_system.h), and the watermark, which covers the open log too, says more.
+  o.manifest_preallocation_size = 256 << 10;  // 4 MB would be much of a nearly full disk
   o.max_total_wal_size = 4 * options.write_buffer_bytes;  // bounds recovery
   o.file_checksum_gen_factory = rocksdb::GetFileChecksumGenCrc32cFactory();
   o.max_background_jobs = std::max(2, options.background_threads);
   o.avoid_flush_during_shutdown = true;  // we flush ourselves, to record what was flushed
   o.bytes_per_sync = 1 << 20;            // no fsync storms at the end of a large file
-  o.keep_log_file_num = 4;
-  o.max_log_file_size = 1 << 20;
   o.stats_dump_period_sec = 0;
   o.stats_persist_period_sec = 0;
   return o;

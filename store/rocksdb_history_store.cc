@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "store/byte_io.h"
+#include "store/kill_point.h"
 #include "store/limits.h"
 #include "store/slot_stream.h"
 #include "store/store_core.h"
@@ -256,6 +257,7 @@ absl::Status RocksDbHistoryStore::ImportUser(FrameReader* frames, std::string_vi
   while (true) {
     absl::StatusOr<FrameReader::Frame> frame = frames->Next();
     if (!frame.ok()) return frame.status();
+    PassKillPoint(KillPoint::kImportFrame);
     *next = *std::move(frame);
     if (next->kind != FrameKind::kEvents) break;
     if (!DecodeBlock(next->payload, &stored)) return absl::DataLossError("slot stream: malformed events");

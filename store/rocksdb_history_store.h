@@ -46,6 +46,11 @@ struct StoreOptions {
   // back. (A killed process takes back nothing.) Lower costs more fsyncs. 1 ms .. 10 s.
   std::chrono::milliseconds wal_flush_interval{100};
 
+  // Writes are refused with RESOURCE_EXHAUSTED while the disk has less free than this, and resume by themselves. Half of
+  // it is also out of reach of tables, so that logs, file lists and the integrity record can be finished. Lower only on
+  // a tiny disk.
+  size_t reserve_bytes = size_t{8} << 20;
+
   // ---- Performance ----
 
   // Uncompressed blocks of histories kept for reads. 4,096 events take about 60-100 KB.

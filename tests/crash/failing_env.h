@@ -17,6 +17,7 @@ class FailingEnv {
  public:
   FailingEnv() : fs_(std::make_shared<Fs>()), env_(rocksdb::NewCompositeEnv(fs_)) {}
   rocksdb::Env* env() { return env_.get(); }
+  std::shared_ptr<rocksdb::FileSystem> file_system() const { return fs_; }
 
   void NoSpace(bool on) { fs_->no_space = on; }
   // The `n`th write call from now fails (0 = never); with `forever` all after it too.
@@ -81,6 +82,11 @@ class FailingEnv {
                              const rocksdb::DataVerificationInfo& info, rocksdb::IODebugContext* debug) override {
       if (auto status = fs_->Check(); !status.ok()) return status;
       return FSWritableFileOwnerWrapper::Append(data, options, info, debug);
+    }
+    rocksdb::IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset, const rocksdb::IOOptions& options,
+                                       rocksdb::IODebugContext* debug) override {
+      if (auto status = fs_->Check(); !status.ok()) return status;
+      return FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, debug);
     }
     rocksdb::IOStatus Sync(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) override {
       if (auto status = fs_->Check(); !status.ok()) return status;

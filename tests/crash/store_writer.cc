@@ -7,12 +7,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "store/rocksdb_history_store.h"
+#include "tests/crash/script.h"
 
 namespace backstory {
 namespace {
@@ -89,6 +92,42 @@ int Append(const std::string& directory, const std::string& oracle, uint64_t see
   return 0;
 }
 
+int Script(const std::string& directory, const std::string& oracle, const std::string& stream_path) {
+  std::ifstream stream_file(stream_path, std::ios::binary);
+  const std::string stream{std::istreambuf_iterator<char>(stream_file), std::istreambuf_iterator<char>()};
+  uint64_t first = 0;
+  {
+    std::ifstream known(oracle);
+    char mark;
+    uint64_t n;
+    while (known >> mark >> n) {
+      if (mark == 'C') first = n + 1;
+    }
+  }
+  StoreOptions options;
+  options.directory = directory;
+  options.write_buffer_bytes = 64 << 10;
+  absl::StatusOr<std::unique_ptr<HistoryStore>> store = OpenHistoryStore(options);
+  if (!store.ok()) {
+    std::fprintf(stderr, "%s\n", store.status().ToString().c_str());
+    return 1;
+  }
+  const int fd = open(oracle.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  const auto note = [fd](char mark, uint64_t n) {
+    const std::string line = std::string(1, mark) + " " + std::to_string(n) + "\n";
+    return write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size());
+  };
+  for (uint64_t n = first; n < first + 2 * kScriptPeriod; ++n) {
+    if (!note('P', n)) return 2;
+    if (absl::Status done = DoOperation(n, directory, stream, store->get()); !done.ok()) {
+      std::fprintf(stderr, "operation %llu: %s\n", static_cast<unsigned long long>(n), done.ToString().c_str());
+      return 3;
+    }
+    if (!note('C', n)) return 2;
+  }
+  return 0;
+}
+
 }  // namespace
 }  // namespace backstory
 
@@ -98,6 +137,8 @@ int main(int argc, char** argv) {
   if (argc == 5 && std::strcmp(argv[1], "append") == 0) {
     return backstory::Append(argv[2], argv[3], std::strtoull(argv[4], nullptr, 10));
   }
-  std::fprintf(stderr, "usage: store_writer fill DIR closed|killed | append DIR ORACLE SEED\n");
+  if (argc == 5 && std::strcmp(argv[1], "script") == 0) return backstory::Script(argv[2], argv[3], argv[4]);
+  std::fprintf(stderr,
+               "usage: store_writer fill DIR closed|killed | append DIR ORACLE SEED | script DIR ORACLE STREAM\n");
   return 2;
 }

@@ -3,6 +3,7 @@
 //
 //   store_writer fill DIR closed|killed    fixed content, then a clean close or SIGKILL on itself
 //   store_writer append DIR ORACLE SEED    appends until killed; see kill_test.cc
+//   store_writer script DIR ORACLE STREAM  two rounds of script.h, from where the oracle says; see kill_point_test.cc
 #ifndef BACKSTORY_TESTS_CRASH_STORE_WRITER_H_
 #define BACKSTORY_TESTS_CRASH_STORE_WRITER_H_
 
