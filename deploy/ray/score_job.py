@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Scores a Parquet table on a Ray cluster with Ray Data: docs/guides/batch-on-ray.md.
+
+Rows are read by ranges, shuffled so that all rows of a user meet in one shard, and each shard is scored by one of
+--workers actors, each with an engine of its own: a user's state is built once. Every shard is one part file, which its
+actor publishes whole: a killed actor's shard is scored again elsewhere, a killed job goes on with --resume, and each row
+is there exactly once.
+"""
+import argparse
+import os
+import sys
+import time
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from backstory_engine import _native, job as jobs, parts
+from backstory_engine import columns as fields_of
+from backstory_engine.errors import BackstoryError
+from backstory_engine.sources import Source
+
+ROW, SHARD, DAMAGE = "__row", "__shard", "__damage"  # columns that travel with the rows
+SLOTS, SHARDS_MIN = 16384, 16
+RETRIES = 3  # of a shard whose actor died; a shard that kills every actor must not do so for ever
+
+
+def open_engine(engine):
+    """The engine of this process. Paths may hold variables of the node's environment ("$SCRATCH/store")."""
+    import dataclasses
+    here = dataclasses.replace(engine, store=os.path.expandvars(engine.store), models=os.path.expandvars(engine.models))
+    try:
+        return here.open()
+    except BackstoryError as error:
+        raise BackstoryError(error.code, f"worker {os.getpid()} on node {ray.util.get_node_ip_address()}: "
+                                         f"{error.message}") from None
+
+
+def identity(scorer):
+    """What must be the same on every worker, or scores would differ."""
+    native = scorer.engine
+    return {"model": scorer.model_version, "model_hash": native.content_hash, "calibration": native.config_version,
+            "store": {"users": native.store_users, "events": native.store_events}}
+
+
+@ray.remote(num_cpus=1, max_retries=RETRIES)
+def describe(job):
+    with open_engine(job.engine) as scorer:
+        return job.manifest(scorer), identity(scorer)
+
+
+class Reader:
+    """Reads one range of one file, and says which shard each row belongs to."""
+
+    def __init__(self, columns, shards, skip):
+        self.columns, self.shards, self.skip = columns, shards, np.array(sorted(skip), dtype=np.int32)
+
+    def __call__(self, batch):
+        path, first = batch["path"][0], int(batch["first"][0])
+        source, names = Source(path), self.columns.read()
+        tables = []
+        for piece in source.pieces(int(batch["begin"][0]), int(batch["end"][0]), names):
+            row = np.arange(first + piece.first, first + piece.first + piece.rows)
+            if piece.error is None:
+                table, shard = piece.table, self.shard_of(piece.table)
+            else:  # nobody knows whose rows these are
+                nulls = pa.nulls(piece.rows)
+                table = pa.table({f.name: nulls.cast(f.type) for f in source.empty(names).schema})
+                shard = np.full(piece.rows, row[0] % self.shards, dtype=np.int32)
+            message = None if piece.error is None else piece.error.message
+            table = (table.append_column(ROW, pa.array(row)).append_column(SHARD, pa.array(shard))
+                     .append_column(DAMAGE, pa.repeat(pa.scalar(message, pa.string()), piece.rows)))
+            tables.append(table.filter(pa.array(~np.isin(shard, self.skip))) if len(self.skip) else table)
+        yield pa.concat_tables(tables)
+
+    def shard_of(self, table):
+        users = fields_of.rows_of(table, self.columns).select(["user"]).combine_chunks()
+        slots = b"".join(_native.slots(batch) for batch in users.to_batches())
+        return (np.frombuffer(slots, dtype=np.uint16).astype(np.int32) * self.shards) // SLOTS
+
+
+class Worker:
+    """An engine and the shards it is given. What it cannot open it says with its first shard, and ends the job."""
+
+    def __init__(self, job, expected):
+        self.job, self.scorer, self.error = job, None, None
+        try:
+            self.scorer = open_engine(job.engine)
+            for key, value in identity(self.scorer).items():
+                if value != expected[key]:
+                    raise BackstoryError("FAILED_PRECONDITION", f"node {ray.util.get_node_ip_address()}: {key} is {value}, "
+                                                                f"elsewhere {expected[key]}")
+        except BackstoryError as error:
+            self.error = error
+
+    def __call__(self, table):
+        if self.error is not None:
+            raise self.error
+        started = time.monotonic()
+        table = table.sort_by(ROW)
+        shard = table.column(SHARD)[0].as_py()
+        damage = table.column(DAMAGE)
+        damaged = table.filter(damage.is_valid())
+        bad = [(row, "", why) for row, why in zip(damaged.column(ROW).to_pylist(), damaged.column(DAMAGE).to_pylist())]
+        table = table.filter(damage.is_null())
+        scored, refused = self.scorer.score_columns(table, self.job.columns, row=table.column(ROW))
+        scored, refused = jobs.without_bad(scored, refused)
+        self.job.folder.write(shard, scored, sorted(bad + refused))
+        return pa.table({"shard": [shard], "scored": [scored.num_rows], "bad": [len(bad) + len(refused)],
+                         "started": [started], "ended": [time.monotonic()], "worker": [os.getpid()]})
+
+
+def ranges(source, rows):
+    """Ranges of about `rows` rows that end where files do: path, rows of it, and the input's index of its first row."""
+    first, found = 0, []
+    for path in source.paths:
+        count = Source(path).rows if len(source.paths) > 1 else source.rows
+        for begin in range(0, count, rows):
+            found.append({"path": str(path), "begin": begin, "end": min(begin + rows, count), "first": first})
+        first += count
+    return found
+
+
+def connect(flags):
+    if flags.address:
+        ray.init(address=flags.address, log_to_driver=flags.verbose, logging_level="WARNING")
+    else:  # a cluster of this machine alone; one CPU more than the workers have, for reading and shuffling
+        ray.init(num_cpus=flags.workers * max(flags.threads, 1) + 1, include_dashboard=False, log_to_driver=flags.verbose,
+                 object_store_memory=flags.object_store_bytes, logging_level="WARNING", _node_ip_address="127.0.0.1")
+    there, wanted = int(ray.cluster_resources().get("CPU", 0)), flags.workers * max(flags.threads, 1) + 1
+    if there < wanted:
+        raise BackstoryError("FAILED_PRECONDITION", f"--workers {flags.workers}: the cluster has {there} CPUs, wanted {wanted} "
+                                                    "(those of the workers, and one for reading)")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = flags.verbose
+    if not flags.verbose:
+        ray.data.set_progress_bars(False)
+
+
+def pipeline(job, flags, shards, done, expected):
+    """Lazy: one row of counts for every shard that was scored."""
+    items = ranges(job.source, flags.rows_per_part)
+    read = ray.data.from_items(items, override_num_blocks=len(items))
+    reader = Reader(job.columns, shards, done)
+    rows = read.map_batches(lambda batch: reader(batch), batch_size=1, batch_format="numpy", num_cpus=1)
+    return rows.groupby(SHARD, num_partitions=shards).map_groups(
+        Worker, fn_constructor_args=(job, expected), batch_format="pyarrow", num_cpus=max(flags.threads, 1),
+        compute=ray.data.ActorPoolStrategy(size=flags.workers), max_restarts=RETRIES, max_task_retries=RETRIES)
+
+
+def main(flags) -> int:
+    if flags.workers < 1:
+        raise jobs.UsageError("--workers 0: wanted at least 1")
+    job = jobs.Job(flags)
+    if job.file is not None:
+        raise jobs.UsageError(f"--output {flags.output}: wanted a folder; shards are its parts")
+    connect(flags)
+    try:
+        return score(job, flags)
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) from error
+    finally:
+        ray.shutdown()
+
+
+def score(job, flags):
+    shards = min(max(SHARDS_MIN, -(-job.source.rows // job.rows_per_part)), SLOTS)
+    manifest, expected = ray.get(describe.remote(job))
+    job.folder.open({**manifest, "shards": shards}, job.resume)
+    try:
+        started = time.monotonic()
+        done = [shard for shard in range(shards) if job.folder.done(shard)]
+        counts = {shard: job.folder.counts(shard) for shard in done}
+        progress = jobs.Progress(job.source.rows, sum(map(sum, counts.values())))
+        first, last = float("inf"), 0.0
+        if progress.done < job.source.rows:
+            for batch in pipeline(job, flags, shards, done, expected).iter_batches(batch_size=None, batch_format="pyarrow"):
+                for part in batch.to_pylist():
+                    counts[part["shard"]] = (part["scored"], part["bad"])
+                    first, last = min(first, part["started"]), max(last, part["ended"])
+                    progress.add(part["scored"] + part["bad"])
+                jobs.check_bad(job, sum(c[1] for c in counts.values()))
+        info = {"model": expected["model"], "model_hash": expected["model_hash"], "workers": flags.workers,
+                "shards": shards, "scoring_seconds": round(max(last - first, 0.0), 3)}
+        return jobs.finish(job, list(counts.values()), time.monotonic() - started, len(done), info, flags.json)
+    finally:
+        job.folder.close()
+
+
+def cause_of(error):
+    """The engine's own words, if there are any, below what Ray wraps around them."""
+    seen = error
+    while seen is not None:
+        if isinstance(seen, BackstoryError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return BackstoryError("UNAVAILABLE", f"Ray: {str(error).strip().splitlines()[-1]}")
+
+
+def entry(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="score_job.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs.add_flags(parser)
+    parser.set_defaults(threads=1)
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="actors, each with an engine (default 2)")
+    parser.add_argument("--address", default="", metavar="A", help='of a Ray cluster, "auto": the one of this machine; '
+                        "default: a cluster of this machine alone, for this job")
+    parser.add_argument("--object-store-bytes", type=int, default=512 << 20, metavar="N", help="without --address")
+    parser.add_argument("--verbose", action="store_true", help="what Ray says")
+    return jobs.run(main, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(entry())

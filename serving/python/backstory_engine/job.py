@@ -1,0 +1,222 @@
+"""A scoring job as flags describe it: what `backstory_engine.score` and deploy/ray share."""
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Dict, List, Mapping, Tuple
+
+from backstory_engine import _native, columns as fields_of, parts
+from backstory_engine.errors import BackstoryError, BadRowsError, InputError
+from backstory_engine.scorer import BadRow, Scorer
+from backstory_engine.sources import Source
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DAMAGED, EXIT_INTERRUPTED = 0, 1, 2, 4, 130
+
+
+class UsageError(Exception):
+    """A flag is wrong: exit code 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What every process of a job opens for itself."""
+    store: str
+    models: str
+    model: str = ""
+    version: str = ""
+    label: str = ""
+    threads: int = 0
+    cache_bytes: int = 1 << 30
+    namespace: str = "default"
+    scene: str = ""
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def open(self) -> Scorer:
+        return Scorer(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of docs/reference/batch-scoring.md."""
+    add = parser.add_argument
+    add("--store", required=True, metavar="DIR", help="opened read-only: a checkpoint, or a store no server has open")
+    add("--models", required=True, metavar="DIR", help="model repository")
+    add("--model", default="", metavar="NAME", help="default: the only one there")
+    add("--version", default="", metavar="V")
+    add("--label", default="", metavar="L", help="default: stable, else the newest version")
+    add("--input", required=True, metavar="PATH", help="a Parquet or Arrow IPC file, or a folder of them")
+    add("--output", required=True, metavar="PATH", help="a file ending in .parquet or .arrow, else a folder")
+    add("--format", choices=sorted(parts.FORMATS), help="default: that of --output's name, else parquet")
+    add("--map", default=[], action="append", metavar="FIELD=COLUMN,...", help="where a field is, if not by its name")
+    add("--default", default=[], action="append", metavar="FIELD=VALUE,...", help="value where a column is absent or empty")
+    add("--time-unit", default="us", choices=sorted(fields_of.US_PER_UNIT), help="of whole numbers; timestamps know theirs")
+    add("--namespace", default="default", metavar="NS")
+    add("--scene", default="", metavar="S")
+    add("--keep", default=[], action="append", metavar="COLUMN,...", help="input columns to copy to the output")
+    add("--set", default=[], action="append", metavar="NAME=VALUE", help="a parameter; repeatable")
+    add("--threads", type=_count, default=0, metavar="N", help="0: one per core")
+    add("--cache-bytes", type=_count, default=1 << 30, metavar="N", help="memory for user states (default 1 GiB)")
+    add("--rows-per-part", type=_count, default=100_000, metavar="N", help="what a killed run loses at most (default 100000)")
+    add("--resume", action="store_true", help="go on with what a killed run left")
+    add("--max-bad-rows", type=_count, metavar="N", help="more end the run; default: go on, and exit with 1")
+    add("--json", action="store_true", help="print the summary as one JSON object")
+
+
+def _count(text):
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+_count.__name__ = "whole number"
+
+
+def _pairs(texts, flag, split=True):
+    pairs: Dict[str, str] = {}
+    for text in (part for given in texts for part in (given.split(",") if split else [given])):
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{flag} {text!r}: wanted NAME=VALUE")
+        if name in pairs:
+            raise UsageError(f"{flag} {name}: given twice")
+        pairs[name] = value
+    return pairs
+
+
+class Job:
+    """Input, engine and output of one run. Opening checks everything that can be checked before a row is scored."""
+
+    def __init__(self, flags: argparse.Namespace):
+        if flags.rows_per_part < 1:
+            raise UsageError("--rows-per-part 0: wanted at least 1")
+        self.engine = Engine(flags.store, flags.models, flags.model, flags.version, flags.label, flags.threads,
+                             flags.cache_bytes, flags.namespace, flags.scene, _pairs(flags.set, "--set", split=False))
+        self.rows_per_part, self.max_bad_rows, self.resume = flags.rows_per_part, flags.max_bad_rows, flags.resume
+        options = {"fields": _pairs(flags.map, "--map"), "defaults": _pairs(flags.default, "--default"),
+                   "time_unit": flags.time_unit, "keep": [name for text in flags.keep for name in text.split(",") if name]}
+        self.source = Source(flags.input)
+        try:
+            self.columns = self.source.resolve(**options)
+        except InputError as error:
+            raise UsageError(error.message) from error
+        output = pathlib.Path(flags.output)
+        format_of = {suffix: name for name, suffix in parts.FORMATS.items()}
+        self.file = output if output.suffix in format_of else None
+        format = flags.format or format_of.get(output.suffix, "parquet")
+        if self.file is not None and format_of[output.suffix] != format:
+            raise UsageError(f"--format {format}: {output} says {format_of[output.suffix]}")
+        self.folder = parts.OutputFolder(output.with_name(output.name + ".parts") if self.file else output, format)
+
+    def manifest(self, scorer: Scorer, **more) -> Dict[str, object]:
+        """All that decides scores and rows; threads, cache and number of workers do not."""
+        native, engine = scorer.engine, self.engine
+        return {"format": self.folder.format, "engine": _native.VERSION, "rows": self.source.rows,
+                "input": [parts.fingerprint(path) for path in self.source.paths],
+                "columns": {"fields": dict(self.columns.sources), "defaults": dict(self.columns.defaults),
+                            "time_unit": self.columns.time_unit, "keep": list(self.columns.keep)},
+                "namespace": engine.namespace, "scene": engine.scene, "parameters": dict(engine.parameters),
+                "model": scorer.model_version, "model_hash": native.content_hash, "calibration": native.config_version,
+                "store": {"users": native.store_users, "events": native.store_events}, **more}
+
+    def score(self, scorer: Scorer, begin: int, end: int) -> Tuple[object, List[BadRow], List[str]]:
+        """Rows [begin, end) of the input: what was scored, what could not be, and which row groups are damaged."""
+        import numpy as np
+        import pyarrow as pa
+
+        names, good, numbers, bad, damage = self.columns.read(), [], [], [], []
+        for piece in self.source.pieces(begin, end, names):
+            if piece.error is None:
+                good.append(piece.table)
+                numbers.append(np.arange(piece.first, piece.first + piece.rows))
+            else:
+                damage.append(piece.error.message)
+                bad += [(row, "", piece.error.message) for row in range(piece.first, piece.first + piece.rows)]
+        table = pa.concat_tables(good) if good else self.source.empty(names)
+        rows = pa.chunked_array([pa.array(part) for part in numbers], pa.int64())
+        scored, refused = scorer.score_columns(table, self.columns, row=rows)
+        scored, refused = without_bad(scored, refused)
+        return scored, sorted(bad + refused), damage
+
+
+def without_bad(scored, bad: List[BadRow]):
+    """Only the rows that were scored, and the bad ones by their `row`."""
+    if not bad:
+        return scored, bad
+    import numpy as np
+    import pyarrow as pa
+
+    there = np.ones(scored.num_rows, dtype=bool)
+    places = [place for place, _, _ in bad]
+    there[places] = False
+    rows = scored.column("row").take(pa.array(places)).to_pylist()
+    return scored.filter(pa.array(there)), [(row, column, reason) for row, (_, column, reason) in zip(rows, bad)]
+
+
+class Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, rows: int, done: int = 0):
+        self.rows, self.done, self.started, self.before = rows, done, time.monotonic(), done
+        self.shown = 0.0 if sys.stderr.isatty() else None
+
+    def add(self, rows: int) -> None:
+        self.done += rows
+        now = time.monotonic()
+        if self.shown is None or (now - self.shown < 0.2 and self.done < self.rows):
+            return
+        self.shown = now
+        rate = (self.done - self.before) / max(now - self.started, 1e-9)
+        filled = 30 * self.done // max(self.rows, 1)
+        left = f"{(self.rows - self.done) / rate:.0f} s left" if rate > 0 else ""
+        print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {self.done:,} of {self.rows:,} rows, {rate:,.0f}/s {left} ",
+              end="\n" if self.done >= self.rows else "", file=sys.stderr, flush=True)
+
+
+def finish(job: Job, counts: List[Tuple[int, int]], seconds: float, resumed: int, scorer_info: Dict[str, object],
+           as_json: bool) -> int:
+    """Writes the summary, puts an output file together, and says how it went. Returns the exit code."""
+    scored, bad = sum(c[0] for c in counts), sum(c[1] for c in counts)
+    if scored + bad != job.source.rows:
+        raise BackstoryError("INTERNAL", f"{job.folder.path}: {scored} scored and {bad} bad rows, of {job.source.rows}")
+    summary = {"rows": job.source.rows, "scored": scored, "bad_rows": bad, "parts": len(counts), "resumed_parts": resumed,
+               "seconds": round(seconds, 3), **scorer_info}
+    job.folder.succeed(summary)
+    where = str(job.file or job.folder.path)
+    if job.file is not None:
+        job.folder.join(len(counts), job.file)
+    if as_json:
+        print(json.dumps({**summary, "output": where}))
+    else:
+        print(f"{scored:,} rows scored with {summary['model']} in {seconds:.1f} s; {bad:,} bad rows; {where}")
+    if bad and (job.max_bad_rows is None or bad > job.max_bad_rows):
+        print(f"backstory: {bad} bad rows, listed in bad-rows files beside the scores", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def check_bad(job: Job, bad: int) -> None:
+    if job.max_bad_rows is not None and bad > job.max_bad_rows:
+        raise BackstoryError("FAILED_PRECONDITION", f"{bad} bad rows; --max-bad-rows {job.max_bad_rows}")
+
+
+def run(main, parser: argparse.ArgumentParser, argv=None) -> int:
+    """main(flags) with errors as messages and exit codes."""
+    flags = parser.parse_args(argv)
+    try:
+        return main(flags)
+    except UsageError as error:
+        print(f"backstory: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except BadRowsError:
+        raise
+    except BackstoryError as error:
+        print(f"backstory: {error}", file=sys.stderr)
+        return EXIT_DAMAGED if error.code == "DATA_LOSS" and not isinstance(error, fields_of.DamagedInputError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("backstory: interrupted; go on with --resume", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os._exit(EXIT_FAILED)
