@@ -7,6 +7,7 @@ actor publishes whole: a killed actor's shard is scored again elsewhere, a kille
 is there exactly once.
 """
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from backstory_engine import _native, job as jobs, parts
+from backstory_engine import _native, job as jobs
 from backstory_engine import columns as fields_of
 from backstory_engine.errors import BackstoryError
 from backstory_engine.sources import Source
@@ -30,7 +31,6 @@ RETRIES = 3  # of a shard whose actor died; a shard that kills every actor must 
 
 def open_engine(engine):
     """The engine of this process. Paths may hold variables of the node's environment ("$SCRATCH/store")."""
-    import dataclasses
     here = dataclasses.replace(engine, store=os.path.expandvars(engine.store), models=os.path.expandvars(engine.models))
     try:
         return here.open()
@@ -39,17 +39,10 @@ def open_engine(engine):
                                          f"{error.message}") from None
 
 
-def identity(scorer):
-    """What must be the same on every worker, or scores would differ."""
-    native = scorer.engine
-    return {"model": scorer.model_version, "model_hash": native.content_hash, "calibration": native.config_version,
-            "store": {"users": native.store_users, "events": native.store_events}}
-
-
 @ray.remote(num_cpus=1, max_retries=RETRIES)
-def describe(job):
-    with open_engine(job.engine) as scorer:
-        return job.manifest(scorer), identity(scorer)
+def describe(engine):
+    with open_engine(engine) as scorer:
+        return jobs.identity(scorer)
 
 
 class Reader:
@@ -89,7 +82,7 @@ class Worker:
         self.job, self.scorer, self.error = job, None, None
         try:
             self.scorer = open_engine(job.engine)
-            for key, value in identity(self.scorer).items():
+            for key, value in jobs.identity(self.scorer).items():
                 if value != expected[key]:
                     raise BackstoryError("FAILED_PRECONDITION", f"node {ray.util.get_node_ip_address()}: {key} is {value}, "
                                                                 f"elsewhere {expected[key]}")
@@ -168,8 +161,8 @@ def main(flags) -> int:
 
 def score(job, flags):
     shards = min(max(SHARDS_MIN, -(-job.source.rows // job.rows_per_part)), SLOTS)
-    manifest, expected = ray.get(describe.remote(job))
-    job.folder.open({**manifest, "shards": shards}, job.resume)
+    expected = ray.get(describe.remote(job.engine))
+    job.folder.open(job.manifest(expected, shards=shards), job.resume)
     try:
         started = time.monotonic()
         done = [shard for shard in range(shards) if job.folder.done(shard)]

@@ -110,16 +110,18 @@ class Job:
             raise UsageError(f"--format {format}: {output} says {format_of[output.suffix]}")
         self.folder = parts.OutputFolder(output.with_name(output.name + ".parts") if self.file else output, format)
 
-    def manifest(self, scorer: Scorer, **more) -> Dict[str, object]:
+    def __getstate__(self):  # what workers of other processes need
+        return {**self.__dict__, "source": None}
+
+    def manifest(self, identity: Mapping[str, object], **more) -> Dict[str, object]:
         """All that decides scores and rows; threads, cache and number of workers do not."""
-        native, engine = scorer.engine, self.engine
+        engine, columns = self.engine, self.columns
         return {"format": self.folder.format, "engine": _native.VERSION, "rows": self.source.rows,
                 "input": [parts.fingerprint(path) for path in self.source.paths],
-                "columns": {"fields": dict(self.columns.sources), "defaults": dict(self.columns.defaults),
-                            "time_unit": self.columns.time_unit, "keep": list(self.columns.keep)},
-                "namespace": engine.namespace, "scene": engine.scene, "parameters": dict(engine.parameters),
-                "model": scorer.model_version, "model_hash": native.content_hash, "calibration": native.config_version,
-                "store": {"users": native.store_users, "events": native.store_events}, **more}
+                "columns": {"fields": dict(columns.sources), "defaults": dict(columns.defaults),
+                            "time_unit": columns.time_unit, "keep": list(columns.keep)},
+                "namespace": engine.namespace, "scene": engine.scene, "parameters": dict(engine.parameters), **identity,
+                **more}
 
     def score(self, scorer: Scorer, begin: int, end: int) -> Tuple[object, List[BadRow], List[str]]:
         """Rows [begin, end) of the input: what was scored, what could not be, and which row groups are damaged."""
@@ -139,6 +141,13 @@ class Job:
         scored, refused = scorer.score_columns(table, self.columns, row=rows)
         scored, refused = without_bad(scored, refused)
         return scored, sorted(bad + refused), damage
+
+
+def identity(scorer: Scorer) -> Dict[str, object]:
+    """What must be the same in every process of a job, or scores would differ."""
+    native = scorer.engine
+    return {"model": scorer.model_version, "model_hash": native.content_hash, "calibration": native.config_version,
+            "store": {"users": native.store_users, "events": native.store_events}}
 
 
 def without_bad(scored, bad: List[BadRow]):

@@ -80,6 +80,9 @@ class OutputFolder:
         self.path, self.format = pathlib.Path(path), format
         self._lock = None
 
+    def __getstate__(self):  # a copy in another process holds no lock
+        return {**self.__dict__, "_lock": None}
+
     def open(self, manifest: Dict[str, object], resume: bool) -> None:
         """Takes the folder for a run that `manifest` describes. Refuses one in use, one with another run's parts, and,
         unless `resume`, one that holds anything."""

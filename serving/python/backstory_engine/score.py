@@ -20,7 +20,7 @@ def main(flags) -> int:
     started = time.monotonic()
     with job.engine.open() as scorer:
         count = max(-(-job.source.rows // job.rows_per_part), 1)
-        job.folder.open(job.manifest(scorer, rows_per_part=job.rows_per_part), job.resume)
+        job.folder.open(job.manifest(jobs.identity(scorer), rows_per_part=job.rows_per_part), job.resume)
         try:
             done = [number for number in range(count) if job.folder.done(number)]
             counts = {number: job.folder.counts(number) for number in done}
