@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from backstory_engine import _native, job as jobs
+from backstory_engine import _native, job as jobs, parts
 from backstory_engine import columns as fields_of
 from backstory_engine.errors import BackstoryError
 from backstory_engine.sources import Source
@@ -92,7 +92,7 @@ class Worker:
     def __call__(self, table):
         if self.error is not None:
             raise self.error
-        started = time.monotonic()
+        started = time.time()
         table = table.sort_by(ROW)
         shard = table.column(SHARD)[0].as_py()
         damage = table.column(DAMAGE)
@@ -101,9 +101,9 @@ class Worker:
         table = table.filter(damage.is_null())
         scored, refused = self.scorer.score_columns(table, self.job.columns, row=table.column(ROW))
         scored, refused = jobs.without_bad(scored, refused)
-        self.job.folder.write(shard, scored, sorted(bad + refused))
-        return pa.table({"shard": [shard], "scored": [scored.num_rows], "bad": [len(bad) + len(refused)],
-                         "started": [started], "ended": [time.monotonic()], "worker": [os.getpid()]})
+        counts = self.job.folder.write(shard, scored, sorted(bad + refused))
+        return pa.Table.from_pylist([{"shard": shard, "counts": dataclasses.asdict(counts), "started": started,
+                                      "ended": time.time(), "worker": os.getpid()}])
 
 
 def ranges(source, rows):
@@ -167,18 +167,19 @@ def score(job, flags):
         started = time.monotonic()
         done = [shard for shard in range(shards) if job.folder.done(shard)]
         counts = {shard: job.folder.counts(shard) for shard in done}
-        progress = jobs.Progress(job.source.rows, sum(map(sum, counts.values())))
+        progress = jobs.Progress(job.source.rows, sum(c.rows for c in counts.values()))
         first, last = float("inf"), 0.0
         if progress.done < job.source.rows:
             for batch in pipeline(job, flags, shards, done, expected).iter_batches(batch_size=None, batch_format="pyarrow"):
                 for part in batch.to_pylist():
-                    counts[part["shard"]] = (part["scored"], part["bad"])
+                    counts[part["shard"]] = parts.Counts(**part["counts"])
                     first, last = min(first, part["started"]), max(last, part["ended"])
-                    progress.add(part["scored"] + part["bad"])
-                jobs.check_bad(job, sum(c[1] for c in counts.values()))
-        info = {"model": expected["model"], "model_hash": expected["model_hash"], "workers": flags.workers,
-                "shards": shards, "scoring_seconds": round(max(last - first, 0.0), 3)}
-        return jobs.finish(job, list(counts.values()), time.monotonic() - started, len(done), info, flags.json)
+                    progress.set(progress.done + counts[part["shard"]].rows)
+                jobs.check_bad(job, sum(c.bad for c in counts.values()))
+        progress.clear()
+        info = {"model": expected["model"], "resumed_parts": len(done), "workers": flags.workers,
+                "scoring_seconds": round(max(last - first, 0.0), 3)}
+        return jobs.finish(job, counts.values(), time.monotonic() - started, info, flags.json)
     finally:
         job.folder.close()
 

@@ -99,16 +99,22 @@ class Scorer {
     const HistoryStore::Stats stats = ValueOf(engine_->engine()->store().GetStats());
     store_users_ = stats.users;
     store_events_ = stats.events;
+    store_items_ = engine_->engine()->catalog().Size(scorer_->options().ns);
   }
 
-  Result Score(const py::object& batch) const {
+  // `progress` (or None) hears from time to time how many rows are done.
+  Result Score(const py::object& batch, const py::object& heard) const {
     const py::tuple capsules = batch.attr("__arrow_c_array__")();
     auto* schema = FromCapsule<ArrowSchema>(capsules[0], "arrow_schema");
     auto* array = FromCapsule<ArrowArray>(capsules[1], "arrow_array");
     std::stop_source stop;
-    const auto progress = [&stop](size_t) {  // Ctrl-C while the engine works
+    const auto progress = [&stop, &heard](size_t rows_done) {
       py::gil_scoped_acquire acquire;
-      if (PyErr_CheckSignals() != 0) stop.request_stop();
+      if (PyErr_Occurred() != nullptr) return;
+      PyObject* told = heard.is_none() ? nullptr : PyObject_CallFunction(heard.ptr(), "n", static_cast<Py_ssize_t>(rows_done));
+      Py_XDECREF(told);
+      // What the listener raised, or Ctrl-C while the engine works, ends the call.
+      if ((told == nullptr && PyErr_Occurred() != nullptr) || PyErr_CheckSignals() != 0) stop.request_stop();
     };
     auto scores = std::make_shared<BatchScores>();
     absl::Status status;
@@ -136,6 +142,12 @@ class Scorer {
   const std::vector<std::string>& tasks() const { return scorer_->model().model->config().tasks; }
   uint64_t store_users() const { return store_users_; }
   uint64_t store_events() const { return store_events_; }
+  uint64_t store_items() const { return store_items_; }
+  std::map<std::string, std::string> Parameters() const {
+    std::map<std::string, std::string> values;
+    for (const EffectiveParameter& p : engine_->engine()->parameters().Report()) values[p.name] = p.value;
+    return values;
+  }
   std::map<std::string, uint64_t> Stats() const {
     const EngineStats stats = engine_->engine()->Stats();
     return {{"cached_users", stats.cached_users}, {"cached_bytes", stats.cached_bytes}, {"hits", stats.hits},
@@ -154,7 +166,7 @@ class Scorer {
 
   std::unique_ptr<EmbeddedEngine> engine_;
   std::unique_ptr<BatchScorer> scorer_;
-  uint64_t store_users_ = 0, store_events_ = 0;
+  uint64_t store_users_ = 0, store_events_ = 0, store_items_ = 0;
 };
 
 std::unique_ptr<Scorer> MakeScorer(const std::string& store, const std::string& models, const std::string& model,
@@ -209,7 +221,7 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init(&MakeScorer), py::kw_only(), py::arg("store"), py::arg("models"), py::arg("model"), py::arg("version"),
            py::arg("label"), py::arg("threads"), py::arg("cache_bytes"), py::arg("namespace"), py::arg("scene"),
            py::arg("parameters"))
-      .def("score", &Scorer::Score, py::arg("batch"))
+      .def("score", &Scorer::Score, py::arg("batch"), py::arg("progress") = py::none())
       .def_property_readonly("model", &Scorer::model)
       .def_property_readonly("version", &Scorer::version)
       .def_property_readonly("config_version", &Scorer::config_version)
@@ -217,6 +229,8 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("tasks", &Scorer::tasks)
       .def_property_readonly("store_users", &Scorer::store_users)
       .def_property_readonly("store_events", &Scorer::store_events)
+      .def_property_readonly("store_items", &Scorer::store_items)
+      .def_property_readonly("parameters", &Scorer::Parameters)
       .def("stats", &Scorer::Stats);
 }
 

@@ -6,14 +6,18 @@ import os
 import pathlib
 import sys
 import time
-from typing import Dict, List, Mapping, Tuple
+from typing import Dict, Iterable, List, Mapping, Tuple
+
+import numpy as np
+import pyarrow as pa
 
 from backstory_engine import _native, columns as fields_of, parts
-from backstory_engine.errors import BackstoryError, BadRowsError, InputError
+from backstory_engine.errors import BackstoryError, DamagedInputError, InputError
 from backstory_engine.scorer import BadRow, Scorer
 from backstory_engine.sources import Source
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DAMAGED, EXIT_INTERRUPTED = 0, 1, 2, 4, 130
+COMPLAINTS_MAX = 10
 
 
 class UsageError(Exception):
@@ -102,6 +106,8 @@ class Job:
             self.columns = self.source.resolve(**options)
         except InputError as error:
             raise UsageError(error.message) from error
+        if flags.version and flags.label:
+            raise UsageError("--version and --label: wanted one of the two")
         output = pathlib.Path(flags.output)
         format_of = {suffix: name for name, suffix in parts.FORMATS.items()}
         self.file = output if output.suffix in format_of else None
@@ -120,43 +126,37 @@ class Job:
                 "input": [parts.fingerprint(path) for path in self.source.paths],
                 "columns": {"fields": dict(columns.sources), "defaults": dict(columns.defaults),
                             "time_unit": columns.time_unit, "keep": list(columns.keep)},
-                "namespace": engine.namespace, "scene": engine.scene, "parameters": dict(engine.parameters), **identity,
-                **more}
+                "namespace": engine.namespace, "scene": engine.scene, **identity, **more}
 
-    def score(self, scorer: Scorer, begin: int, end: int) -> Tuple[object, List[BadRow], List[str]]:
-        """Rows [begin, end) of the input: what was scored, what could not be, and which row groups are damaged."""
-        import numpy as np
-        import pyarrow as pa
-
-        names, good, numbers, bad, damage = self.columns.read(), [], [], [], []
+    def score(self, scorer: Scorer, begin: int, end: int, progress=None) -> Tuple[pa.Table, List[BadRow]]:
+        """Rows [begin, end) of the input: what was scored, and what could not be. Of a damaged row group all rows are
+        bad."""
+        names, good, numbers, bad = self.columns.read(), [], [], []
         for piece in self.source.pieces(begin, end, names):
             if piece.error is None:
                 good.append(piece.table)
                 numbers.append(np.arange(piece.first, piece.first + piece.rows))
             else:
-                damage.append(piece.error.message)
                 bad += [(row, "", piece.error.message) for row in range(piece.first, piece.first + piece.rows)]
         table = pa.concat_tables(good) if good else self.source.empty(names)
         rows = pa.chunked_array([pa.array(part) for part in numbers], pa.int64())
-        scored, refused = scorer.score_columns(table, self.columns, row=rows)
+        scored, refused = scorer.score_columns(table, self.columns, row=rows, progress=progress)
         scored, refused = without_bad(scored, refused)
-        return scored, sorted(bad + refused), damage
+        return scored, sorted(bad + refused)
 
 
 def identity(scorer: Scorer) -> Dict[str, object]:
     """What must be the same in every process of a job, or scores would differ."""
     native = scorer.engine
     return {"model": scorer.model_version, "model_hash": native.content_hash, "calibration": native.config_version,
-            "store": {"users": native.store_users, "events": native.store_events}}
+            "store": {"users": native.store_users, "events": native.store_events, "items": native.store_items},
+            "parameters": native.parameters}
 
 
 def without_bad(scored, bad: List[BadRow]):
     """Only the rows that were scored, and the bad ones by their `row`."""
     if not bad:
         return scored, bad
-    import numpy as np
-    import pyarrow as pa
-
     there = np.ones(scored.num_rows, dtype=bool)
     places = [place for place, _, _ in bad]
     there[places] = False
@@ -171,8 +171,12 @@ class Progress:
         self.rows, self.done, self.started, self.before = rows, done, time.monotonic(), done
         self.shown = 0.0 if sys.stderr.isatty() else None
 
-    def add(self, rows: int) -> None:
-        self.done += rows
+    def clear(self) -> None:
+        if self.shown is not None:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def set(self, done: int) -> None:
+        self.done = done
         now = time.monotonic()
         if self.shown is None or (now - self.shown < 0.2 and self.done < self.rows):
             return
@@ -181,27 +185,35 @@ class Progress:
         filled = 30 * self.done // max(self.rows, 1)
         left = f"{(self.rows - self.done) / rate:.0f} s left" if rate > 0 else ""
         print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {self.done:,} of {self.rows:,} rows, {rate:,.0f}/s {left} ",
-              end="\n" if self.done >= self.rows else "", file=sys.stderr, flush=True)
+              end="", file=sys.stderr, flush=True)
 
 
-def finish(job: Job, counts: List[Tuple[int, int]], seconds: float, resumed: int, scorer_info: Dict[str, object],
-           as_json: bool) -> int:
-    """Writes the summary, puts an output file together, and says how it went. Returns the exit code."""
-    scored, bad = sum(c[0] for c in counts), sum(c[1] for c in counts)
-    if scored + bad != job.source.rows:
-        raise BackstoryError("INTERNAL", f"{job.folder.path}: {scored} scored and {bad} bad rows, of {job.source.rows}")
-    summary = {"rows": job.source.rows, "scored": scored, "bad_rows": bad, "parts": len(counts), "resumed_parts": resumed,
-               "seconds": round(seconds, 3), **scorer_info}
+def complain(job: Job, bad: List[BadRow], before: int) -> None:
+    """The first few bad rows of a run, on stderr."""
+    for row, column, reason in bad[:max(COMPLAINTS_MAX - before, 0)]:
+        print(f"backstory: row {row}: {f'{column}: ' if column else ''}{reason}", file=sys.stderr)
+
+
+def finish(job: Job, counts: Iterable[parts.Counts], seconds: float, info: Dict[str, object], as_json: bool) -> int:
+    """Writes the summary, puts an output file together, and says how it went. Returns the exit code. `info`: what is
+    known of the run besides what it wrote."""
+    counts = list(counts)
+    all = sum(counts, parts.Counts())
+    if all.rows != job.source.rows:
+        raise BackstoryError("INTERNAL", f"{job.folder.path}: {all.rows} rows instead of {job.source.rows}")
+    summary = {"rows": all.rows, "scored": all.scored, "bad_rows": all.bad, "unknown_users": all.unknown_users,
+               "unknown_items": all.unknown_items, "parts": len(counts), "model": info["model"]}
     job.folder.succeed(summary)
-    where = str(job.file or job.folder.path)
     if job.file is not None:
         job.folder.join(len(counts), job.file)
+    where = str(job.file or job.folder.path)
     if as_json:
-        print(json.dumps({**summary, "output": where}))
+        print(json.dumps({**summary, **info, "seconds": round(seconds, 3), "output": where}))
     else:
-        print(f"{scored:,} rows scored with {summary['model']} in {seconds:.1f} s; {bad:,} bad rows; {where}")
-    if bad and (job.max_bad_rows is None or bad > job.max_bad_rows):
-        print(f"backstory: {bad} bad rows, listed in bad-rows files beside the scores", file=sys.stderr)
+        print(f"{all.scored} rows scored with {info['model']} in {seconds:.1f} s; {all.bad} bad rows; {all.unknown_users} of "
+              f"unknown users, {all.unknown_items} of unknown items; {where}")
+    if all.bad > (job.max_bad_rows or 0):
+        print(f"backstory: {all.bad} bad rows, listed in bad-rows files beside the scores", file=sys.stderr)
         return EXIT_FAILED
     return EXIT_OK
 
@@ -219,11 +231,9 @@ def run(main, parser: argparse.ArgumentParser, argv=None) -> int:
     except UsageError as error:
         print(f"backstory: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except BadRowsError:
-        raise
     except BackstoryError as error:
         print(f"backstory: {error}", file=sys.stderr)
-        return EXIT_DAMAGED if error.code == "DATA_LOSS" and not isinstance(error, fields_of.DamagedInputError) else EXIT_FAILED
+        return EXIT_DAMAGED if error.code == "DATA_LOSS" and not isinstance(error, DamagedInputError) else EXIT_FAILED
     except KeyboardInterrupt:
         print("backstory: interrupted; go on with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -5,6 +5,7 @@
 Every file is written aside, synced and renamed; bad rows before the part that they belong to. See
 docs/reference/batch-scoring.md, Files.
 """
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ import shutil
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from backstory_engine.errors import BackstoryError
@@ -66,11 +68,33 @@ def write_table(path: pathlib.Path, tables: Iterable[pa.Table], schema: pa.Schem
             writer.write_table(table, row_group_size=max(table.num_rows, 1))
 
 
-def read_table(path: pathlib.Path) -> pa.Table:
+def read_table(path: pathlib.Path, columns=None) -> pa.Table:
     if path.suffix == ".parquet":
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns, use_threads=False)
     with pa.OSFile(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+        table = pa.ipc.open_file(file).read_all()
+        return table if columns is None else table.select(columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Rows of a part, or of all."""
+    scored: int = 0
+    bad: int = 0
+    unknown_users: int = 0
+    unknown_items: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.scored + self.bad
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+
+def counts_of(scored: pa.Table, bad: int) -> Counts:
+    unknown = (pc.sum(scored.column(name)).as_py() or 0 for name in ("unknown_user", "unknown_item"))
+    return Counts(scored.num_rows, bad, *unknown)
 
 
 class OutputFolder:
@@ -88,7 +112,7 @@ class OutputFolder:
         unless `resume`, one that holds anything."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise BackstoryError("FAILED_PRECONDITION", f"{self.path}: {error.strerror}") from error
         try:
@@ -103,14 +127,14 @@ class OutputFolder:
                 raise BackstoryError("FAILED_PRECONDITION", f"{self.path}: holds a run already; go on with it (--resume), "
                                                             "remove it, or name another folder")
             _compare(json.loads(present.read_text(encoding="utf-8")), json.loads(_text(manifest)), str(self.path))
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif any(self.path.iterdir()):
             raise BackstoryError("FAILED_PRECONDITION", f"{self.path}: not empty, and no run of this command")
         else:
             self.write_text(MANIFEST, _text(manifest))
 
     def close(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            os.close(self._lock)
             self._lock = None
 
     def part(self, number: int) -> pathlib.Path:
@@ -126,13 +150,14 @@ class OutputFolder:
     def finished(self) -> bool:
         return (self.path / SUCCESS).exists()
 
-    def write(self, number: int, scored: pa.Table, bad: Sequence[Tuple[int, str, str]]) -> None:
+    def write(self, number: int, scored: pa.Table, bad: Sequence[Tuple[int, str, str]]) -> Counts:
         """Publishes part `number`; writing it again changes nothing."""
         if bad:
             columns = [list(column) for column in zip(*bad)]
             table = pa.table(columns, schema=BAD_SCHEMA)
             publish(self.bad_rows(number), lambda aside: write_table(aside, [table], BAD_SCHEMA, self.format))
         publish(self.part(number), lambda aside: write_table(aside, [scored], scored.schema, self.format))
+        return counts_of(scored, len(bad))
 
     def write_text(self, name: str, text: str) -> None:
         publish(self.path / name, lambda aside: aside.write_text(text, encoding="utf-8"))
@@ -143,10 +168,11 @@ class OutputFolder:
     def summary(self) -> Dict[str, object]:
         return json.loads((self.path / SUCCESS).read_text(encoding="utf-8"))
 
-    def counts(self, number: int) -> Tuple[int, int]:
-        """Rows scored and bad rows of a part that is there."""
+    def counts(self, number: int) -> Counts:
+        """Of a part that is there."""
         bad = self.bad_rows(number)
-        return _rows(self.part(number)), _rows(bad) if bad.exists() else 0
+        flags = read_table(self.part(number), ["unknown_user", "unknown_item"])
+        return counts_of(flags, _rows(bad) if bad.exists() else 0)
 
     def join(self, parts: int, file: pathlib.Path) -> List[pathlib.Path]:
         """Puts the parts together into `file` (and its bad rows beside it), then removes the folder."""

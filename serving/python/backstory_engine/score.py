@@ -19,29 +19,36 @@ def main(flags) -> int:
     job = jobs.Job(flags)
     started = time.monotonic()
     with job.engine.open() as scorer:
-        count = max(-(-job.source.rows // job.rows_per_part), 1)
         job.folder.open(job.manifest(jobs.identity(scorer), rows_per_part=job.rows_per_part), job.resume)
         try:
-            done = [number for number in range(count) if job.folder.done(number)]
-            counts = {number: job.folder.counts(number) for number in done}
-            bad = sum(c[1] for c in counts.values())
-            progress = jobs.Progress(job.source.rows, sum(map(sum, counts.values())))
-            for number in sorted(set(range(count)) - set(done)):
-                begin = number * job.rows_per_part
-                end = min(begin + job.rows_per_part, job.source.rows)
-                scored, refused, damage = job.score(scorer, begin, end)
-                for message in damage:
-                    print(f"backstory: {message}", file=sys.stderr)
-                bad += len(refused)
-                jobs.check_bad(job, bad)
-                job.folder.write(number, scored, refused)
-                counts[number] = (scored.num_rows, len(refused))
-                progress.add(end - begin)
-            info = {"model": scorer.model_version, "model_hash": scorer.engine.content_hash}
-            return jobs.finish(job, [counts[n] for n in range(count)], time.monotonic() - started, len(done), info,
-                               flags.json)
+            counts, resumed = score_parts(job, scorer)
+            info = {"model": scorer.model_version, "resumed_parts": resumed}
+            return jobs.finish(job, counts, time.monotonic() - started, info, flags.json)
         finally:
             job.folder.close()
+
+
+def score_parts(job: jobs.Job, scorer):
+    """Scores what is not there yet. Returns the counts of every part, and how many were there."""
+    count = max(-(-job.source.rows // job.rows_per_part), 1)  # no rows make one empty part, so that columns are known
+    done = {number: job.folder.counts(number) for number in range(count) if job.folder.done(number)}
+    counts = dict(done)
+    progress = jobs.Progress(job.source.rows, sum(c.rows for c in done.values()))
+    try:
+        for number in sorted(set(range(count)) - set(done)):
+            begin = number * job.rows_per_part
+            before, bad_before = progress.done, sum(c.bad for c in counts.values())
+            scored, bad = job.score(scorer, begin, min(begin + job.rows_per_part, job.source.rows),
+                                    lambda rows, before=before: progress.set(before + rows))
+            if bad and bad_before < jobs.COMPLAINTS_MAX:
+                progress.clear()
+                jobs.complain(job, bad, bad_before)
+            counts[number] = job.folder.write(number, scored, bad)
+            progress.set(before + counts[number].rows)
+            jobs.check_bad(job, bad_before + len(bad))
+    finally:
+        progress.clear()
+    return [counts[number] for number in range(count)], len(done)
 
 
 def entry(argv=None) -> int:

@@ -1,6 +1,6 @@
 """Scores tables in this process: Arrow in, Arrow out, over the same C++ core as the server."""
 import threading
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -85,16 +85,18 @@ class Scorer:
         return scored
 
     def score_columns(self, table: pa.Table, columns: fields_of.Columns, first_row: int = 0,
-                      row: Optional[pa.ChunkedArray] = None) -> Tuple[pa.Table, List[BadRow]]:
+                      row: Optional[pa.ChunkedArray] = None, progress: Optional[Callable[[int], None]] = None
+                      ) -> Tuple[pa.Table, List[BadRow]]:
         """As score(), of a table that is flattened and validated, with the bad rows (by their place in `table`) beside.
 
-        The column `row` counts from `first_row`, or is `row`.
+        The column `row` counts from `first_row`, or is `row`. `progress` hears now and then how many rows are done.
         """
         rows = fields_of.rows_of(table, columns)
         engine, bad, batches = self.engine, [], []
         done = 0
         for batch in rows.combine_chunks().to_batches():
-            result = _call(engine.score, batch)
+            tell = None if progress is None else lambda rows, before=done: progress(before + rows)
+            result = _call(engine.score, batch, tell)
             bad += [(done + at, column, reason) for at, column, reason in result.bad]
             batches.append(pa.record_batch(result))
             done += batch.num_rows
