@@ -7,12 +7,18 @@ actor publishes whole: a killed actor's shard is scored again elsewhere, a kille
 is there exactly once.
 """
 import argparse
+import contextlib
 import dataclasses
+import logging
 import os
+import re
 import sys
 import time
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+VERBOSE = "--verbose" in sys.argv
+if not VERBOSE:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read when ray is imported
 
 import numpy as np
 import pyarrow as pa
@@ -29,14 +35,17 @@ SLOTS, SHARDS_MIN = 16384, 16
 RETRIES = 3  # of a shard whose actor died; a shard that kills every actor must not do so for ever
 
 
+def here():
+    return f"worker {os.getpid()} on node {ray.util.get_node_ip_address()}"
+
+
 def open_engine(engine):
     """The engine of this process. Paths may hold variables of the node's environment ("$SCRATCH/store")."""
-    here = dataclasses.replace(engine, store=os.path.expandvars(engine.store), models=os.path.expandvars(engine.models))
+    paths = {name: os.path.expandvars(getattr(engine, name)) for name in ("store", "models")}
     try:
-        return here.open()
+        return dataclasses.replace(engine, **paths).open()
     except BackstoryError as error:
-        raise BackstoryError(error.code, f"worker {os.getpid()} on node {ray.util.get_node_ip_address()}: "
-                                         f"{error.message}") from None
+        raise BackstoryError(error.code, f"{here()}: {error.message}") from None
 
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
@@ -76,22 +85,15 @@ class Reader:
 
 
 class Worker:
-    """An engine and the shards it is given. What it cannot open it says with its first shard, and ends the job."""
+    """An engine, and the shards it is given."""
 
     def __init__(self, job, expected):
-        self.job, self.scorer, self.error = job, None, None
-        try:
-            self.scorer = open_engine(job.engine)
-            for key, value in jobs.identity(self.scorer).items():
-                if value != expected[key]:
-                    raise BackstoryError("FAILED_PRECONDITION", f"node {ray.util.get_node_ip_address()}: {key} is {value}, "
-                                                                f"elsewhere {expected[key]}")
-        except BackstoryError as error:
-            self.error = error
+        self.job, self.scorer = job, open_engine(job.engine)
+        for key, value in jobs.identity(self.scorer).items():
+            if value != expected[key]:
+                raise BackstoryError("FAILED_PRECONDITION", f"{here()}: {key} is {value}, elsewhere {expected[key]}")
 
     def __call__(self, table):
-        if self.error is not None:
-            raise self.error
         started = time.time()
         table = table.sort_by(ROW)
         shard = table.column(SHARD)[0].as_py()
@@ -119,18 +121,16 @@ def ranges(source, rows):
 
 def connect(flags):
     if flags.address:
-        ray.init(address=flags.address, log_to_driver=flags.verbose, logging_level="WARNING")
+        ray.init(address=flags.address, log_to_driver=flags.verbose, logging_level=logging.WARNING if flags.verbose else logging.CRITICAL + 1)
     else:  # a cluster of this machine alone; one CPU more than the workers have, for reading and shuffling
         ray.init(num_cpus=flags.workers * max(flags.threads, 1) + 1, include_dashboard=False, log_to_driver=flags.verbose,
-                 object_store_memory=flags.object_store_bytes, logging_level="WARNING", _node_ip_address="127.0.0.1")
+                 object_store_memory=flags.object_store_bytes, logging_level=logging.WARNING if flags.verbose else logging.CRITICAL + 1)
     there, wanted = int(ray.cluster_resources().get("CPU", 0)), flags.workers * max(flags.threads, 1) + 1
     if there < wanted:
         raise BackstoryError("FAILED_PRECONDITION", f"--workers {flags.workers}: the cluster has {there} CPUs, wanted {wanted} "
                                                     "(those of the workers, and one for reading)")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = flags.verbose
-    if not flags.verbose:
-        ray.data.set_progress_bars(False)
 
 
 def pipeline(job, flags, shards, done, expected):
@@ -144,44 +144,58 @@ def pipeline(job, flags, shards, done, expected):
         compute=ray.data.ActorPoolStrategy(size=flags.workers), max_restarts=RETRIES, max_task_retries=RETRIES)
 
 
+@contextlib.contextmanager
+def quiet_ray(verbose):
+    """Keeps standard output for the summary, and what Ray says of restarts, with stack traces, for --verbose: what ends
+    the job is told in one line."""
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
+    with open(os.devnull, "w", encoding="utf-8") as sink:
+        with contextlib.redirect_stdout(sys.stderr if verbose else sink):
+            with contextlib.redirect_stderr(sys.stderr if verbose else sink):
+                yield
+
+
 def main(flags) -> int:
     if flags.workers < 1:
         raise jobs.UsageError("--workers 0: wanted at least 1")
     job = jobs.Job(flags)
     if job.file is not None:
         raise jobs.UsageError(f"--output {flags.output}: wanted a folder; shards are its parts")
-    connect(flags)
+    started = time.monotonic()
     try:
-        return score(job, flags)
-    except ray.exceptions.RayError as error:
-        raise cause_of(error) from error
+        with quiet_ray(flags.verbose):
+            try:
+                connect(flags)
+                counts, info = score(job, flags)
+            except ray.exceptions.RayError as error:
+                raise cause_of(error) from error
+            finally:
+                ray.shutdown()
+        return jobs.finish(job, counts, time.monotonic() - started, info, flags.json)
     finally:
-        ray.shutdown()
+        job.folder.close()
 
 
 def score(job, flags):
+    """Scores what is not there yet. Returns the counts of every part, and what to say of the run."""
     shards = min(max(SHARDS_MIN, -(-job.source.rows // job.rows_per_part)), SLOTS)
     expected = ray.get(describe.remote(job.engine))
     job.folder.open(job.manifest(expected, shards=shards), job.resume)
-    try:
-        started = time.monotonic()
-        done = [shard for shard in range(shards) if job.folder.done(shard)]
-        counts = {shard: job.folder.counts(shard) for shard in done}
-        progress = jobs.Progress(job.source.rows, sum(c.rows for c in counts.values()))
-        first, last = float("inf"), 0.0
-        if progress.done < job.source.rows:
-            for batch in pipeline(job, flags, shards, done, expected).iter_batches(batch_size=None, batch_format="pyarrow"):
-                for part in batch.to_pylist():
-                    counts[part["shard"]] = parts.Counts(**part["counts"])
-                    first, last = min(first, part["started"]), max(last, part["ended"])
-                    progress.set(progress.done + counts[part["shard"]].rows)
-                jobs.check_bad(job, sum(c.bad for c in counts.values()))
-        progress.clear()
-        info = {"model": expected["model"], "resumed_parts": len(done), "workers": flags.workers,
-                "scoring_seconds": round(max(last - first, 0.0), 3)}
-        return jobs.finish(job, counts.values(), time.monotonic() - started, info, flags.json)
-    finally:
-        job.folder.close()
+    done = [shard for shard in range(shards) if job.folder.done(shard)]
+    counts = {shard: job.folder.counts(shard) for shard in done}
+    progress = jobs.Progress(job.source.rows, sum(c.rows for c in counts.values()))
+    first, last = float("inf"), 0.0
+    if progress.done < job.source.rows:
+        for batch in pipeline(job, flags, shards, done, expected).iter_batches(batch_size=None, batch_format="pyarrow"):
+            for part in batch.to_pylist():
+                counts[part["shard"]] = parts.Counts(**part["counts"])
+                first, last = min(first, part["started"]), max(last, part["ended"])
+                progress.set(progress.done + counts[part["shard"]].rows)
+            jobs.check_bad(job, sum(c.bad for c in counts.values()))
+    progress.clear()
+    return counts.values(), {"model": expected["model"], "resumed_parts": len(done), "workers": flags.workers,
+                             "scoring_seconds": round(max(last - first, 0.0), 3)}
 
 
 def cause_of(error):
@@ -191,6 +205,8 @@ def cause_of(error):
         if isinstance(seen, BackstoryError):
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
+    if ours := re.search(r"backstory_engine\.errors\.\w+: ([A-Z_]+): (.*)", str(error)):  # an actor that could not start
+        return BackstoryError(ours[1], ours[2])
     return BackstoryError("UNAVAILABLE", f"Ray: {str(error).strip().splitlines()[-1]}")
 
 

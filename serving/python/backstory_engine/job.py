@@ -18,6 +18,7 @@ from backstory_engine.sources import Source
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_DAMAGED, EXIT_INTERRUPTED = 0, 1, 2, 4, 130
 COMPLAINTS_MAX = 10
+OUTPUT = ("row", "user", "item_id", "time_us", "rows_visible", "unknown_user", "unknown_item")
 
 
 class UsageError(Exception):
@@ -106,6 +107,9 @@ class Job:
             self.columns = self.source.resolve(**options)
         except InputError as error:
             raise UsageError(error.message) from error
+        for name in options["keep"]:
+            if name in OUTPUT or name.startswith(("calibrated.", "raw_logit.")):
+                raise UsageError(f"--keep {name!r}: the output has a column of that name")
         if flags.version and flags.label:
             raise UsageError("--version and --label: wanted one of the two")
         output = pathlib.Path(flags.output)
@@ -169,11 +173,12 @@ class Progress:
 
     def __init__(self, rows: int, done: int = 0):
         self.rows, self.done, self.started, self.before = rows, done, time.monotonic(), done
-        self.shown = 0.0 if sys.stderr.isatty() else None
+        self.stream = sys.__stderr__
+        self.shown = 0.0 if self.stream.isatty() else None
 
     def clear(self) -> None:
         if self.shown is not None:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=self.stream, flush=True)
 
     def set(self, done: int) -> None:
         self.done = done
@@ -185,7 +190,7 @@ class Progress:
         filled = 30 * self.done // max(self.rows, 1)
         left = f"{(self.rows - self.done) / rate:.0f} s left" if rate > 0 else ""
         print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {self.done:,} of {self.rows:,} rows, {rate:,.0f}/s {left} ",
-              end="", file=sys.stderr, flush=True)
+              end="", file=self.stream, flush=True)
 
 
 def complain(job: Job, bad: List[BadRow], before: int) -> None:
