@@ -88,7 +88,7 @@ class ScoreTest(unittest.TestCase):
             wanted = before + self.random.randrange(3)  # parts that appear first, then some milliseconds
             while process.poll() is None and (len(list(watched.glob("part-*"))) if watched.exists() else 0) < wanted:
                 time.sleep(0.001)
-            time.sleep(self.random.random() * 0.04)
+            time.sleep(self.random.random() * 0.02)
             process.send_signal(signal.SIGKILL)
             _, errors = process.communicate()
             if process.returncode == 0:
@@ -108,7 +108,7 @@ class ScoreTest(unittest.TestCase):
 
     def test_kill_and_resume_a_folder(self):
         bad = self.spoil("folder-rows.csv")
-        options = ("--rows-per-part", "100")
+        options = ("--rows-per-part", "50")
         whole, resumed = self.folder / "whole", self.folder / "resumed"
         summary = json.loads(self.score(whole, "--json", *options, rows="folder-rows.csv", code=1).stdout)
         self.assertEqual((summary["rows"], summary["scored"], summary["bad_rows"]), (6000, 6000 - bad, bad))
@@ -125,7 +125,7 @@ class ScoreTest(unittest.TestCase):
         self.spoil("file-rows.csv")
         self.default_rows = "file-rows.csv"
         whole, resumed = self.folder / "whole.jsonl", self.folder / "resumed.jsonl"
-        options = ("--rows-per-part", "100")
+        options = ("--rows-per-part", "50")
         self.score(whole, *options, code=1)
         self.kill_and_resume(resumed, self.folder / "resumed.jsonl.parts", *options)
         self.assertEqual(resumed.read_bytes(), whole.read_bytes())
@@ -141,10 +141,11 @@ class ScoreTest(unittest.TestCase):
         shuffled = list(enumerate(self.rows[:1500]))
         self.random.shuffle(shuffled)
         write_csv(self.work / "shuffled.csv", self.header, [row for _, row in shuffled])
-        self.score(self.folder / "two.csv", "--threads", "2", rows="some.csv")
-        self.score(self.folder / "one.csv", "--threads", "1", "--rows-per-part", "333", "--cache-bytes", "1048576",
-                   rows="some.csv")
-        self.score(self.folder / "shuffled.csv", "--threads", "2", "--rows-per-part", "400", rows="shuffled.csv")
+        runs = [subprocess.Popen(self.command(*words, rows=rows), stdout=subprocess.DEVNULL) for words, rows in (
+            ((self.folder / "two.csv", "--threads", "2"), "some.csv"),
+            ((self.folder / "one.csv", "--threads", "1", "--rows-per-part", "333", "--cache-bytes", "1048576"), "some.csv"),
+            ((self.folder / "shuffled.csv", "--threads", "2", "--rows-per-part", "400"), "shuffled.csv"))]
+        self.assertEqual([run.wait() for run in runs], [0, 0, 0], "three processes share the store")
         two = read_csv(self.folder / "two.csv")
         self.assertEqual(read_csv(self.folder / "one.csv"), two)
         for (row, _), scored in zip(shuffled, read_csv(self.folder / "shuffled.csv")[1:]):
