@@ -12,4 +12,10 @@ if(TARGET backstory_embedded)
     DEPS cli_common
     PRIVATE_DEPS cli_ingest_common cli_score_files backstory_embedded absl::strings absl::str_format
                  nlohmann_json::nlohmann_json)
+  backstory_test(score_files_test SOURCES ${CMAKE_SOURCE_DIR}/tests/cli/score_files_test.cc
+    DEPS cli_score_files nlohmann_json::nlohmann_json LABELS tier1 asan)
+  if(BACKSTORY_TESTS)
+    add_executable(batch_bench ${CMAKE_SOURCE_DIR}/tests/bench/batch_bench.cc)
+    target_link_libraries(batch_bench PRIVATE backstory_flags cli_common cli_score_files backstory_batch backstory_embedded)
+  endif()
 endif()
