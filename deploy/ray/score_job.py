@@ -16,8 +16,7 @@ import sys
 import time
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-VERBOSE = "--verbose" in sys.argv
-if not VERBOSE:
+if "--verbose" not in sys.argv:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read when ray is imported
 
 import numpy as np
@@ -120,11 +119,12 @@ def ranges(source, rows):
 
 
 def connect(flags):
+    level = logging.WARNING if flags.verbose else logging.CRITICAL + 1
     if flags.address:
-        ray.init(address=flags.address, log_to_driver=flags.verbose, logging_level=logging.WARNING if flags.verbose else logging.CRITICAL + 1)
+        ray.init(address=flags.address, log_to_driver=flags.verbose, logging_level=level)
     else:  # a cluster of this machine alone; one CPU more than the workers have, for reading and shuffling
         ray.init(num_cpus=flags.workers * max(flags.threads, 1) + 1, include_dashboard=False, log_to_driver=flags.verbose,
-                 object_store_memory=flags.object_store_bytes, logging_level=logging.WARNING if flags.verbose else logging.CRITICAL + 1)
+                 object_store_memory=flags.object_store_bytes, logging_level=level)
     there, wanted = int(ray.cluster_resources().get("CPU", 0)), flags.workers * max(flags.threads, 1) + 1
     if there < wanted:
         raise BackstoryError("FAILED_PRECONDITION", f"--workers {flags.workers}: the cluster has {there} CPUs, wanted {wanted} "

@@ -110,7 +110,7 @@ def check_types(schema: pa.Schema, columns: Columns, where: str) -> None:
 
 
 def rows_of(table: pa.Table, columns: Columns) -> pa.Table:
-    """The fields of `table` (flattened, validated), each by its name and in a type that the engine takes."""
+    """The fields of a checked() table, each by its name and in a type that the engine takes."""
     arrays = {}
     for field, name in columns.sources.items():
         arrays[field] = _engine_type(table.column(name), field, name, columns.time_unit)
@@ -119,13 +119,22 @@ def rows_of(table: pa.Table, columns: Columns) -> pa.Table:
     return pa.table(arrays)
 
 
-def validate(table: pa.Table, where: str = "table") -> None:
-    """Checks every byte that the engine will trust: offsets, UTF-8, lengths."""
+def checked(table: pa.Table, names: Sequence[str], where: str = "table") -> pa.Table:
+    """The columns `names` (as resolve() names them) of a table, flattened, once every byte that the engine will trust is
+    known to be right: offsets, UTF-8, lengths."""
+    table = table.select(top_level(table.schema, names))
     for name, column in zip(table.column_names, table.columns):
         try:
             column.validate(full=True)
         except (pa.ArrowException, ValueError) as error:
             raise DamagedInputError(f"{where}: column {name!r}: {error}") from error
+    return flatten(table).select(list(names))
+
+
+def top_level(schema: pa.Schema, names: Sequence[str]) -> List[str]:
+    """The columns of `schema` that hold `names`: a member of a feature struct is held by its struct."""
+    there = set(schema.names)
+    return list(dict.fromkeys(name if name in there else name.split(".")[0] for name in names))
 
 
 def _engine_type(column, field, name, time_unit):

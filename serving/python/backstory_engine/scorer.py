@@ -77,9 +77,7 @@ class Scorer:
         table = _as_table(table)
         texts = {name: str(value) for name, value in defaults.items()}
         columns = fields_of.resolve(table.schema, fields, texts, time_unit, keep)
-        table = fields_of.flatten(table).select(columns.read())
-        fields_of.validate(table)
-        scored, bad = self.score_columns(table, columns)
+        scored, bad = self.score_columns(fields_of.checked(table, columns.read()), columns)
         if bad and bad_rows == "raise":
             raise BadRowsError(bad)
         return scored
@@ -87,7 +85,7 @@ class Scorer:
     def score_columns(self, table: pa.Table, columns: fields_of.Columns, first_row: int = 0,
                       row: Optional[pa.ChunkedArray] = None, progress: Optional[Callable[[int], None]] = None
                       ) -> Tuple[pa.Table, List[BadRow]]:
-        """As score(), of a table that is flattened and validated, with the bad rows (by their place in `table`) beside.
+        """As score(), of a table that is checked, with the bad rows (by their place in `table`) beside.
 
         The column `row` counts from `first_row`, or is `row`. `progress` hears now and then how many rows are done.
         """

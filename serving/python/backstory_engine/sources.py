@@ -42,9 +42,7 @@ class _File:
             if table.num_rows != self.starts[group + 1] - self.starts[group]:
                 raise DamagedInputError(f"{self.where(group)}: {table.num_rows} rows instead of the "
                                         f"{self.starts[group + 1] - self.starts[group]} it declares")
-            table = fields_of.flatten(table)
-            fields_of.validate(table, self.where(group))
-            self._last = (group, tuple(names), table)
+            self._last = (group, tuple(names), fields_of.checked(table, names, self.where(group)))
         return self._last[2]
 
     def _damage(self, group, names, error):
@@ -71,9 +69,7 @@ class _ParquetFile(_File):
         self.starts = _starts(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
 
     def _read(self, group, names):
-        wanted = [name.split(".")[0] if name not in self.schema.names else name for name in names]
-        table = self._file.read_row_group(group, columns=list(dict.fromkeys(wanted)), use_threads=False)
-        return table.select(list(dict.fromkeys(wanted)))
+        return self._file.read_row_group(group, columns=fields_of.top_level(self.schema, names), use_threads=False)
 
 
 class _ArrowFile(_File):
@@ -87,8 +83,7 @@ class _ArrowFile(_File):
         self.starts = _starts(self._reader.get_batch(g).num_rows for g in range(self._reader.num_record_batches))
 
     def _read(self, group, names):
-        wanted = dict.fromkeys(name.split(".")[0] if name not in self.schema.names else name for name in names)
-        return pa.Table.from_batches([self._reader.get_batch(group)]).select(list(wanted))
+        return pa.Table.from_batches([self._reader.get_batch(group)]).select(fields_of.top_level(self.schema, names))
 
 
 class _ArrowStream(_File):
@@ -103,8 +98,7 @@ class _ArrowStream(_File):
         self.starts = _starts(batch.num_rows for batch in self._batches)
 
     def _read(self, group, names):
-        wanted = dict.fromkeys(name.split(".")[0] if name not in self.schema.names else name for name in names)
-        return pa.Table.from_batches([self._batches[group]]).select(list(wanted))
+        return pa.Table.from_batches([self._batches[group]]).select(fields_of.top_level(self.schema, names))
 
 
 def _starts(sizes):
@@ -118,10 +112,11 @@ def _starts(sizes):
 
 def _open(path):
     try:
-        if path.suffix in PARQUET:
-            return _ParquetFile(path)
-        with path.open("rb") as file:
-            return (_ArrowFile if file.read(6) == b"ARROW1" else _ArrowStream)(path)
+        with path.open("rb") as head:
+            arrow = _ArrowFile if head.read(6) == b"ARROW1" else _ArrowStream
+        file = _ParquetFile(path) if path.suffix in PARQUET else arrow(path)
+        list(file.schema.names)  # those that are no UTF-8 fail here
+        return file
     except FileNotFoundError as error:
         raise BackstoryError("NOT_FOUND", f"{path}: no such file") from error
     except PermissionError as error:
@@ -167,7 +162,7 @@ class Source:
             if columns is not None and found != columns:
                 raise InputError(f"{file.path}: other columns than {self.paths[0]}")
             columns = found
-            for name in {name.split(".")[0] if name not in file.schema.names else name for name in found.read()}:
+            for name in fields_of.top_level(file.schema, found.read()):
                 if file.schema.field(name).type != self.schema.field(name).type:
                     raise InputError(f"{file.path}: column {name!r}: type {file.schema.field(name).type}, in "
                                      f"{self.paths[0]} {self.schema.field(name).type}")
@@ -195,7 +190,7 @@ class Source:
 
 def _piece(file, group, begin, end, start, names):
     try:
-        table = file.read_group(group, names).slice(begin - file.starts[group], end - begin).select(list(names))
+        table = file.read_group(group, names).slice(begin - file.starts[group], end - begin)
         return Piece(start + begin, end - begin, table, None)
     except DamagedInputError as error:
         return Piece(start + begin, end - begin, None, error)
