@@ -76,13 +76,19 @@ bool Time(std::string_view column, const ScoreCell& cell, int64_t unit_us, std::
   return true;
 }
 
-bool Number(std::string_view column, const ScoreCell& cell, std::optional<double>* out, BadScoreRow* problem) {
+// A value of a number feature, or none.
+struct Measured {
+  double value = 0;
+  bool there = false;
+};
+
+bool Number(std::string_view column, const ScoreCell& cell, Measured* out, BadScoreRow* problem) {
   if (cell.kind == ScoreCell::kMissing || (cell.kind == ScoreCell::kLoose && cell.text.empty())) return true;
   double number = 0;
   if (cell.kind == ScoreCell::kText || cell.kind == ScoreCell::kOther || !ParseNumber(cell.text, &number)) {
     return Fail(column, "'" + std::string(cell.text.substr(0, 64)) + "', a number needed", problem);
   }
-  *out = number;
+  *out = {number, true};
   return true;
 }
 
@@ -92,8 +98,8 @@ struct ScoreChunk::Parsed {
   std::string_view user, ns, scene;
   std::optional<uint64_t> item, request_id;
   std::optional<int64_t> time_us, as_of_us, known_by_us;
-  std::vector<std::optional<double>> numbers;  // [features]
-  std::vector<std::string_view> texts;         // [features]
+  std::vector<Measured> numbers;        // [features]
+  std::vector<std::string_view> texts;  // [features]
 };
 
 bool ScoreChunk::Parse(const ScoreCells& cells, const std::vector<std::string>& features, int64_t time_unit_us,
@@ -134,9 +140,9 @@ void ScoreChunk::AddFeatures(const Parsed& parsed, const std::vector<std::string
   for (size_t f = 0; f < features_.size(); ++f) {
     Feature& feature = features_[f];
     if (IsNumberFeature(feature.field)) {
-      const std::optional<double> number = f < parsed.numbers.size() ? parsed.numbers[f] : std::nullopt;
+      const Measured number = f < parsed.numbers.size() ? parsed.numbers[f] : Measured();
       feature.numbers.Pad(before);
-      feature.numbers.Add(number.value_or(0), number.has_value());
+      feature.numbers.Add(number.value, number.there);
     } else {
       feature.texts.resize(before);
       feature.texts.push_back(f < parsed.texts.size() ? parsed.texts[f] : std::string_view());
