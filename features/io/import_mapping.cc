@@ -15,27 +15,10 @@ constexpr std::array<std::string_view, 18> kEventFields = {
 constexpr std::array<std::string_view, 8> kItemFields = {"item_id", "categories", "sid",     "year",
                                                          "title",   "text",       "numbers", "strings"};
 
+constexpr char kImportFormat[] = "the import format";
+
 bool IsPrefixed(std::string_view field, std::string_view prefix) {
   return field.starts_with(prefix) && field.size() > prefix.size();
-}
-
-using Check = bool (*)(std::string_view);
-
-absl::Status AddPairs(std::string_view pairs, Check known, std::map<std::string, std::string>* out) {
-  while (!pairs.empty()) {
-    const size_t comma = std::min(pairs.find(','), pairs.size());
-    const std::string_view pair = pairs.substr(0, comma);
-    pairs.remove_prefix(std::min(comma + 1, pairs.size()));
-    const size_t equals = pair.find('=');
-    if (equals == std::string_view::npos || equals == 0 || equals + 1 == pair.size()) {
-      return absl::InvalidArgumentError(absl::StrCat("'", std::string(pair), "': field=column needed"));
-    }
-    const std::string field(FieldOfName(pair.substr(0, equals)));
-    if (!known(field))
-      return absl::InvalidArgumentError(absl::StrCat("'", field, "' is no field of the import format"));
-    (*out)[field] = std::string(pair.substr(equals + 1));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -72,16 +55,34 @@ absl::StatusOr<ImportMappings> PresetMappings(std::string_view name) {
   return mappings;
 }
 
+absl::Status AddFieldPairs(std::string_view pairs, FieldNames names, std::map<std::string, std::string>* out) {
+  while (!pairs.empty()) {
+    const size_t comma = std::min(pairs.find(','), pairs.size());
+    const std::string_view pair = pairs.substr(0, comma);
+    pairs.remove_prefix(std::min(comma + 1, pairs.size()));
+    const size_t equals = pair.find('=');
+    if (equals == std::string_view::npos || equals == 0 || equals + 1 == pair.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("'", std::string(pair), "': field=column needed"));
+    }
+    const std::string field(names.field_of(pair.substr(0, equals)));
+    if (!names.known(field)) {
+      return absl::InvalidArgumentError(absl::StrCat("'", field, "' is no field of ", names.of_what));
+    }
+    (*out)[field] = std::string(pair.substr(equals + 1));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AddEventColumns(std::string_view pairs, ImportMapping* mapping) {
-  return AddPairs(pairs, IsEventField, &mapping->columns);
+  return AddFieldPairs(pairs, {FieldOfName, IsEventField, kImportFormat}, &mapping->columns);
 }
 
 absl::Status AddItemColumns(std::string_view pairs, ImportMapping* mapping) {
-  return AddPairs(pairs, IsItemField, &mapping->columns);
+  return AddFieldPairs(pairs, {FieldOfName, IsItemField, kImportFormat}, &mapping->columns);
 }
 
 absl::Status AddEventConstants(std::string_view pairs, ImportMapping* mapping) {
-  return AddPairs(pairs, IsEventField, &mapping->constants);
+  return AddFieldPairs(pairs, {FieldOfName, IsEventField, kImportFormat}, &mapping->constants);
 }
 
 absl::StatusOr<int64_t> TimeUnitUs(std::string_view unit) {

@@ -29,8 +29,17 @@ struct ImportMappings {
 // "movielens": ratings.csv and movies.csv of GroupLens. "" and "backstory": the import format itself.
 absl::StatusOr<ImportMappings> PresetMappings(std::string_view name);
 
+// What may stand before the '=' of a pair.
+struct FieldNames {
+  std::string_view (*field_of)(std::string_view name);  // short names -> fields, others as they are
+  bool (*known)(std::string_view field);
+  const char* of_what;  // for messages: "the import format"
+};
+// "a=b,c=d" into `out`. INVALID_ARGUMENT naming an unknown field or a malformed pair.
+absl::Status AddFieldPairs(std::string_view pairs, FieldNames names, std::map<std::string, std::string>* out);
+
 // "time=timestamp,item=movieId" into `columns`, "action=rating" into `constants`. Short names: user_id, item, time,
-// label_time. INVALID_ARGUMENT naming an unknown field or a malformed pair.
+// label_time. Errors as above.
 absl::Status AddEventColumns(std::string_view pairs, ImportMapping* mapping);
 absl::Status AddItemColumns(std::string_view pairs, ImportMapping* mapping);
 absl::Status AddEventConstants(std::string_view pairs, ImportMapping* mapping);

@@ -1,7 +1,6 @@
 #include "features/io/import_rows.h"
 
 #include <array>
-#include <charconv>
 #include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -9,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "features/event_rules.h"
 #include "features/io/event_json.h"
+#include "features/io/field_text.h"
 #include "features/item_rules.h"
 
 namespace backstory {
@@ -19,36 +19,6 @@ using nlohmann::json;
 constexpr size_t kUserBytesMax = 256;
 
 absl::Status Bad(const std::string& what) { return absl::InvalidArgumentError(what); }
-absl::Status BadField(std::string_view field, std::string_view value, const char* needed) {
-  return Bad(absl::StrCat(std::string(field), ": '", std::string(value.substr(0, 64)), "', ", needed));
-}
-
-template <typename T>
-bool ParseNumber(std::string_view text, T* out) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *out);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-template <typename T>
-absl::Status Number(std::string_view field, std::string_view text, T* out) {
-  if (text.empty() || ParseNumber(text, out)) return absl::OkStatus();
-  return BadField(field, text, "a number of the field's range needed");
-}
-
-absl::Status Time(std::string_view field, std::string_view text, int64_t unit_us, int64_t* out) {
-  int64_t whole = 0;
-  if (ParseNumber(text, &whole)) {
-    if (!__builtin_mul_overflow(whole, unit_us, out)) return absl::OkStatus();
-    return BadField(field, text, "out of range");
-  }
-  double fraction = 0;
-  if (!ParseNumber(text, &fraction) || !std::isfinite(fraction)) return BadField(field, text, "a number needed");
-  const double us = std::round(fraction * static_cast<double>(unit_us));
-  if (std::fabs(us) > static_cast<double>(EventLimits::kTimeUsMax)) return BadField(field, text, "out of range");
-  *out = static_cast<int64_t>(us);
-  return absl::OkStatus();
-}
-
 uint64_t Id(std::string_view text) { return text.empty() ? 0 : IdFromText(text); }
 
 absl::Status Bool(std::string_view field, std::string_view text, bool* out) {
@@ -153,14 +123,14 @@ absl::Status RowReader::ReadCsvEvent(const std::vector<std::string_view>& fields
   for (const CsvField needed : {kUser, kTimeUs, kItemId}) {
     if (Value(fields, needed).empty()) return Bad(absl::StrCat(std::string(CsvFieldName(needed)), ": missing"));
   }
-  if (auto s = Time("time_us", Value(fields, kTimeUs), mapping_.time_unit_us, &event.time_us); !s.ok()) return s;
-  if (auto s = Number("revision", Value(fields, kRevision), &event.revision); !s.ok()) return s;
-  if (auto s = Number("position", Value(fields, kPosition), &event.position); !s.ok()) return s;
-  if (auto s = Number("value", Value(fields, kValue), &event.value); !s.ok()) return s;
-  if (auto s = Number("label", Value(fields, kLabel), &label); !s.ok()) return s;
+  if (auto s = TimeField("time_us", Value(fields, kTimeUs), mapping_.time_unit_us, &event.time_us); !s.ok()) return s;
+  if (auto s = NumberField("revision", Value(fields, kRevision), &event.revision); !s.ok()) return s;
+  if (auto s = NumberField("position", Value(fields, kPosition), &event.position); !s.ok()) return s;
+  if (auto s = NumberField("value", Value(fields, kValue), &event.value); !s.ok()) return s;
+  if (auto s = NumberField("label", Value(fields, kLabel), &label); !s.ok()) return s;
   if (auto s = Bool("tombstone", Value(fields, kTombstone), &event.tombstone); !s.ok()) return s;
   if (const std::string_view at = Value(fields, kLabelTimeUs); !at.empty()) {
-    if (auto s = Time("label_time_us", at, mapping_.time_unit_us, &label_us); !s.ok()) return s;
+    if (auto s = TimeField("label_time_us", at, mapping_.time_unit_us, &label_us); !s.ok()) return s;
   }
   if (const std::string_view action = Value(fields, kAction); !action.empty()) {
     const absl::StatusOr<ActionType> type = ActionTypeFromName(action);
@@ -180,7 +150,7 @@ absl::Status RowReader::ReadCsvEvent(const std::vector<std::string_view>& fields
     if (!fields[column].empty()) event.context.push_back({name, std::string(fields[column])});
   }
   const auto add_embedding = [&event](std::string_view part) {
-    return Number("embedding_ids", part, &event.embedding_ids.emplace_back());
+    return NumberField("embedding_ids", part, &event.embedding_ids.emplace_back());
   };
   if (auto s = ForEachPart(Value(fields, kEmbeddingIds), add_embedding); !s.ok()) return s;
   const std::string_view event_id = Value(fields, kEventId);
@@ -237,17 +207,17 @@ absl::Status RowReader::ReadCsvItem(const std::vector<std::string_view>& fields,
   item.item_id = Id(id);
   item.title = Value(fields, kTitle);
   item.text = Value(fields, kText);
-  if (auto s = Number("year", Value(fields, kYear), &item.year); !s.ok()) return s;
+  if (auto s = NumberField("year", Value(fields, kYear), &item.year); !s.ok()) return s;
   const auto add_category = [&item](std::string_view part) {
     item.categories.emplace_back(part);
     return absl::OkStatus();
   };
   if (auto s = ForEachPart(Value(fields, kCategories), add_category); !s.ok()) return s;
-  const auto add_sid = [&item](std::string_view part) { return Number("sid", part, &item.sid.emplace_back()); };
+  const auto add_sid = [&item](std::string_view part) { return NumberField("sid", part, &item.sid.emplace_back()); };
   if (auto s = ForEachPart(Value(fields, kSid), add_sid); !s.ok()) return s;
   for (const auto& [name, column] : numbers_) {
     if (fields[column].empty()) continue;
-    if (auto s = Number("numbers." + name, fields[column], &item.numbers[name]); !s.ok()) return s;
+    if (auto s = NumberField("numbers." + name, fields[column], &item.numbers[name]); !s.ok()) return s;
   }
   for (const auto& [name, column] : strings_) {
     if (!fields[column].empty()) item.strings[name] = fields[column];
@@ -292,7 +262,7 @@ absl::Status ScaleTime(const char* key, int64_t unit_us, json* object) {
   if (!found->is_number() && !found->is_string()) return Bad(absl::StrCat(key, ": a number needed"));
   int64_t time_us = 0;
   const std::string text = found->is_string() ? found->get<std::string>() : found->dump();
-  if (auto status = Time(key, text, unit_us, &time_us); !status.ok()) return status;
+  if (auto status = TimeField(key, text, unit_us, &time_us); !status.ok()) return status;
   *found = time_us;
   return absl::OkStatus();
 }

@@ -31,6 +31,9 @@
 #ifdef BACKSTORY_CLI_MODEL
 #include "serving/cli/model_command.h"
 #endif
+#ifdef BACKSTORY_CLI_SCORE
+#include "serving/cli/score_command.h"
+#endif
 #ifdef BACKSTORY_CLI_STORE
 #include "serving/cli/store_command.h"
 #endif
@@ -74,6 +77,9 @@ void AddCommands(CLI::App& app) {
 #endif
 #ifdef BACKSTORY_CLI_REPLAY
   AddReplayCommand(app);
+#endif
+#ifdef BACKSTORY_CLI_SCORE
+  AddScoreCommand(app);
 #endif
   AddAdminCommand(app);
   AddCheckCommand(app);

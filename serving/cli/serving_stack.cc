@@ -4,41 +4,11 @@
 #include <thread>
 #include <utility>
 
-#include "models/grab/loader.h"
+#include "serving/embedded/grab_loader.h"
 #include "serving/engine/experiments/shadow.h"
 #include "serving/engine/request_log.h"
 
 namespace backstory {
-namespace {
-
-ServedCalibration ServedOf(std::shared_ptr<const Calibration> calibration) {
-  const uint32_t number = calibration->version();
-  return {number, [calibration = std::move(calibration)](std::string_view scene, int task, float logit) {
-            return calibration->Probability(scene, task, logit);
-          }};
-}
-
-}  // namespace
-
-ModelLoader GrabLoader(ThreadPool* pool) {
-  return [pool](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
-    auto loaded = grab::LoadGrabVersion(source.path, {.pool = pool, .expected_name = source.model});
-    if (!loaded.ok()) return loaded.status();
-    auto served = std::make_shared<ServedModel>();
-    served->name = source.model;
-    served->version = source.version;
-    served->content_hash = (*loaded)->hash;
-    served->model = std::shared_ptr<const grab::Model>(*loaded, (*loaded)->model.get());
-    served->calibration = ServedOf((*loaded)->calibration());
-    served->read_calibration = [path = source.path, tasks = (*loaded)->config.tasks](
-                                   uint32_t number) -> absl::StatusOr<ServedCalibration> {
-      auto calibration = grab::ReadCalibration(path, number, tasks);
-      if (!calibration.ok()) return calibration.status();
-      return ServedOf(*std::move(calibration));
-    };
-    return std::shared_ptr<const ServedModel>(std::move(served));
-  };
-}
 
 StoreOptions StoreOptionsOf(const rpc::ServerConfig& config) {
   StoreOptions options;

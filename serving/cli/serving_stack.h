@@ -14,9 +14,6 @@
 
 namespace backstory {
 
-// Loads GRAB version directories; scoring loops run on `pool`, which must outlive the models.
-ModelLoader GrabLoader(ThreadPool* pool);
-
 StoreOptions StoreOptionsOf(const rpc::ServerConfig& config);
 absl::StatusOr<EngineOptions> EngineOptionsOf(const rpc::ServerConfig& config);
 

@@ -194,7 +194,9 @@ absl::Status UserState::Update(const grab::Model& model, size_t first_changed, I
   Rehash(first_changed);
   {
     std::lock_guard lock(summary_mutex_);
-    if (first_changed < summary_.counted()) summary_.Reset(), summary_us_ = INT64_MIN;
+    for (RunningSummary& running : summaries_) {
+      if (first_changed < running.sums.counted()) running = {};
+    }
   }
   CountBytes();
   report->state_bytes = bytes_;
@@ -256,9 +258,17 @@ std::optional<StateView> UserState::ViewOf(const TokenizerConfig& config, int64_
 UserSummary UserState::SummaryAt(int64_t now_us, int64_t tie, ItemReader* items) const {
   const ItemLookup lookup = [items](uint64_t id) { return items->Find(id); };
   std::lock_guard lock(summary_mutex_);
-  if (now_us < summary_us_) return Summarise(joined_.rows, now_us, tie, lookup);
-  summary_us_ = now_us;
-  return summary_.At(joined_.rows, now_us, tie, lookup);
+  // The one that is furthest without being ahead; if all are ahead, the longest unused starts anew.
+  RunningSummary* best = nullptr;
+  RunningSummary* oldest = &summaries_.front();
+  for (RunningSummary& running : summaries_) {
+    if (running.us <= now_us && (best == nullptr || running.us > best->us)) best = &running;
+    if (running.used < oldest->used) oldest = &running;
+  }
+  if (best == nullptr) best = oldest, *best = {};
+  best->us = now_us;
+  best->used = ++summary_tick_;
+  return best->sums.At(joined_.rows, now_us, tie, lookup);
 }
 
 const HistoryRow* UserState::RowOf(int channel, size_t row) const {

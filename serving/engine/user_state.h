@@ -4,6 +4,7 @@
 #ifndef BACKSTORY_SERVING_ENGINE_USER_STATE_H_
 #define BACKSTORY_SERVING_ENGINE_USER_STATE_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -107,9 +108,16 @@ class UserState {
   uint64_t catalog_version_ = 0;
   size_t bytes_ = 0;
 
+  // Running statistics, each up to a moment: callers that walk through the user's past side by side (batch scoring) each
+  // find one that is not ahead of them.
+  struct RunningSummary {
+    SummaryAccumulator sums;
+    int64_t us = INT64_MIN;
+    uint64_t used = 0;  // tick of the last use
+  };
   mutable std::mutex summary_mutex_;
-  mutable SummaryAccumulator summary_;      // guarded by summary_mutex_
-  mutable int64_t summary_us_ = INT64_MIN;  // guarded by summary_mutex_
+  mutable std::array<RunningSummary, 4> summaries_;  // guarded by summary_mutex_
+  mutable uint64_t summary_tick_ = 0;                // guarded by summary_mutex_
 };
 
 }  // namespace backstory

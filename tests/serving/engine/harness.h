@@ -50,9 +50,9 @@ class Harness {
   }
   // Shares another's store and catalog: the same world, seen by an engine that remembers nothing.
   Harness(Harness* world, std::map<std::string, std::shared_ptr<const ServedModel>> versions,
-          std::map<std::string, std::string> parameters = {})
+          std::map<std::string, std::string> parameters = {}, int threads = 0)
       : clock(world->clock.WallMicros(), world->clock.MonotonicMicros()) {
-    Start(&world->store, &world->catalog, std::move(versions), std::move(parameters), 0, {});
+    Start(&world->store, &world->catalog, std::move(versions), std::move(parameters), threads, {});
   }
 
   // Answers before it returns; runs whatever waits.
