@@ -1,7 +1,8 @@
 """Safetensors files in numpy: the exchange format of token shards and weights.
 
 The layout: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw
-little-endian data without holes. `__metadata__` in the header maps strings to strings.
+little-endian data without holes. `__metadata__` in the header maps strings to strings. numpy has no bfloat16: BF16 tensors
+are read as float32, which holds every value exactly, and never written.
 """
 import json
 import os
@@ -16,6 +17,7 @@ _DTYPES = {
     "U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"), "BOOL": np.dtype("?"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BF16 = "BF16"
 
 
 def read_tensors(path):
@@ -34,14 +36,15 @@ def read_tensors(path):
         data = np.memmap(path, dtype="u1", mode="r", offset=base) if size > base else np.zeros(0, "u1")
     tensors = {}
     for name, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in _DTYPES and entry["dtype"] != _BF16:
             raise ValueError(f"{path}: tensor {name} has unknown dtype {entry['dtype']}")
-        dtype = _DTYPES[entry["dtype"]]
+        dtype = _DTYPES["U16" if entry["dtype"] == _BF16 else entry["dtype"]]
         begin, end = entry["data_offsets"]
         count = int(np.prod(entry["shape"], dtype=np.int64))
         if not 0 <= begin <= end <= data.size or end - begin != count * dtype.itemsize:
             raise ValueError(f"{path}: tensor {name} has offsets [{begin}, {end}) outside the file or not of its shape")
-        tensors[name] = np.frombuffer(data[begin:end].tobytes(), dtype=dtype).reshape(entry["shape"])
+        array = np.frombuffer(data[begin:end].tobytes(), dtype=dtype).reshape(entry["shape"])
+        tensors[name] = (array.astype("<u4") << 16).view("<f4") if entry["dtype"] == _BF16 else array
     return tensors, metadata
 
 

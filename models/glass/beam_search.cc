@@ -1,0 +1,189 @@
+#include "models/glass/beam_search.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <deque>
+#include <map>
+
+#include "models/glass/decoder.h"
+
+namespace backstory::glass {
+namespace {
+
+struct Candidate {
+  float score;
+  uint32_t parent;
+  uint32_t token;
+  uint32_t node;
+};
+
+bool Better(const Candidate& a, const Candidate& b) {
+  if (a.score != b.score) return a.score > b.score;
+  return a.parent != b.parent ? a.parent < b.parent : a.token < b.token;
+}
+
+// Keeps the best `width` of what is offered, in memory of twice that.
+class Best {
+ public:
+  explicit Best(size_t width) : width_(width) { kept_.reserve(2 * width); }
+  void Offer(const Candidate& candidate) {
+    if (full_ && !Better(candidate, worst_)) return;
+    kept_.push_back(candidate);
+    if (kept_.size() == 2 * width_) Shrink();
+  }
+  std::vector<Candidate> Take() {
+    std::sort(kept_.begin(), kept_.end(), Better);
+    if (kept_.size() > width_) kept_.resize(width_);
+    return std::move(kept_);
+  }
+
+ private:
+  void Shrink() {
+    std::nth_element(kept_.begin(), kept_.begin() + static_cast<ptrdiff_t>(width_ - 1), kept_.end(), Better);
+    kept_.resize(width_);
+    worst_ = kept_.back();
+    full_ = true;
+  }
+  size_t width_;
+  std::vector<Candidate> kept_;
+  Candidate worst_{};
+  bool full_ = false;
+};
+
+// ln of the sum of exp, over a row of logits.
+float LogSumExp(const float* logits, size_t n) {
+  float top = logits[0];
+  for (size_t i = 1; i < n; ++i) top = std::max(top, logits[i]);
+  float lanes[8] = {};
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (size_t lane = 0; lane < 8; ++lane) lanes[lane] += std::exp(logits[i + lane] - top);
+  }
+  double sum = 0;
+  for (; i < n; ++i) sum += std::exp(logits[i] - top);
+  for (const float lane : lanes) sum += lane;
+  return static_cast<float>(top + std::log(sum));
+}
+
+class Searching {
+ public:
+  Searching(const Network& network, const BucketTokens& buckets, const SearchOptions& options)
+      : network_(network), config_(network.config()), buckets_(buckets), options_(options) {
+    assert(options.mode != SearchMode::kValid || options.trie != nullptr);
+  }
+
+  std::vector<Beam> Run(const Memory& memory) {
+    Decoder decoder(&network_, &memory, options_.beam);
+    std::vector<float> logits(options_.beam * static_cast<size_t>(config_.vocabulary));
+    std::vector<Beam> beams(1);
+    std::vector<uint32_t> tokens(1, config_.bos()), parents;
+    std::vector<const RetrievedSet*> sets;
+    for (size_t step = 0; step < kLevels; ++step) {
+      decoder.Step(tokens, sets, logits.data());
+      const std::vector<Candidate> best = Extend(step, beams, logits.data());
+      std::vector<Beam> next(best.size());
+      parents.resize(best.size());
+      for (size_t i = 0; i < best.size(); ++i) {
+        next[i] = beams[best[i].parent];
+        next[i].tokens[step] = best[i].token;
+        next[i].score = best[i].score;
+        next[i].node = best[i].node;
+        parents[i] = best[i].parent;
+      }
+      beams = std::move(next);
+      if (options_.steps != nullptr) (*options_.steps)[step] = beams;
+      if (step + 1 == kLevels || beams.empty()) break;
+      decoder.Follow(parents);
+      tokens.resize(beams.size());
+      sets.resize(beams.size());
+      for (size_t i = 0; i < beams.size(); ++i) {
+        tokens[i] = beams[i].tokens[step];
+        sets[i] = SetOf(beams[i].tokens[0]);
+      }
+    }
+    return beams;
+  }
+
+ private:
+  std::vector<Candidate> Extend(size_t step, const std::vector<Beam>& beams, const float* logits) const {
+    const size_t vocabulary = static_cast<size_t>(config_.vocabulary);
+    const uint32_t begin = config_.offset(step);
+    Best best(options_.beam);
+    for (size_t w = 0; w < beams.size(); ++w) {
+      const float* row = logits + w * vocabulary;
+      const float total = LogSumExp(row, vocabulary);
+      const auto offer = [&](uint32_t token, uint32_t node) {
+        float score = row[token] - total;
+        if (step == 0 && config_.first_step_epsilon > 0) {
+          score = static_cast<float>(std::log(std::exp(static_cast<double>(score)) + config_.first_step_epsilon));
+        }
+        best.Offer({beams[w].score + score, static_cast<uint32_t>(w), token, node});
+      };
+      if (options_.mode == SearchMode::kValid) {
+        const Trie::Children next = options_.trie->Next(step, beams[w].node);
+        for (size_t i = 0; i < next.codes.size(); ++i) offer(begin + next.codes[i], next.first + static_cast<uint32_t>(i));
+      } else {
+        const bool level = options_.mode == SearchMode::kLevel;
+        const uint32_t end = level ? begin + static_cast<uint32_t>(config_.levels[step]) : static_cast<uint32_t>(vocabulary);
+        for (uint32_t token = level ? begin : 0; token < end; ++token) offer(token, 0);
+      }
+    }
+    return best.Take();
+  }
+
+  // A token outside level 1 reads the nearest bucket, as in the public code.
+  const RetrievedSet* SetOf(uint32_t first_token) {
+    if (config_.retrieved_items == 0) return nullptr;
+    const int64_t code = std::clamp<int64_t>(static_cast<int64_t>(first_token) - config_.offset(0), 0, config_.levels[0] - 1);
+    const auto [found, added] = by_code_.try_emplace(static_cast<uint16_t>(code), nullptr);
+    if (added) {
+      sets_.push_back(network_.Retrieve(buckets_(static_cast<uint16_t>(code))));
+      found->second = &sets_.back();
+    }
+    return found->second;
+  }
+
+  const Network& network_;
+  const Config& config_;
+  const BucketTokens& buckets_;
+  const SearchOptions& options_;
+  std::map<uint16_t, const RetrievedSet*> by_code_;
+  std::deque<RetrievedSet> sets_;  // stable addresses
+};
+
+}  // namespace
+
+BucketTokens BucketsOf(const Catalogue& catalogue, const History& history) {
+  return [&catalogue, &history](uint16_t code) {
+    std::vector<uint32_t> tokens;
+    for (const uint32_t row : history.Bucket(code)) {
+      for (const uint32_t token : catalogue.Tokens(row)) tokens.push_back(token);
+    }
+    return tokens;
+  };
+}
+
+std::vector<Beam> Search(const Network& network, const Memory& memory, const BucketTokens& buckets,
+                         const SearchOptions& options) {
+  assert(options.beam >= 1);
+  return Searching(network, buckets, options).Run(memory);
+}
+
+std::vector<RecommendedItem> ItemsOf(const Catalogue& catalogue, std::span<const Beam> beams,
+                                     const RecommendOptions& options) {
+  std::vector<RecommendedItem> items;
+  for (const Beam& beam : beams) {
+    size_t of_sid = 0;
+    for (const uint32_t row : catalogue.Items(beam.node)) {
+      if (items.size() == options.count) return items;
+      if (of_sid == options.per_sid_max) break;
+      if (options.keep && !options.keep(row)) continue;
+      items.push_back({row, beam.score});
+      ++of_sid;
+    }
+  }
+  return items;
+}
+
+}  // namespace backstory::glass

@@ -1,0 +1,66 @@
+// Beam search over semantic IDs: three steps, then the items behind the best SIDs.
+#ifndef BACKSTORY_MODELS_GLASS_BEAM_SEARCH_H_
+#define BACKSTORY_MODELS_GLASS_BEAM_SEARCH_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "models/glass/catalogue.h"
+#include "models/glass/history.h"
+#include "models/glass/network.h"
+#include "models/glass/trie.h"
+
+namespace backstory::glass {
+
+enum class SearchMode {
+  kFree,   // any token of the vocabulary, as the public code does
+  kLevel,  // tokens of the step's level
+  kValid,  // tokens that continue the SID of an item
+};
+
+// One beam. Scores add log-softmax over the whole vocabulary in every mode; nothing is renormalised, so that they compare.
+struct Beam {
+  std::array<uint32_t, kLevels> tokens{};
+  float score = 0;
+  uint32_t node = 0;  // kValid: the SID, a last-level node of the trie
+};
+
+// Rows of the items that a first-level code retrieves from the user's long history.
+using BucketTokens = std::function<std::vector<uint32_t>(uint16_t code)>;
+// Of a user's history, with repeats.
+BucketTokens BucketsOf(const Catalogue& catalogue, const History& history);
+
+struct SearchOptions {
+  size_t beam = 20;  // 1..1024
+  SearchMode mode = SearchMode::kValid;
+  const Trie* trie = nullptr;  // kValid
+  // The reply of each step, best first, if wanted (tests).
+  std::array<std::vector<Beam>, kLevels>* steps = nullptr;
+};
+
+// At most `beam` beams, best first; fewer where fewer are valid. Ties go to the better parent, then the smaller token.
+std::vector<Beam> Search(const Network& network, const Memory& memory, const BucketTokens& buckets,
+                         const SearchOptions& options);
+
+struct RecommendOptions {
+  size_t count = 10;
+  size_t per_sid_max = SIZE_MAX;                 // diversity: items of one SID
+  std::function<bool(uint32_t row)> keep;        // null: all items
+};
+
+struct RecommendedItem {
+  uint32_t row = 0;
+  float log_probability = 0;  // of its SID
+};
+
+// Items of the beams in score order, within an SID by prior. Beams come from a kValid search over `catalogue`'s trie.
+std::vector<RecommendedItem> ItemsOf(const Catalogue& catalogue, std::span<const Beam> beams,
+                                     const RecommendOptions& options);
+
+}  // namespace backstory::glass
+
+#endif  // BACKSTORY_MODELS_GLASS_BEAM_SEARCH_H_

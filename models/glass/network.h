@@ -1,0 +1,103 @@
+// The GLASS network on a CPU: encodes a user's short window once, then decodes semantic IDs against it. Start here in
+// models/glass. Source: arXiv 2602.05663; every convention is fixed by tests/conformance/glass/README.md.
+//
+//   memory = encoder([tier token ; short tokens])                       once per user and history
+//   step s: x = decoder(BOS or token; self K/V of earlier steps, memory K/V, retrieved set of the beam's first code)
+//   logits = x . token_embedding
+//
+// Attention to memory and to retrieved sets runs on kernels/attend. K and V of a retrieved token are constants of the
+// weights, and attention over a set is attention over its distinct tokens with bias ln(count), so that nothing of a
+// search is ever projected: its tokens' rows stand in pages made at load.
+#ifndef BACKSTORY_MODELS_GLASS_NETWORK_H_
+#define BACKSTORY_MODELS_GLASS_NETWORK_H_
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/attend.h"
+#include "kernels/page.h"
+#include "kernels/thread_pool.h"
+#include "models/glass/config.h"
+#include "models/glass/weights.h"
+#include "models/tensor_map.h"
+
+namespace backstory::glass {
+
+// Bucket of key slot - query slot, bidirectional (T5).
+int RelativeBucket(int distance, int buckets, int distance_max);
+
+// One user's encoded short window, ready for decoding. Immutable once made; shared by beams, requests and threads.
+struct Memory {
+  size_t rows = 0;             // visible slots
+  std::vector<uint32_t> slots;  // [rows] ascending
+  AlignedFloats states;        // [rows][d] after the final norm
+  std::vector<Page> pages;     // [decoder layer][ceil(rows / 128)]: K and V of each layer's memory attention
+  size_t bytes() const;
+};
+
+// What a bucket yields, as attention reads it. Immutable.
+struct RetrievedSet {
+  bool empty = true;             // then the branch is a constant
+  std::vector<uint32_t> pages;   // of the network's token pages; empty if gathered
+  std::vector<Page> gathered;    // [decoder layer], where the tokens are spread over too many token pages
+  std::vector<float> log_count;  // [pages][128]: ln(count), -inf for a token that is not in the set
+};
+
+// Thread-safe.
+class Network {
+ public:
+  // The configuration is valid. NOT_FOUND or INVALID_ARGUMENT naming the tensor.
+  static absl::StatusOr<std::unique_ptr<const Network>> Create(const Config& config, const TensorMap& tensors);
+
+  const Config& config() const { return config_; }
+
+  // short_tokens: at most 3 short_items, oldest first, without padding (a 0 inside is a pad that keeps its place).
+  // tier [levels[0] * bins], not read without tiers. Rows are independent of `pool`, bit for bit. A user without any
+  // visible slot has a memory without rows, to which attention gives zero.
+  Memory Encode(std::span<const uint32_t> short_tokens, const float* tier, ThreadPool* pool) const;
+
+  // tokens: of the retrieved items, repeats as often as they occur; pads are left out. Tokens spread over more than
+  // pages_max token pages are gathered: attending to mostly hidden pages would cost more.
+  static constexpr size_t kTokenPagesMax = 6;
+  RetrievedSet Retrieve(std::span<const uint32_t> tokens, size_t pages_max = kTokenPagesMax) const;
+
+  size_t bytes() const;  // token pages
+
+ private:
+  friend class Decoder;
+  Network(const Config& config, Weights weights);
+  void MakeEncoderBias();
+  void MakeTokenPages();
+  using TokenCounts = std::map<std::pair<uint32_t, uint32_t>, uint32_t>;  // (page, row) -> count, in order
+  void Gather(const TokenCounts& counts, RetrievedSet* set) const;
+  // Where a token's row stands: page and row. false for pad, BOS and unused ids.
+  bool Place(uint32_t token, uint32_t* page, uint32_t* row) const;
+  void EncoderLayerForward(const EncoderLayer& layer, const Memory& memory, std::span<const KeyRun> runs, float* x,
+                           ThreadPool* pool) const;
+
+  const Config config_;
+  const Weights weights_;
+  const size_t d_, inner_, slots_;
+  const PageShape shape_;
+  AlignedFloats encoder_bias_;             // [kRowsPerTask][heads][stride]: one row, repeated
+  size_t encoder_bias_stride_ = 0;
+  std::array<uint32_t, kLevels> first_page_{};
+  std::vector<std::vector<Page>> token_pages_;  // [decoder layer][page]
+  AlignedFloats pad_v_;                         // [decoder layer][inner]
+};
+
+// RMS norm without mean: y = x / sqrt(mean(x^2) + 1e-6) * g, row by row [rows][n]. y may be x.
+void RmsNorm(const float* x, size_t rows, size_t n, const float* g, float* y);
+// x += w2 relu(w1 norm(x)). z [rows][n] and hidden [rows][ffn] are scratch.
+void AddFfn(const FfnWeights& ffn, size_t rows, size_t n, float* z, float* hidden, float* x);
+
+}  // namespace backstory::glass
+
+#endif  // BACKSTORY_MODELS_GLASS_NETWORK_H_

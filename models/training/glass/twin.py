@@ -1,0 +1,254 @@
+"""GLASS in PyTorch, term by term as tests/conformance/glass/README.md defines it. Start here in models/training/glass.
+
+Two forms of the same function share every line of arithmetic:
+- `encode` + `logits`: all positions of given targets at once (training, teacher forcing);
+- `encode` + `memory_kv` + `step`: one position of many beams with cached K/V (decode.py), as the C++ engine computes it.
+
+Parameters carry the names of the weight file (config.weight_shapes). torch refuses dots in parameter names, so the
+module stores "." as ":". Matrices are [out, in].
+
+Shapes: B users, T targets or beams of a user, P positions, H heads, S memory slots, R retrieved tokens, V vocabulary.
+"""
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.training.glass import config as glass_config
+
+_EPS = 1e-6
+_HIDDEN = -1e9
+
+
+def relative_bucket(distance, buckets, distance_max):
+    """Bucket of key slot - query slot, bidirectional: half the buckets for later keys, each half exact, then log."""
+    half = buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    far = torch.log(size.clamp(min=1).to(torch.float32) / exact) / math.log(distance_max / exact) * (half - exact)
+    far = (exact + far.to(torch.int64)).clamp(max=half - 1)
+    return torch.where(distance > 0, half, 0) + torch.where(size < exact, size, far)
+
+
+class CountTable:
+    """A retrieved set as counts of tokens: attention over the distinct tokens with bias log(count).
+
+    counts [B, T, V] float; a row without any token stands for one pad, whose K and V give the constant of an empty bucket.
+    """
+
+    def __init__(self, counts):
+        empty = counts.sum(-1, keepdim=True) == 0
+        pad = torch.zeros_like(counts[..., :1]) + empty.to(counts.dtype)
+        self.bias = torch.log(torch.cat([pad, counts[..., 1:]], -1)).clamp(min=_HIDDEN)
+
+    def attend(self, q, k, v):
+        """q [B, T, H, P, d_kv]; k, v [V, H, d_kv] -> [B, T, H, P, d_kv]."""
+        scores = torch.einsum("bthpc,vhc->bthpv", q, k) + self.bias[:, :, None, None]
+        return torch.einsum("bthpv,vhc->bthpc", torch.softmax(scores, -1), v)
+
+
+class TokenList:
+    """A retrieved set as tokens [B, T, R] with a bias each; padded with token 0, whose bias hides it.
+
+    From `spelled`, this is the reference implementation's form: repeats stay, an empty bucket is uniform over R pads.
+    For vocabularies too large for CountTable, `distinct` gives few tokens with log counts.
+    """
+
+    def __init__(self, tokens, bias):
+        self.tokens, self.bias = tokens, bias
+
+    @classmethod
+    def spelled(cls, tokens, dtype):
+        return cls(tokens, (tokens == 0).to(dtype) * _HIDDEN)
+
+    @classmethod
+    def distinct(cls, tokens, dtype):
+        """Sorts each row and counts runs; only the first of a run stays visible."""
+        tokens = tokens.sort(-1, descending=True).values
+        same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)
+        first = (same.to(torch.int64).cumsum(-1) * same).diagonal(dim1=-2, dim2=-1) == 1
+        bias = torch.log(same.sum(-1).to(dtype))
+        empty = (tokens == 0).all(-1, keepdim=True)
+        return cls(tokens, torch.where(first & ((tokens != 0) | empty), bias, torch.full_like(bias, _HIDDEN)))
+
+    def attend(self, q, k, v):
+        scores = torch.einsum("bthpc,btrhc->bthpr", q, k[self.tokens]) + self.bias[:, :, None, None]
+        return torch.einsum("bthpr,btrhc->bthpc", torch.softmax(scores, -1), v[self.tokens])
+
+
+class Glass(torch.nn.Module):
+    """One GLASS model of a models.training.glass.config.Config."""
+
+    def __init__(self, config, seed=0, dropout=0.0, std=0.05):
+        super().__init__()
+        self.config, self.dropout = config, dropout
+        self.weights = torch.nn.ParameterDict()
+        generator = torch.Generator().manual_seed(seed)
+        for name, shape in sorted(glass_config.weight_shapes(config).items()):
+            self.weights[name.replace(".", ":")] = torch.nn.Parameter(_initial(name, shape, generator, std, config.d_kv))
+
+    def w(self, name):
+        return self.weights[name.replace(".", ":")]
+
+    def named_weights(self):
+        return {name.replace(":", "."): value for name, value in self.weights.items()}
+
+    def load_weights(self, tensors):
+        """Copies numpy arrays or torch tensors by name; exactly the configuration's tensors, with their shapes."""
+        named = self.named_weights()
+        if set(named) != set(tensors):
+            raise ValueError(f"tensors {sorted(set(named) ^ set(tensors))} are missing or one too many")
+        for name, parameter in named.items():
+            value = tensors[name]
+            value = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+            if tuple(value.shape) != tuple(parameter.shape):
+                raise ValueError(f"tensor {name}: shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+            with torch.no_grad():
+                parameter.copy_(value)
+
+    # ---- pieces ------------------------------------------------------------------------------------------------
+
+    def _drop(self, x):
+        return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
+
+    def _norm(self, name, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS) * self.w(name)
+
+    def _heads(self, name, x):
+        """[..., n, d] -> [..., H, n, d_kv]."""
+        y = F.linear(x, self.w(name))
+        return y.reshape(y.shape[:-1] + (self.config.heads, self.config.d_kv)).transpose(-2, -3)
+
+    def _out(self, name, o):
+        return F.linear(o.transpose(-2, -3).flatten(-2), self.w(name))
+
+    def _ffn(self, prefix, x):
+        z = self._norm(f"{prefix}.ffn.norm", x)
+        hidden = self._drop(torch.relu(F.linear(z, self.w(f"{prefix}.ffn.w1"))))
+        return x + self._drop(F.linear(hidden, self.w(f"{prefix}.ffn.w2")))
+
+    def _self_bias(self, stack, queries, keys):
+        """[H, queries, keys] of slots 0.. in both; queries may be a range that starts later."""
+        distance = keys.unsqueeze(0) - queries.unsqueeze(1)
+        bucket = relative_bucket(distance, self.config.relative_buckets, self.config.relative_distance_max)
+        return self.w(f"{stack}.0.self.rel_bias")[bucket].permute(2, 0, 1)
+
+    # ---- encoder -----------------------------------------------------------------------------------------------
+
+    def tier_token(self, features):
+        """[B, levels[0] * bins] -> [B, d]."""
+        hidden = torch.relu(F.linear(features, self.w("tier.w1"), self.w("tier.b1")))
+        return F.linear(self._drop(hidden), self.w("tier.w2"), self.w("tier.b2"))
+
+    def encode(self, short_tokens, features=None):
+        """Memory [B, S, d] and which slots are visible [B, S]. short_tokens int64 [B, 3 * short_items], left-padded."""
+        x = self.w("token_embedding")[short_tokens]
+        visible = short_tokens != 0
+        if self.config.tier_edges:
+            token, seen = self.tier_token(features).unsqueeze(1), torch.ones_like(visible[:, :1])
+            first = self.config.tier_position == "FIRST"
+            x = torch.cat([token, x] if first else [x, token], 1)
+            visible = torch.cat([seen, visible] if first else [visible, seen], 1)
+        slots = torch.arange(x.shape[1], device=x.device)
+        bias = self._self_bias("enc", slots, slots) + ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
+        x = self._drop(x)
+        for i in range(self.config.encoder_layers):
+            prefix = f"enc.{i}"
+            z = self._norm(f"{prefix}.self.norm", x)
+            q, k, v = (self._heads(f"{prefix}.self.{name}", z) for name in "qkv")
+            p = self._drop(torch.softmax(q @ k.transpose(-1, -2) + bias, -1))
+            x = self._ffn(prefix, x + self._drop(self._out(f"{prefix}.self.o", p.to(v.dtype) @ v)))
+        return self._drop(self._norm("enc.final_norm", x)), visible
+
+    # ---- decoder -----------------------------------------------------------------------------------------------
+
+    def memory_kv(self, memory):
+        """Per decoder layer K and V of the memory, [B, H, S, d_kv]: shared by all beams and steps."""
+        return [(self._heads(f"dec.{i}.memory.k", memory), self._heads(f"dec.{i}.memory.v", memory))
+                for i in range(self.config.decoder_layers)]
+
+    def retrieved_tables(self):
+        """Per decoder layer K and V of every token, [V, H, d_kv]: constants of the weights. The embedding is detached."""
+        if not self.config.retrieved_items:
+            return [None] * self.config.decoder_layers
+        rows = F.linear(self.w("token_embedding").detach(), self.w("retrieved.w"), self.w("retrieved.b"))
+        return [tuple(self._heads(f"dec.{i}.retrieved.{name}", rows).transpose(0, 1) for name in "kv")
+                for i in range(self.config.decoder_layers)]
+
+    def decoder(self, tokens, first, kv, visible, tables, retrieved, cache=None, gates=None):
+        """States after the final norm of positions first, first + 1, ...; [B, T, P, d].
+
+        tokens int64 [B, T, P]: what stands at these positions. retrieved: CountTable or TokenList of the T targets, None
+        at position 0. cache: per layer (k, v) of earlier positions [B, T, H, first, d_kv], replaced in place.
+        gates: a list that receives every layer's gate [B, T, P, d].
+        """
+        x = self._drop(self.w("token_embedding")[tokens])
+        positions = torch.arange(first, first + tokens.shape[-1], device=tokens.device)
+        keys = torch.arange(first + tokens.shape[-1], device=tokens.device)
+        later = (keys.unsqueeze(0) > positions.unsqueeze(1)).to(x.dtype) * _HIDDEN
+        bias = self._self_bias("dec", positions, keys) + later
+        hidden = ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
+        for i in range(self.config.decoder_layers):
+            prefix = f"dec.{i}"
+            z = self._norm(f"{prefix}.self.norm", x)
+            q, k, v = (self._heads(f"{prefix}.self.{name}", z) for name in "qkv")
+            if cache is not None:
+                if cache[i] is not None:
+                    k, v = torch.cat([cache[i][0], k], -2), torch.cat([cache[i][1], v], -2)
+                cache[i] = (k, v)
+            p = self._drop(torch.softmax(q @ k.transpose(-1, -2) + bias, -1))
+            x = x + self._drop(self._out(f"{prefix}.self.o", p.to(v.dtype) @ v))
+            x = x + self._drop(self._cross(prefix, x, first, kv[i], hidden, tables[i], retrieved, gates))
+            x = self._ffn(prefix, x)
+        return self._drop(self._norm("dec.final_norm", x))
+
+    def _cross(self, prefix, x, first, kv, hidden, table, retrieved, gates):
+        """Attention to the memory, blended after position 0 with attention to the retrieved set."""
+        z = self._norm(f"{prefix}.cross.norm", x)
+        b, t, p, _ = z.shape
+        q = self._heads(f"{prefix}.memory.q", z.reshape(b, t * p, -1))
+        weights = self._drop(torch.softmax(q @ kv[0].transpose(-1, -2) + hidden, -1))
+        near = self._out(f"{prefix}.memory.o", weights.to(kv[1].dtype) @ kv[1]).reshape(b, t, p, -1)
+        skip = 1 if first == 0 else 0  # the first position predicts s1 and must not see what s1 retrieves
+        if table is None or p == skip:
+            return near
+        z, rest = z[:, :, skip:], near[:, :, skip:]
+        far = self._out(f"{prefix}.retrieved.o", retrieved.attend(self._heads(f"{prefix}.retrieved.q", z), *table))
+        source = z if self.config.gate_input == "STATE" else rest
+        gate = F.linear(torch.cat([source, far.to(source.dtype)], -1), self.w(f"{prefix}.gate.w"),
+                        self.w(f"{prefix}.gate.b"))
+        gate = torch.sigmoid(gate)
+        if gates is not None:
+            gates.append(gate)
+        mixed = (1 - gate) * rest + gate * far
+        return torch.cat([near[:, :, :skip], mixed], 2) if skip else mixed
+
+    def scores(self, states):
+        """Logits over the whole vocabulary; the output head is the token embedding."""
+        return F.linear(states, self.w("token_embedding"))
+
+    def logits(self, short_tokens, features, targets, retrieved, gates=None):
+        """Teacher forcing: logits [B, T, 3, V] of targets int64 [B, T, 3] (tokens)."""
+        memory, visible = self.encode(short_tokens, features)
+        bos = torch.full_like(targets[..., :1], self.config.bos)
+        tokens = torch.cat([bos, targets[..., :2]], -1)
+        states = self.decoder(tokens, 0, self.memory_kv(memory), visible, self.retrieved_tables(), retrieved,
+                              gates=gates)
+        return self.scores(states)
+
+
+def _initial(name, shape, generator, std, d_kv):
+    """Start values: ones for norms, zeros for biases, N(0, std) for embeddings; matrices so that unscaled attention starts
+    flat (q at 1 / sqrt(d * d_kv)), the rest at 1 / sqrt(fan in)."""
+    if name.endswith("norm"):
+        return torch.ones(shape)
+    if len(shape) == 1:
+        return torch.zeros(shape)
+    value = torch.randn(shape, generator=generator)
+    if name == "token_embedding" or name.endswith("rel_bias"):
+        return value * std
+    scale = 1 / math.sqrt(shape[1])
+    if name.endswith(".q"):
+        scale /= math.sqrt(d_kv)
+    return value * scale

@@ -1,0 +1,81 @@
+// GLASS in process at the released size: encode and decode apart, beside the fp32 bound of the threads used.
+// Run: build/release/bin/glass_bench. Weights are random; time does not depend on them.
+#include <memory>
+#include <vector>
+
+#include "models/glass/beam_search.h"
+#include "tests/bench/machine.h"
+#include "tests/models/glass_fixture.h"
+
+namespace backstory::glass {
+namespace {
+
+// d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, levels [64, 128, 128], 151 slots; a catalogue of 10,000 items and a user of
+// 1,000 events.
+struct World {
+  Config config;
+  std::unique_ptr<const Catalogue> catalogue = RandomCatalogue(config, 10'000, 3);
+  std::unique_ptr<const Network> network = *Network::Create(config, RandomTensors(config, 5));
+  History history{catalogue.get()};
+  std::vector<float> tier = std::vector<float>(static_cast<size_t>(config.levels[0]) * config.bins());
+  World() {
+    for (uint32_t i = 0; i < 1'000; ++i) history.Append(i * 7919 % 10'000);
+    history.TierFeatures(tier.data());
+  }
+};
+
+World& TheWorld() {
+  static World world;
+  return world;
+}
+
+// MACs of one request part (glass.md section 5): what no implementation of this function can leave out.
+double EncodeMacs(const Config& c) {
+  const double n = static_cast<double>(c.slots()), d = c.d, inner = static_cast<double>(c.inner());
+  return c.encoder_layers * n * (4 * d * inner + 2 * n * inner + 2 * d * c.ffn) + c.decoder_layers * n * 2 * d * inner;
+}
+double DecodeMacs(const Config& c, double beam) {
+  const double n = static_cast<double>(c.slots()), d = c.d, inner = static_cast<double>(c.inner());
+  const double token = c.decoder_layers * (8 * d * inner + 2 * n * inner + 2 * d * d + 2 * d * c.ffn) + d * c.vocabulary;
+  return (1 + 2 * beam) * token;
+}
+
+void BM_Encode(benchmark::State& state) {
+  World& w = TheWorld();
+  ThreadPool pool(static_cast<size_t>(state.range(0)));
+  const std::vector<uint32_t> tokens = w.history.ShortTokens();
+  for (auto _ : state) benchmark::DoNotOptimize(w.network->Encode(tokens, w.tier.data(), &pool));
+  ReportFlops(state, 2 * EncodeMacs(w.config), static_cast<double>(state.range(0)));
+}
+BENCHMARK(BM_Encode)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMicrosecond);
+
+void BM_Decode(benchmark::State& state) {
+  World& w = TheWorld();
+  SearchOptions options;
+  options.beam = static_cast<size_t>(state.range(0));
+  options.trie = &w.catalogue->trie();
+  const Memory memory = w.network->Encode(w.history.ShortTokens(), w.tier.data(), nullptr);
+  const BucketTokens buckets = BucketsOf(*w.catalogue, w.history);
+  for (auto _ : state) benchmark::DoNotOptimize(Search(*w.network, memory, buckets, options));
+  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)));
+}
+BENCHMARK(BM_Decode)->Arg(20)->Arg(50)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
+
+void BM_RebuildHistory(benchmark::State& state) {
+  World& w = TheWorld();
+  for (auto _ : state) {
+    History history(w.catalogue.get());
+    for (uint32_t i = 0; i < 1'000; ++i) history.Append(i * 7919 % 10'000);
+    benchmark::DoNotOptimize(history);
+  }
+}
+BENCHMARK(BM_RebuildHistory)->Unit(benchmark::kMicrosecond);
+
+}  // namespace
+}  // namespace backstory::glass
+
+int main(int argc, char** argv) {
+  backstory::PrintMachine();
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}
