@@ -28,7 +28,7 @@ def relative_bucket(distance, buckets, distance_max):
     size = distance.abs()
     far = torch.log(size.clamp(min=1).to(torch.float32) / exact) / math.log(distance_max / exact) * (half - exact)
     far = (exact + far.to(torch.int64)).clamp(max=half - 1)
-    return torch.where(distance > 0, half, 0) + torch.where(size < exact, size, far)
+    return (distance > 0).to(torch.int64) * half + torch.where(size < exact, size, far)
 
 
 class CountTable:
@@ -82,7 +82,7 @@ class Glass(torch.nn.Module):
 
     def __init__(self, config, seed=0, dropout=0.0, std=0.05):
         super().__init__()
-        self.config, self.dropout = config, dropout
+        self.config, self.dropout, self._bucket_tables = config, dropout, {}
         self.weights = torch.nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
         for name, shape in sorted(glass_config.weight_shapes(config).items()):
@@ -128,11 +128,14 @@ class Glass(torch.nn.Module):
         hidden = self._drop(torch.relu(F.linear(z, self.w(f"{prefix}.ffn.w1"))))
         return x + self._drop(F.linear(hidden, self.w(f"{prefix}.ffn.w2")))
 
-    def _self_bias(self, stack, queries, keys):
-        """[H, queries, keys] of slots 0.. in both; queries may be a range that starts later."""
-        distance = keys.unsqueeze(0) - queries.unsqueeze(1)
-        bucket = relative_bucket(distance, self.config.relative_buckets, self.config.relative_distance_max)
-        return self.w(f"{stack}.0.self.rel_bias")[bucket].permute(2, 0, 1)
+    def _self_bias(self, stack, first, count, keys, device):
+        """[H, count, keys] of queries at slots first, first + 1, ... and keys at slots 0, 1, ..."""
+        key = (first, count, keys, str(device))
+        if key not in self._bucket_tables:
+            distance = torch.arange(keys).unsqueeze(0) - torch.arange(first, first + count).unsqueeze(1)
+            bucket = relative_bucket(distance, self.config.relative_buckets, self.config.relative_distance_max)
+            self._bucket_tables[key] = bucket.to(device)
+        return self.w(f"{stack}.0.self.rel_bias")[self._bucket_tables[key]].permute(2, 0, 1)
 
     # ---- encoder -----------------------------------------------------------------------------------------------
 
@@ -150,14 +153,14 @@ class Glass(torch.nn.Module):
             first = self.config.tier_position == "FIRST"
             x = torch.cat([token, x] if first else [x, token], 1)
             visible = torch.cat([seen, visible] if first else [visible, seen], 1)
-        slots = torch.arange(x.shape[1], device=x.device)
-        bias = self._self_bias("enc", slots, slots) + ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
+        slots = x.shape[1]
+        bias = self._self_bias("enc", 0, slots, slots, x.device) + ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
         x = self._drop(x)
         for i in range(self.config.encoder_layers):
             prefix = f"enc.{i}"
             z = self._norm(f"{prefix}.self.norm", x)
             q, k, v = (self._heads(f"{prefix}.self.{name}", z) for name in "qkv")
-            p = self._drop(torch.softmax(q @ k.transpose(-1, -2) + bias, -1))
+            p = torch.softmax(q @ k.transpose(-1, -2) + bias, -1)
             x = self._ffn(prefix, x + self._drop(self._out(f"{prefix}.self.o", p.to(v.dtype) @ v)))
         return self._drop(self._norm("enc.final_norm", x)), visible
 
@@ -184,10 +187,9 @@ class Glass(torch.nn.Module):
         gates: a list that receives every layer's gate [B, T, P, d].
         """
         x = self._drop(self.w("token_embedding")[tokens])
-        positions = torch.arange(first, first + tokens.shape[-1], device=tokens.device)
-        keys = torch.arange(first + tokens.shape[-1], device=tokens.device)
-        later = (keys.unsqueeze(0) > positions.unsqueeze(1)).to(x.dtype) * _HIDDEN
-        bias = self._self_bias("dec", positions, keys) + later
+        count, keys = tokens.shape[-1], first + tokens.shape[-1]
+        later = torch.ones(count, keys, device=x.device, dtype=x.dtype).triu(first + 1) * _HIDDEN
+        bias = self._self_bias("dec", first, count, keys, x.device) + later
         hidden = ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
         for i in range(self.config.decoder_layers):
             prefix = f"dec.{i}"
@@ -197,7 +199,7 @@ class Glass(torch.nn.Module):
                 if cache[i] is not None:
                     k, v = torch.cat([cache[i][0], k], -2), torch.cat([cache[i][1], v], -2)
                 cache[i] = (k, v)
-            p = self._drop(torch.softmax(q @ k.transpose(-1, -2) + bias, -1))
+            p = torch.softmax(q @ k.transpose(-1, -2) + bias, -1)
             x = x + self._drop(self._out(f"{prefix}.self.o", p.to(v.dtype) @ v))
             x = x + self._drop(self._cross(prefix, x, first, kv[i], hidden, tables[i], retrieved, gates))
             x = self._ffn(prefix, x)
@@ -208,7 +210,7 @@ class Glass(torch.nn.Module):
         z = self._norm(f"{prefix}.cross.norm", x)
         b, t, p, _ = z.shape
         q = self._heads(f"{prefix}.memory.q", z.reshape(b, t * p, -1))
-        weights = self._drop(torch.softmax(q @ kv[0].transpose(-1, -2) + hidden, -1))
+        weights = torch.softmax(q @ kv[0].transpose(-1, -2) + hidden, -1)
         near = self._out(f"{prefix}.memory.o", weights.to(kv[1].dtype) @ kv[1]).reshape(b, t, p, -1)
         skip = 1 if first == 0 else 0  # the first position predicts s1 and must not see what s1 retrieves
         if table is None or p == skip:
