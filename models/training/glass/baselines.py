@@ -104,8 +104,8 @@ class SasRec(torch.nn.Module):
             for _ in range(layers))
         self.norm = torch.nn.LayerNorm(d)
 
-    def states(self, log, sample):
-        """Final state [B, d] of each sample's history."""
+    def states(self, log, sample, every=False):
+        """Final state [B, d] of each sample's history, or with `every` all states [B, length, d] and their positions."""
         n = self.length
         position = log.first[sample].unsqueeze(1) + torch.arange(-n, 0, device=log.device)
         inside = position >= log.start[sample].unsqueeze(1)
@@ -114,7 +114,7 @@ class SasRec(torch.nn.Module):
         hidden = ~inside[:, None, None, :] | torch.ones(n, n, dtype=torch.bool, device=log.device).triu(1)
         b = x.shape[0]
         for i, layer in enumerate(self.layers):
-            last = i + 1 == len(self.layers)
+            last = i + 1 == len(self.layers) and not every
             z = layer["n1"](x)
             q, k, v = layer["qkv"](z).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             mask = hidden
@@ -124,13 +124,18 @@ class SasRec(torch.nn.Module):
             o = (torch.softmax(scores, -1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
             x = x + F.dropout(layer["o"](o), self.dropout, self.training)
             x = x + F.dropout(layer["w2"](torch.relu(layer["w1"](layer["n2"](x)))), self.dropout, self.training)
-        return self.norm(x[:, -1])
+        x = self.norm(x)
+        return (x, position, inside) if every else x[:, -1]
 
     def loss(self, log, sample, begin, options):
-        items, valid = log.targets(sample, options["targets"], begin)
-        scores = F.linear(self.states(log, sample), self.table, self.bias).float()
-        loss = torch.logsumexp(scores, -1, keepdim=True) - torch.gather(scores, 1, items)
-        return (loss * valid).sum() / valid.sum()
+        """Every state of the window that stands right before a training moment predicts one item of it."""
+        x, position, inside = self.states(log, sample, every=True)
+        following = (position + 1).clamp(min=0)
+        size = log.train_moment_size[following]
+        target = log.d_item[(following + (begin.unsqueeze(1) + position) % size.clamp(min=1)).clamp(max=len(log.item) - 1)]
+        loss = F.cross_entropy(F.linear(x, self.table, self.bias).float().flatten(0, 1), target.flatten(), reduction="none")
+        valid = (inside & (size > 0)).flatten()
+        return (loss * valid).sum() / valid.sum().clamp(min=1)
 
     def rank(self, log, sample, options):
         was = self.training

@@ -79,6 +79,13 @@ class Log:
         order = np.argsort(key, kind="stable")
         self.bucket_key, self.bucket_item = put(key[order]), put(self.item[order])
         self.d_user = put(self.moment_user)
+        first = np.flatnonzero(np.r_[True, (self.event_user[1:] != self.event_user[:-1]) |
+                                     (self.time_us[1:] != self.time_us[:-1])])
+        size = np.zeros(len(self.item) + 1, np.int64)
+        size[first] = np.diff(np.r_[first, len(self.item)])
+        size[:-1][self.split != TRAIN] = 0
+        size[self.offsets[:-1]] = 0  # a user's first moment has no history
+        self.train_moment_size = put(size)  # events of the training moment that begins here, 0 elsewhere
         self.neighbours = put(self.catalogue.neighbours)
         self.features = self._features() if config.bins else None
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from models.training.glass import data, evaluate
 
 DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "clip": 1.0,
-            "average": 0.995, "item_dropout": 0.0, "warmup": 100, "seed": 0, "beam": 20, "validation_max": 2048,
+            "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20, "validation_max": 2048,
             "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0}
 
 
@@ -42,6 +42,11 @@ class GlassTask(torch.nn.Module):
         return evaluate.evaluate(self.model, log, sample, options["beam"])
 
 
+def steps_per_epoch(samples, options):
+    """An epoch may be a share of the moments, so that large logs are validated more often."""
+    return max(1, int(samples * options["epoch_share"]) // options["batch"])
+
+
 class Stepper:
     """One optimiser step on `batch` samples; on CUDA a replayed graph."""
 
@@ -52,7 +57,7 @@ class Stepper:
         self.lr = torch.tensor(0.0, device=log.device) if self.cuda else 0.0
         decay = [p for p in self.parameters if p.dim() > 1]
         plain = [p for p in self.parameters if p.dim() <= 1]
-        settings = {"capturable": True} if self.cuda else {}
+        settings = {"capturable": True, "fused": True} if self.cuda else {}
         self.tool = torch.optim.AdamW([{"params": decay, "weight_decay": options["weight_decay"]},
                                        {"params": plain, "weight_decay": 0.0}], lr=self.lr, betas=(0.9, 0.99), **settings)
         self.average = [p.detach().clone() for p in self.parameters]
@@ -60,6 +65,7 @@ class Stepper:
         self.begin = torch.zeros_like(self.sample)
         self.total = torch.zeros((), device=log.device)
         self.graph, self.steps = None, 0
+        self.planned = options["epochs"] * steps_per_epoch(len(log.samples(data.TRAIN)), options)
 
     def _step(self):
         self.tool.zero_grad(set_to_none=False)
@@ -95,7 +101,8 @@ class Stepper:
         self.total.zero_()
 
     def run(self, sample, begin):
-        rate = self.options["lr"] * min(1.0, (self.steps + 1) / max(1, self.options["warmup"]))
+        left = max(0.02, 1 - self.steps / self.planned) if self.options["decay"] else 1.0
+        rate = self.options["lr"] * min(left, (self.steps + 1) / max(1, self.options["warmup"]))
         if self.cuda:
             self.lr.fill_(rate)
             if self.graph is None:
@@ -200,7 +207,7 @@ def _epoch(task, log, train, options, stepper, rng, epoch, progress):
     task.train()
     order = rng.permutation(train)
     begin = rng.integers(0, 1 << 30, len(order))
-    steps = max(1, int(len(order) * options["epoch_share"]) // options["batch"])
+    steps = steps_per_epoch(len(order), options)
     order, begin = (torch.from_numpy(x).to(log.device) for x in (order, begin))
     stepper.total.zero_()
     for i in range(steps):
