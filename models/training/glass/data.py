@@ -85,6 +85,8 @@ class Log:
         size[first] = np.diff(np.r_[first, len(self.item)])
         size[:-1][self.split != TRAIN] = 0
         size[self.offsets[:-1]] = 0  # a user's first moment has no history
+        train = np.r_[0, np.cumsum(self.split == TRAIN)]
+        self.train_end = put(self.offsets[:-1] + train[self.offsets[1:]] - train[self.offsets[:-1]])
         self.train_moment_size = put(size)  # events of the training moment that begins here, 0 elsewhere
         self.neighbours = put(self.catalogue.neighbours)
         self.features = self._features() if config.bins else None
@@ -121,16 +123,23 @@ class Log:
         rows = self.tokens[self.d_item[position.clamp(min=0)]]
         return (rows * inside.unsqueeze(-1)).flatten(1)
 
-    def targets(self, sample, count, begin):
-        """Items [B, count] of the moment, cyclic from `begin` (int64 [B], taken modulo their number), and which count."""
-        size = (self.end - self.first)[sample].unsqueeze(1)
+    def targets(self, sample, count, begin, horizon=0):
+        """Items [B, count] of the moment, cyclic from `begin` (int64 [B], taken modulo their number), and which count.
+
+        horizon, for training only: a moment with fewer events is joined by those that follow it, up to this many events,
+        never beyond the user's training part. The history stays what it was before the moment.
+        """
+        end = self.end[sample]
+        if horizon:
+            end = torch.maximum(end, torch.minimum(self.first[sample] + horizon, self.train_end[self.d_user[sample]]))
+        size = (end - self.first[sample]).unsqueeze(1)
         j = torch.arange(count, device=self.device)
         position = self.first[sample].unsqueeze(1) + (begin.unsqueeze(1) + j) % size
         return self.d_item[position], j < size
 
-    def batch(self, sample, targets, begin):
+    def batch(self, sample, targets, begin, horizon=0):
         """Everything that twin.Glass.logits needs of samples int64 [B] on the device; T = targets."""
-        items, valid = self.targets(sample, targets, begin)
+        items, valid = self.targets(sample, targets, begin, horizon)
         features = self.features[sample] if self.features is not None else None
         return Batch(sample=sample, short=self.short_tokens(sample), features=features, items=items,
                      tokens=self.tokens[items], valid=valid, codes=self.sid[items][..., 0])

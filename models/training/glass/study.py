@@ -8,6 +8,7 @@ validation). STUDY/results.jsonl gets a line per job. Processes share the device
 `keep` is false for jobs whose weights nobody needs: their weights and checkpoint are deleted at the end.
 """
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -79,6 +80,9 @@ def _one(job, folder, device):
 def _worker(queue, results, folder, device):
     for job in iter(queue.get, None):
         results.put(_one(job, folder, device))
+        gc.collect()
+        if device != "cpu":
+            torch.cuda.empty_cache()
 
 
 def run_all(jobs, folder, device, parallel, seconds=0.0):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from models.training.glass import data, evaluate
 
-DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "clip": 1.0,
+DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "horizon": 0, "clip": 1.0,
             "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20, "validation_max": 2048,
             "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0}
 
@@ -28,7 +28,7 @@ class GlassTask(torch.nn.Module):
 
     def loss(self, log, sample, begin, options):
         """Mean cross-entropy of three tokens over the targets that count."""
-        batch = log.batch(sample, options["targets"], begin)
+        batch = log.batch(sample, options["targets"], begin, options["horizon"])
         short = batch.short
         if options["item_dropout"] > 0:
             keep = torch.rand(short.shape[0], short.shape[1] // 3, device=short.device) >= options["item_dropout"]
