@@ -1,4 +1,6 @@
 """A small GLASS data folder: users favour two groups of items, events come in moments, some users are nearly empty."""
+import contextlib
+import io
 import os
 
 import numpy as np
@@ -39,9 +41,10 @@ def write(folder, users=30, events=40, items=90, seed=0, unseen_only=False):
         time_us += list(np.cumsum(np.where(r.random(n) < 0.4, 0, r.integers(1, 50, n))) * 1_000_000)
     user, item, time_us = np.array(user), np.array(item), np.array(time_us)
     names, offsets, order = prepare.in_order(user, time_us, np.arange(len(user)))
-    prepare.write_log(folder, names, offsets, item[order], time_us[order], prepare.split_log(offsets, time_us[order]),
-                      np.arange(items) * 10 + 7, [f"item {i}" for i in range(items)],
-                      {"name": "synthetic", "positive": "all", "unseen_only": str(unseen_only).lower()})
+    with contextlib.redirect_stdout(io.StringIO()):
+        prepare.write_log(folder, names, offsets, item[order], time_us[order], prepare.split_log(offsets, time_us[order]),
+                          np.arange(items) * 10 + 7, [f"item {i}" for i in range(items)],
+                          {"name": "synthetic", "positive": "all", "unseen_only": str(unseen_only).lower()})
     tensor_file.write_tensors(os.path.join(folder, "items.safetensors"), {"embedding": embedding})
     path = os.path.join(folder, "sid.safetensors")
     tensor_file.write_tensors(path, tensors, {"kind": "RQ_KMEANS", "levels": ",".join(map(str, LEVELS))})

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 
-import numpy as np
 import torch
 
 from models.training import tensor_file
@@ -63,15 +62,11 @@ def run(job, out, device, progress=None):
 
 
 def test(task, log, options, out):
-    """Ranks of all test targets to RUN/test.safetensors; their metrics."""
-    sample = log.samples(data.TEST)
-    ranks = task.rank(log, sample, options)
-    row, item = evaluate.target_rows(log, sample)
-    tensors = {"rank.item": ranks["item"], "sample": sample[row].astype(np.int32), "item": item.astype(np.int32)}
-    if ranks["sid"] is not None:
-        tensors["rank.sid"] = ranks["sid"]
-    tensor_file.write_tensors(os.path.join(out, "test.safetensors"), tensors)
-    return {name: evaluate.metrics(rank) for name, rank in ranks.items() if rank is not None}
+    """Ranks of all test targets, in the order of evaluate.target_rows, to RUN/test.safetensors; their metrics."""
+    ranks = task.rank(log, log.samples(data.TEST), options)
+    ranks = {name: rank for name, rank in ranks.items() if rank is not None}
+    tensor_file.write_tensors(os.path.join(out, "test.safetensors"), {f"rank.{name}": rank for name, rank in ranks.items()})
+    return {name: evaluate.metrics(rank) for name, rank in ranks.items()}
 
 
 def plot(history, path):
