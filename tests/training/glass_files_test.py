@@ -1,6 +1,8 @@
 """GLASS versions: export, reading back, goldens; study jobs and reports."""
 import json
 import os
+import shutil
+import subprocess
 import tempfile
 import unittest
 
@@ -8,7 +10,10 @@ import numpy as np
 
 from models.training import tensor_file
 from models.training.glass import export, goldens, jobs, report, sid, study, train, trainer
+from models.training.glass import config as glass_config
 from tests.training import glass_synthetic as synthetic
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class VersionTest(unittest.TestCase):
@@ -73,6 +78,19 @@ class VersionTest(unittest.TestCase):
         out, version = self.version()
         embedding, tensors = synthetic.catalogue()
         np.testing.assert_array_equal(sid.assign(version.quantiser, embedding[:9]), version.catalogue.sid[:9])
+
+    def test_the_schema_knows_every_field(self):
+        """protoc reads what config.to_text writes, of both profiles and with every optional part."""
+        protoc = shutil.which("protoc")
+        if not protoc:
+            self.skipTest("no protoc")
+        _, version = self.version()
+        for config in (version.config, synthetic.config(profile="PAPER", tier_edges=(), neighbours=2)):
+            done = subprocess.run([protoc, "--encode=backstory.model.v1.GlassModel", f"-I{os.path.join(_ROOT, 'proto')}",
+                                   "backstory/model/v1/glass.proto"], input=glass_config.to_text(config).encode(),
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual(done.returncode, 0, done.stderr.decode())
+            self.assertGreater(len(done.stdout), 50)
 
     def test_faults(self):
         out, version = self.version()
