@@ -121,7 +121,7 @@ def metrics(rank, weight=None):
     return result
 
 
-def evaluate(model, log, sample, beam=50, chunk=256, mode="valid"):
+def evaluate(model, log, sample, beam=50, chunk=512, mode="valid"):
     """Ranks of one model over numpy sample numbers; evaluates with the model's current weights."""
     was = model.training
     model.eval()

@@ -19,7 +19,11 @@ from models.training.glass import prepare
 
 SIZES = {"d": 96, "heads": 3, "d_kv": 32, "ffn": 384}
 VARIANTS = {"full": [], "tiger": ["tier", "search"], "notier": ["tier"], "nosearch": ["search"]}
-EVALUATIONS = 10
+EVALUATIONS = 6
+# Settings that might help where the additions do not pay: finer tiers, a shorter window that leaves more to the long part.
+TIERS = (-1.0, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1.0)
+REMEDIES = {"tiers9": ([], {"tier_edges": TIERS}), "short20": ([], {"short_items": 20}),
+            "short20_tiger": (["tier", "search"], {"short_items": 20})}
 
 
 def _options(log, steps, batch, **more):
@@ -33,7 +37,7 @@ def _options(log, steps, batch, **more):
             "patience": epochs, "validation_max": 1024, **more}
 
 
-def make(name, folder, steps, seeds):
+def make(name, folder, steps, seeds, remedies=False):
     """Jobs of one data set."""
     log, about = tensor_file.read_tensors(os.path.join(folder, "log.safetensors"))
     unseen = about.get("unseen_only") == "true"
@@ -48,7 +52,7 @@ def make(name, folder, steps, seeds):
 
     def network(variant, seed, sid="sid-64", without=(), **model):
         return of(f"{variant}-{seed}", sid, seed=seed, without=list(without), model={**SIZES, **model}, options=glass,
-                  dropout=0.2 if unseen else 0.0, test_beam=100 if unseen else 50, keep=variant == "full")
+                  dropout=0.2 if unseen else 0.0, test_beam=100 if unseen else 30, keep=variant == "full")
 
     jobs = []
     for seed in range(seeds):
@@ -57,6 +61,8 @@ def make(name, folder, steps, seeds):
                        sasrec={"dropout": 0.4 if unseen else 0.1}))
         if seed == 0:
             jobs += [of(kind, kind=kind) for kind in ("popularity", "item_knn") + (() if unseen else ("own_counts",))]
+    jobs += [network(variant, seed, without=without, **model) for variant, (without, model) in REMEDIES.items()
+             for seed in range(seeds if remedies else 0)]
     for variant, sid, model in (("kmeans64", "sid-k64", {}), ("kmeans128", "sid-k128", {}),
                                 ("kmeans128_neighbours", "sid-k128", {"neighbours": 2})):
         if os.path.exists(os.path.join(folder, f"{sid}.safetensors")):
@@ -69,8 +75,9 @@ def main():
     parser.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of every network")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--remedies", action="store_true", help="also " + ", ".join(REMEDIES))
     arguments = parser.parse_args()
-    sets = [make(*pair.split("=", 1), arguments.steps, arguments.seeds) for pair in arguments.set]
+    sets = [make(*pair.split("=", 1), arguments.steps, arguments.seeds, arguments.remedies) for pair in arguments.set]
     for i in range(max(len(jobs) for jobs in sets)):
         for jobs in sets:
             if i < len(jobs):
