@@ -77,7 +77,7 @@ def make(profile="COMPAT", **fields):
     """A configuration with the profile's values for what `fields` leaves out."""
     config = dataclasses.replace(Config(profile=profile), **{**_profile(profile), **fields})
     if not config.vocabulary:
-        config.vocabulary = config.bos + 1
+        config.vocabulary = -(-(config.bos + 1) // 8) * 8  # unused rows cost nothing and tensor cores like multiples of 8
     validate(config)
     return config
 

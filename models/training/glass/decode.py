@@ -15,7 +15,7 @@ class Trie:
     """Valid continuations of SID prefixes as sorted keys; works for any codebook size in 8 bytes an item and level."""
 
     def __init__(self, sid, levels, device="cpu"):
-        sid = torch.as_tensor(sid, dtype=torch.int64, device=device)
+        sid = torch.tensor(sid, dtype=torch.int64, device=device)
         self.levels, self.keys, key = levels, [], torch.zeros_like(sid[:, 0])
         for level, size in enumerate(levels):
             key = key * size + sid[:, level]

@@ -28,7 +28,13 @@ def relative_bucket(distance, buckets, distance_max):
     size = distance.abs()
     far = torch.log(size.clamp(min=1).to(torch.float32) / exact) / math.log(distance_max / exact) * (half - exact)
     far = (exact + far.to(torch.int64)).clamp(max=half - 1)
-    return torch.where(distance > 0, half, 0) + torch.where(size < exact, size, far)
+    return (distance > 0).to(torch.int64) * half + torch.where(size < exact, size, far)
+
+
+def _softmax(scores, bias):
+    """softmax(scores + bias) in the scores' own type: sums are fp32 inside, and bf16 training moves half the bytes."""
+    with torch.autocast("cuda" if scores.is_cuda else "cpu", enabled=False):
+        return torch.softmax(scores + bias.to(scores.dtype), -1)
 
 
 class CountTable:
@@ -44,8 +50,8 @@ class CountTable:
 
     def attend(self, q, k, v):
         """q [B, T, H, P, d_kv]; k, v [V, H, d_kv] -> [B, T, H, P, d_kv]."""
-        scores = torch.einsum("bthpc,vhc->bthpv", q, k) + self.bias[:, :, None, None]
-        return torch.einsum("bthpv,vhc->bthpc", torch.softmax(scores, -1), v)
+        p = _softmax(torch.einsum("bthpc,vhc->bthpv", q, k), self.bias[:, :, None, None])
+        return torch.einsum("bthpv,vhc->bthpc", p, v)
 
 
 class TokenList:
@@ -73,8 +79,8 @@ class TokenList:
         return cls(tokens, torch.where(first & ((tokens != 0) | empty), bias, torch.full_like(bias, _HIDDEN)))
 
     def attend(self, q, k, v):
-        scores = torch.einsum("bthpc,btrhc->bthpr", q, k[self.tokens]) + self.bias[:, :, None, None]
-        return torch.einsum("bthpr,btrhc->bthpc", torch.softmax(scores, -1), v[self.tokens])
+        p = _softmax(torch.einsum("bthpc,btrhc->bthpr", q, k[self.tokens]), self.bias[:, :, None, None])
+        return torch.einsum("bthpr,btrhc->bthpc", p, v[self.tokens])
 
 
 class Glass(torch.nn.Module):
@@ -82,7 +88,7 @@ class Glass(torch.nn.Module):
 
     def __init__(self, config, seed=0, dropout=0.0, std=0.05):
         super().__init__()
-        self.config, self.dropout = config, dropout
+        self.config, self.dropout, self._bucket_tables = config, dropout, {}
         self.weights = torch.nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
         for name, shape in sorted(glass_config.weight_shapes(config).items()):
@@ -113,12 +119,16 @@ class Glass(torch.nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
     def _norm(self, name, x):
+        if hasattr(F, "rms_norm"):  # torch 2: one kernel
+            return F.rms_norm(x, x.shape[-1:], self.w(name), _EPS)
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS) * self.w(name)
 
-    def _heads(self, name, x):
-        """[..., n, d] -> [..., H, n, d_kv]."""
-        y = F.linear(x, self.w(name))
-        return y.reshape(y.shape[:-1] + (self.config.heads, self.config.d_kv)).transpose(-2, -3)
+    def _heads(self, name, x, parts):
+        """x [..., n, d] through each of the matrices `name`.q, .k, .v that `parts` names: a list of [..., H, n, d_kv]."""
+        matrix = torch.cat([self.w(f"{name}.{part}") for part in parts]) if len(parts) > 1 else self.w(f"{name}.{parts}")
+        y = F.linear(x, matrix)
+        y = y.reshape(y.shape[:-1] + (len(parts), self.config.heads, self.config.d_kv)).transpose(-2, -4)
+        return list(y.unbind(-3))  # [..., H, parts, n, d_kv]
 
     def _out(self, name, o):
         return F.linear(o.transpose(-2, -3).flatten(-2), self.w(name))
@@ -128,11 +138,24 @@ class Glass(torch.nn.Module):
         hidden = self._drop(torch.relu(F.linear(z, self.w(f"{prefix}.ffn.w1"))))
         return x + self._drop(F.linear(hidden, self.w(f"{prefix}.ffn.w2")))
 
-    def _self_bias(self, stack, queries, keys):
-        """[H, queries, keys] of slots 0.. in both; queries may be a range that starts later."""
-        distance = keys.unsqueeze(0) - queries.unsqueeze(1)
-        bucket = relative_bucket(distance, self.config.relative_buckets, self.config.relative_distance_max)
-        return self.w(f"{stack}.0.self.rel_bias")[bucket].permute(2, 0, 1)
+    def _self_bias(self, stack, first, count, keys, device):
+        """[H, count, keys] of queries at slots first, first + 1, ... and keys at slots 0, 1, ..."""
+        key = (first, count, keys, str(device))
+        if key not in self._bucket_tables:
+            distance = torch.arange(keys).unsqueeze(0) - torch.arange(first, first + count).unsqueeze(1)
+            bucket = relative_bucket(distance, self.config.relative_buckets, self.config.relative_distance_max)
+            self._bucket_tables[key] = F.one_hot(bucket, self.config.relative_buckets).to(device)
+        table = self.w(f"{stack}.0.self.rel_bias")
+        return (self._bucket_tables[key].to(table.dtype) @ table).permute(2, 0, 1)
+
+    def embed(self, tokens):
+        """Rows of the token table. In training as a product with one-hot rows: the gradient of an index would add the many
+        repeats of a small vocabulary one after the other."""
+        table = self.w("token_embedding")
+        if self.training and table.is_cuda and self.config.vocabulary <= 4096:
+            same = tokens.unsqueeze(-1) == torch.arange(self.config.vocabulary, device=tokens.device)
+            return (same.to(torch.bfloat16) @ table).to(table.dtype)
+        return table[tokens]
 
     # ---- encoder -----------------------------------------------------------------------------------------------
 
@@ -143,37 +166,38 @@ class Glass(torch.nn.Module):
 
     def encode(self, short_tokens, features=None):
         """Memory [B, S, d] and which slots are visible [B, S]. short_tokens int64 [B, 3 * short_items], left-padded."""
-        x = self.w("token_embedding")[short_tokens]
+        x = self.embed(short_tokens)
         visible = short_tokens != 0
         if self.config.tier_edges:
             token, seen = self.tier_token(features).unsqueeze(1), torch.ones_like(visible[:, :1])
             first = self.config.tier_position == "FIRST"
             x = torch.cat([token, x] if first else [x, token], 1)
             visible = torch.cat([seen, visible] if first else [visible, seen], 1)
-        slots = torch.arange(x.shape[1], device=x.device)
-        bias = self._self_bias("enc", slots, slots) + ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
+        if self.training and x.is_cuda:  # widths that tensor cores can load; the added slots are hidden
+            x, visible = F.pad(x, (0, 0, 0, -x.shape[1] % 8)), F.pad(visible, (0, -visible.shape[1] % 8))
+        slots = x.shape[1]
+        bias = self._self_bias("enc", 0, slots, slots, x.device) + ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
         x = self._drop(x)
         for i in range(self.config.encoder_layers):
             prefix = f"enc.{i}"
             z = self._norm(f"{prefix}.self.norm", x)
-            q, k, v = (self._heads(f"{prefix}.self.{name}", z) for name in "qkv")
-            p = self._drop(torch.softmax(q @ k.transpose(-1, -2) + bias, -1))
-            x = self._ffn(prefix, x + self._drop(self._out(f"{prefix}.self.o", p.to(v.dtype) @ v)))
+            q, k, v = self._heads(f"{prefix}.self", z, "qkv")
+            p = _softmax(q @ k.transpose(-1, -2), bias)
+            x = self._ffn(prefix, x + self._drop(self._out(f"{prefix}.self.o", p @ v)))
         return self._drop(self._norm("enc.final_norm", x)), visible
 
     # ---- decoder -----------------------------------------------------------------------------------------------
 
     def memory_kv(self, memory):
         """Per decoder layer K and V of the memory, [B, H, S, d_kv]: shared by all beams and steps."""
-        return [(self._heads(f"dec.{i}.memory.k", memory), self._heads(f"dec.{i}.memory.v", memory))
-                for i in range(self.config.decoder_layers)]
+        return [self._heads(f"dec.{i}.memory", memory, "kv") for i in range(self.config.decoder_layers)]
 
     def retrieved_tables(self):
         """Per decoder layer K and V of every token, [V, H, d_kv]: constants of the weights. The embedding is detached."""
         if not self.config.retrieved_items:
             return [None] * self.config.decoder_layers
         rows = F.linear(self.w("token_embedding").detach(), self.w("retrieved.w"), self.w("retrieved.b"))
-        return [tuple(self._heads(f"dec.{i}.retrieved.{name}", rows).transpose(0, 1) for name in "kv")
+        return [[x.transpose(0, 1) for x in self._heads(f"dec.{i}.retrieved", rows, "kv")]
                 for i in range(self.config.decoder_layers)]
 
     def decoder(self, tokens, first, kv, visible, tables, retrieved, cache=None, gates=None):
@@ -183,22 +207,21 @@ class Glass(torch.nn.Module):
         at position 0. cache: per layer (k, v) of earlier positions [B, T, H, first, d_kv], replaced in place.
         gates: a list that receives every layer's gate [B, T, P, d].
         """
-        x = self._drop(self.w("token_embedding")[tokens])
-        positions = torch.arange(first, first + tokens.shape[-1], device=tokens.device)
-        keys = torch.arange(first + tokens.shape[-1], device=tokens.device)
-        later = (keys.unsqueeze(0) > positions.unsqueeze(1)).to(x.dtype) * _HIDDEN
-        bias = self._self_bias("dec", positions, keys) + later
+        x = self._drop(self.embed(tokens))
+        count, keys = tokens.shape[-1], first + tokens.shape[-1]
+        later = torch.ones(count, keys, device=x.device, dtype=x.dtype).triu(first + 1) * _HIDDEN
+        bias = self._self_bias("dec", first, count, keys, x.device) + later
         hidden = ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
         for i in range(self.config.decoder_layers):
             prefix = f"dec.{i}"
             z = self._norm(f"{prefix}.self.norm", x)
-            q, k, v = (self._heads(f"{prefix}.self.{name}", z) for name in "qkv")
+            q, k, v = self._heads(f"{prefix}.self", z, "qkv")
             if cache is not None:
                 if cache[i] is not None:
                     k, v = torch.cat([cache[i][0], k], -2), torch.cat([cache[i][1], v], -2)
                 cache[i] = (k, v)
-            p = self._drop(torch.softmax(q @ k.transpose(-1, -2) + bias, -1))
-            x = x + self._drop(self._out(f"{prefix}.self.o", p.to(v.dtype) @ v))
+            p = _softmax(q @ k.transpose(-1, -2), bias)
+            x = x + self._drop(self._out(f"{prefix}.self.o", p @ v))
             x = x + self._drop(self._cross(prefix, x, first, kv[i], hidden, tables[i], retrieved, gates))
             x = self._ffn(prefix, x)
         return self._drop(self._norm("dec.final_norm", x))
@@ -207,14 +230,15 @@ class Glass(torch.nn.Module):
         """Attention to the memory, blended after position 0 with attention to the retrieved set."""
         z = self._norm(f"{prefix}.cross.norm", x)
         b, t, p, _ = z.shape
-        q = self._heads(f"{prefix}.memory.q", z.reshape(b, t * p, -1))
-        weights = self._drop(torch.softmax(q @ kv[0].transpose(-1, -2) + hidden, -1))
-        near = self._out(f"{prefix}.memory.o", weights.to(kv[1].dtype) @ kv[1]).reshape(b, t, p, -1)
+        q, = self._heads(f"{prefix}.memory", z.reshape(b, t * p, -1), "q")
+        weights = _softmax(q @ kv[0].transpose(-1, -2), hidden)
+        near = self._out(f"{prefix}.memory.o", weights @ kv[1]).reshape(b, t, p, -1)
         skip = 1 if first == 0 else 0  # the first position predicts s1 and must not see what s1 retrieves
         if table is None or p == skip:
             return near
         z, rest = z[:, :, skip:], near[:, :, skip:]
-        far = self._out(f"{prefix}.retrieved.o", retrieved.attend(self._heads(f"{prefix}.retrieved.q", z), *table))
+        q, = self._heads(f"{prefix}.retrieved", z, "q")
+        far = self._out(f"{prefix}.retrieved.o", retrieved.attend(q, *table))
         source = z if self.config.gate_input == "STATE" else rest
         gate = F.linear(torch.cat([source, far.to(source.dtype)], -1), self.w(f"{prefix}.gate.w"),
                         self.w(f"{prefix}.gate.b"))

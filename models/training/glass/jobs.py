@@ -1,0 +1,88 @@
+"""The quality study as jobs of study.py: seeds x (GLASS, three ablations, SASRec), baselines, codebooks, neighbours.
+
+    python3 -m models.training.glass.jobs --set ml=DATA --set journey=DATA2 --steps 3000 > jobs.jsonl
+    python3 -m models.training.glass.study --jobs jobs.jsonl --out STUDY --parallel 8
+    python3 -m models.training.glass.report --study STUDY --set ml --data DATA --sid DATA/sid-64.safetensors
+
+DATA needs sid-64.safetensors (main codebooks [64,128,128], RQ_VAE); sid-k64 and sid-k128 (RQ_KMEANS with 64 and 128 first
+codes), where they are there, add the comparison of quantisers, codebook sizes and neighbour augmentation, one seed each.
+Jobs come in order of importance, so that a study that is cut short loses the least: all variants of seed 0 first.
+"""
+import argparse
+import json
+import os
+
+import numpy as np
+
+from models.training import tensor_file
+from models.training.glass import prepare
+
+SIZES = {"d": 96, "heads": 3, "d_kv": 32, "ffn": 384}
+VARIANTS = {"full": [], "tiger": ["tier", "search"], "notier": ["tier"], "nosearch": ["search"]}
+EVALUATIONS = 6
+# Settings that might help where the additions do not pay: finer tiers, a shorter window that leaves more to the long part.
+TIERS = (-1.0, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1.0)
+REMEDIES = {"tiers9": ([], {"tier_edges": TIERS}), "short20": ([], {"short_items": 20}),
+            "short20_tiger": (["tier", "search"], {"short_items": 20})}
+
+
+def _options(log, steps, batch, **more):
+    """Options whose epochs together make `steps` steps, validated EVALUATIONS times."""
+    first = np.flatnonzero(np.r_[True, np.diff(log["event.time_us"]) != 0])  # about as many moments as samples
+    samples = int((log["event.split"][first] == prepare.TRAIN).sum())
+    share = min(1.0, steps / EVALUATIONS * (batch + 0.5) / samples)
+    per_epoch = max(1, int(samples * share) // batch)
+    epochs = max(EVALUATIONS, round(steps / per_epoch))
+    return {"batch": batch, "epochs": epochs, "epoch_share": share, "evaluate_every": max(1, epochs // EVALUATIONS),
+            "patience": epochs, "validation_max": 1024, **more}
+
+
+def make(name, folder, steps, seeds, remedies=False):
+    """Jobs of one data set."""
+    log, about = tensor_file.read_tensors(os.path.join(folder, "log.safetensors"))
+    unseen = about.get("unseen_only") == "true"
+    # A small log is soon known by heart and needs dropout; a large one is not seen twice in a short study.
+    glass = _options(log, steps, 256, targets=4 if unseen else 8, horizon=4 if unseen else 0, lr=3e-3 if unseen else 4e-3,
+                     item_dropout=0.1 if unseen else 0.0)
+    sasrec = _options(log, steps, 64, targets=1, lr=1e-3)
+    base = {"data": folder, "test": True, "keep": False}
+
+    def of(variant, sid="sid-64", **more):
+        return {**base, "name": f"{name}-{variant}", "sid": os.path.join(folder, f"{sid}.safetensors"), **more}
+
+    def network(variant, seed, sid="sid-64", without=(), **model):
+        return of(f"{variant}-{seed}", sid, seed=seed, without=list(without), model={**SIZES, **model}, options=glass,
+                  dropout=0.2 if unseen else 0.0, test_beam=100 if unseen else 30, keep=variant == "full")
+
+    jobs = []
+    for seed in range(seeds):
+        jobs += [network(variant, seed, without=without) for variant, without in VARIANTS.items()]
+        jobs.append(of(f"sasrec-{seed}", kind="sasrec", seed=seed, options=sasrec,
+                       sasrec={"dropout": 0.4 if unseen else 0.1}))
+        if seed == 0:
+            jobs += [of(kind, kind=kind) for kind in ("popularity", "item_knn") + (() if unseen else ("own_counts",))]
+    jobs += [network(variant, seed, without=without, **model) for variant, (without, model) in REMEDIES.items()
+             for seed in range(seeds if remedies else 0)]
+    for variant, sid, model in (("kmeans64", "sid-k64", {}), ("kmeans128", "sid-k128", {}),
+                                ("kmeans128_neighbours", "sid-k128", {"neighbours": 2})):
+        if os.path.exists(os.path.join(folder, f"{sid}.safetensors")):
+            jobs.append(network(variant, 0, sid, **model))
+    return jobs
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of every network")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--remedies", action="store_true", help="also " + ", ".join(REMEDIES))
+    arguments = parser.parse_args()
+    sets = [make(*pair.split("=", 1), arguments.steps, arguments.seeds, arguments.remedies) for pair in arguments.set]
+    for i in range(max(len(jobs) for jobs in sets)):
+        for jobs in sets:
+            if i < len(jobs):
+                print(json.dumps(jobs[i]))
+
+
+if __name__ == "__main__":
+    main()
