@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 #include "serving/cli/serving_experiments.h"
 #include "serving/engine/engine.h"
@@ -15,7 +16,7 @@
 namespace backstory {
 
 // Loads GRAB version directories; scoring loops run on `pool`, which must outlive the models.
-ModelLoader GrabLoader(ThreadPool* pool);
+ModelLoader GrabLoader(ThreadPool* pool, Dtype precision);
 
 StoreOptions StoreOptionsOf(const rpc::ServerConfig& config);
 absl::StatusOr<EngineOptions> EngineOptionsOf(const rpc::ServerConfig& config);
