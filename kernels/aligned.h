@@ -1,4 +1,4 @@
-// A fixed-size, 64-byte aligned array of floats: what kernels read and write.
+// A fixed-size, 64-byte aligned array: what kernels read and write.
 #ifndef BACKSTORY_KERNELS_ALIGNED_H_
 #define BACKSTORY_KERNELS_ALIGNED_H_
 
@@ -7,42 +7,48 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 namespace backstory {
 
-// Move-only. Not thread-safe for writing.
-class AlignedFloats {
+// Of plain values. Move-only. Not thread-safe for writing.
+template <typename T>
+class AlignedArray {
+  static_assert(std::is_trivial_v<T>);
+
  public:
   static constexpr std::align_val_t kAlignment{64};
 
-  AlignedFloats() = default;
-  explicit AlignedFloats(size_t size) : AlignedFloats(size, kUninitialised) {
-    if (size > 0) std::memset(data_.get(), 0, size * sizeof(float));
+  AlignedArray() = default;
+  explicit AlignedArray(size_t size) : AlignedArray(size, kUninitialised) {
+    if (size > 0) std::memset(data_.get(), 0, size * sizeof(T));
   }
   enum Uninitialised { kUninitialised };
-  AlignedFloats(size_t size, Uninitialised) : size_(size) {
-    if (size > 0) data_.reset(static_cast<float*>(::operator new[](size * sizeof(float), kAlignment)));
+  AlignedArray(size_t size, Uninitialised) : size_(size) {
+    if (size > 0) data_.reset(static_cast<T*>(::operator new[](size * sizeof(T), kAlignment)));
   }
 
-  float* data() { return data_.get(); }
-  const float* data() const { return data_.get(); }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
   size_t size() const { return size_; }
-  float& operator[](size_t i) {
+  T& operator[](size_t i) {
     assert(i < size_);
     return data_.get()[i];
   }
-  const float& operator[](size_t i) const {
+  const T& operator[](size_t i) const {
     assert(i < size_);
     return data_.get()[i];
   }
 
  private:
   struct Free {
-    void operator()(float* p) const { ::operator delete[](p, kAlignment); }
+    void operator()(T* p) const { ::operator delete[](p, kAlignment); }
   };
-  std::unique_ptr<float[], Free> data_;
+  std::unique_ptr<T[], Free> data_;
   size_t size_ = 0;
 };
+
+using AlignedFloats = AlignedArray<float>;
 
 // One allocation handed out in 64-byte aligned, uninitialised pieces; made once per task, never grows.
 class Arena {

@@ -12,13 +12,18 @@
 //   FOLDED   the page points to a scratch copy whose K already holds the bias (FoldBias), runs say kNoBias
 // All four give the same logits. Which one a page is, is a matter of the query's own runs.
 //
-// Numerics: fp32; the reduction of a query row goes over its self key first, then its pages in order, columns in
+// Numerics of fp32 pages: fp32 throughout. bf16 pages: scale log2(e) q is rounded to bf16 once, weights are rounded to
+// bf16 where they meet V, and all else is fp32: dot products of bf16 pairs, bias, softmax, row sums (of the unrounded
+// weights), the self key's K and V. Against exact arithmetic on the same rounded q, K, V the weights' rounding adds
+//   |dO| <= 2^-9 sum_j p_j |v_j| <= 2^-9 max |v|        and nothing to LSE.
+// Either way the reduction of a query row goes over its self key first, then its pages in order, columns in
 // 16-wide panels, so its bits depend on its own key list alone: not on other rows of the tile, on threads, or on
 // invisible rows beside the visible ones. exp has a relative error <= 2e-7 down to 2^-126 of the row's running maximum
 // and is zero from 2^-127 on. An empty key list gives (0, -inf).
 #ifndef BACKSTORY_KERNELS_ATTEND_H_
 #define BACKSTORY_KERNELS_ATTEND_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -71,10 +76,11 @@ struct AttendArgs {
   float* workspace = nullptr;     // AttendWorkspaceFloats(shape), 64-byte aligned
 };
 
-inline constexpr size_t kAttendTile = 96;  // query rows that share one pass over the pages
-inline constexpr size_t kAttendSub = 24;   // query rows whose logits are in flight
+inline constexpr size_t kAttendTile = 192;  // query rows that share one pass over the pages
+inline constexpr size_t kAttendSub = 24;    // query rows whose logits are in flight
 inline size_t AttendWorkspaceFloats(const PageShape& shape) {
-  return kAttendTile * (shape.v_panels() * kPanel + shape.d_k) + kAttendSub * kPageRows + kPanel;
+  return kAttendTile * (shape.v_panels() * kPanel + PairPadded(shape.d_k)) +
+         std::max(kAttendSub * kPageRows, shape.d_k) + kPanel;
 }
 
 // Explanation: mass[i][j] += sum over heads of exp(logit(i, j) - lse[i][h]) / heads, for rows j of the page list, with

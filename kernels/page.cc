@@ -6,21 +6,45 @@
 
 namespace backstory {
 
-void WriteRow(const PageShape& shape, size_t row, const float* k, const float* v, Page* page) {
-  assert(row < kPageRows);
+namespace {
+
+void Store(float value, float* to) { *to = value; }
+void Store(float value, Bf16* to) { *to = ToBf16(value); }
+float Load(const float* from) { return *from; }
+float Load(const Bf16* from) { return FromBf16(*from); }
+
+template <typename T>
+void WriteRowAs(const PageShape& shape, size_t row, const float* k, const float* v, Page* page) {
+  T* k_page = static_cast<T*>(page->k());
+  T* v_page = static_cast<T*>(page->v());
   for (size_t h = 0; h < shape.kv_heads; ++h) {
-    float* k_to = page->k() + shape.KIndex(h, row, 0);
-    for (size_t i = 0; i < shape.d_k; ++i) k_to[i * kPanel] = k[h * shape.d_k + i];
-    for (size_t i = 0; i < shape.d_v; ++i) page->v()[shape.VIndex(h, row, i)] = v[h * shape.d_v + i];
+    for (size_t i = 0; i < shape.d_k; ++i) Store(k[h * shape.d_k + i], k_page + shape.KIndex(h, row, i));
+    for (size_t i = 0; i < shape.d_v; ++i) Store(v[h * shape.d_v + i], v_page + shape.VIndex(h, row, i));
   }
+}
+
+template <typename T>
+void ReadRowAs(const PageShape& shape, size_t row, const PageView& page, float* k, float* v) {
+  const T* k_page = static_cast<const T*>(page.k);
+  const T* v_page = static_cast<const T*>(page.v);
+  for (size_t h = 0; h < shape.kv_heads; ++h) {
+    for (size_t i = 0; i < shape.d_k; ++i) k[h * shape.d_k + i] = Load(k_page + shape.KIndex(h, row, i));
+    for (size_t i = 0; i < shape.d_v; ++i) v[h * shape.d_v + i] = Load(v_page + shape.VIndex(h, row, i));
+  }
+}
+
+}  // namespace
+
+void WriteRow(const PageShape& shape, size_t row, const float* k, const float* v, Page* page) {
+  assert(row < kPageRows && page->bytes() == shape.bytes());
+  if (shape.dtype == Dtype::kF32) return WriteRowAs<float>(shape, row, k, v, page);
+  WriteRowAs<Bf16>(shape, row, k, v, page);
 }
 
 void ReadRow(const PageShape& shape, size_t row, const PageView& page, float* k, float* v) {
   assert(row < kPageRows);
-  for (size_t h = 0; h < shape.kv_heads; ++h) {
-    for (size_t i = 0; i < shape.d_k; ++i) k[h * shape.d_k + i] = page.k[shape.KIndex(h, row, i)];
-    for (size_t i = 0; i < shape.d_v; ++i) v[h * shape.d_v + i] = page.v[shape.VIndex(h, row, i)];
-  }
+  if (shape.dtype == Dtype::kF32) return ReadRowAs<float>(shape, row, page, k, v);
+  ReadRowAs<Bf16>(shape, row, page, k, v);
 }
 
 void ClearRows(const PageShape& shape, size_t first, Page* page) {

@@ -51,7 +51,8 @@ absl::StatusOr<std::vector<float>> ScoreGolden(const grab::Model& model, const G
   return logits;
 }
 
-absl::StatusOr<GoldenReport> CheckGoldens(const grab::Model& model, const std::vector<GoldenCase>& goldens) {
+absl::StatusOr<GoldenReport> CheckGoldens(const grab::Model& model, const std::vector<GoldenCase>& goldens,
+                                          double tolerance) {
   const size_t tasks = model.config().tasks.size();
   GoldenReport report;
   for (const GoldenCase& golden : goldens) {
@@ -62,16 +63,16 @@ absl::StatusOr<GoldenReport> CheckGoldens(const grab::Model& model, const std::v
     }
     const auto found = ScoreGolden(model, golden);
     if (!found.ok()) return absl::Status(found.status().code(), absl::StrCat(where, ": ", found.status().message()));
+    const double allowed = std::max(golden.tolerance, tolerance);
     double scale = 1;
     for (float logit : golden.logits) scale = std::max(scale, std::abs(static_cast<double>(logit)));
     for (size_t i = 0; i < found->size(); ++i) {
       const double difference = std::abs(static_cast<double>((*found)[i]) - golden.logits[i]) / scale;
       const std::string cell = absl::StrCat("[", i / tasks, "][", i % tasks, "]");
       // Written so that a NaN is beyond every tolerance.
-      if (!(difference <= golden.tolerance)) {
+      if (!(difference <= allowed)) {
         return absl::FailedPreconditionError(absl::StrCat(where, ": logit", cell, ": expected ", golden.logits[i],
-                                                          ", found ", (*found)[i], ", tolerance ",
-                                                          golden.tolerance * scale));
+                                                          ", found ", (*found)[i], ", tolerance ", allowed * scale));
       }
       if (difference > report.worst || report.worst_case.empty()) {
         report.worst = difference;

@@ -8,12 +8,14 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
 #include "hwy/highway.h"
 #include "kernels/attend.h"
 #include "kernels/cpu/logits-inl.h"
+#include "kernels/cpu/ops-inl.h"
 #include "kernels/cpu/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -21,45 +23,43 @@ namespace backstory {
 namespace HWY_NAMESPACE {
 
 // Softmax as the score function: weights are exp2(t - running maximum), normalised at the end. A score function without
-// normalisation (SiLU) keeps `top` at zero, replaces Weight and leaves Finish to copy.
+// normalisation (SiLU) keeps `top` at zero, replaces Weights and leaves Finish to copy.
 struct Softmax {
+  HWY_ALIGN float sum[kAttendTile][kPanel];  // by lane
   float top[kAttendTile];
-  float sum[kAttendTile];
 
   HWY_INLINE void Start(size_t r, bool self, float logit2) {
     top[r] = self ? logit2 : kMinusInf;
-    sum[r] = self ? 1.0f : 0.0f;
+    std::fill_n(sum[r], kPanel, 0.0f);
+    sum[r][0] = self ? 1.0f : 0.0f;
   }
 
-  // Turns logits (each to be shifted by `shift`) into weights in place and rescales the output so far.
-  HWY_INLINE void Step(size_t r, const Window& w, float shift, size_t o_floats, float* s, float* o) {
+  // What the logits at s, each to be shifted by `shift`, are to be lowered by: raises the running maximum to theirs and
+  // rescales the output so far.
+  HWY_INLINE float Raise(size_t r, const Window& w, float shift, size_t o_floats, const float* s, float* o) {
     const Tag d;
     Vec row_top = hn::Load(d, s + w.first);
     for (size_t j = w.first + kLanes; j < w.last; j += kLanes) row_top = hn::Max(row_top, hn::Load(d, s + j));
-    const float new_top = std::max(top[r], hn::GetLane(hn::MaxOfLanes(d, row_top)) + shift);
-    const float safe_top = new_top == kMinusInf ? 0.0f : new_top;
-    const Vec m = hn::Set(d, safe_top - shift);
-    Vec total = hn::Zero(d);
-    for (size_t j = w.first; j < w.last; j += kLanes) {
-      const Vec p = Exp2(hn::Sub(hn::Load(d, s + j), m));
-      hn::Store(p, d, s + j);
-      total = hn::Add(total, p);
-    }
-    if (new_top != top[r]) {
-      const Vec shrink = Exp2(hn::Set(d, top[r] - safe_top));
-      sum[r] = sum[r] * hn::GetLane(shrink);
+    row_top = hn::Add(row_top, hn::Set(d, shift));
+    if (!hn::AllFalse(d, hn::Gt(row_top, hn::Set(d, top[r])))) {
+      const float new_top = hn::GetLane(hn::MaxOfLanes(d, row_top));
+      const Vec shrink = Exp2(hn::Set(d, top[r] - new_top));
+      for (size_t j = 0; j < kPanel; j += kLanes) hn::Store(hn::Mul(hn::Load(d, sum[r] + j), shrink), d, sum[r] + j);
       for (size_t j = 0; j < o_floats; j += kLanes) hn::Store(hn::Mul(hn::Load(d, o + j), shrink), d, o + j);
       top[r] = new_top;
     }
-    sum[r] += hn::GetLane(hn::SumOfLanes(d, total));
+    return (top[r] == kMinusInf ? 0.0f : top[r]) - shift;
   }
 
   HWY_INLINE void Finish(size_t r, const float* from, size_t n, float* o, float* lse) const {
-    const float inverse = sum[r] > 0 ? 1.0f / sum[r] : 0.0f;
+    const Tag d;
+    Vec lanes = hn::Load(d, sum[r]);
+    for (size_t j = kLanes; j < kPanel; j += kLanes) lanes = hn::Add(lanes, hn::Load(d, sum[r] + j));
+    const float total = hn::GetLane(hn::SumOfLanes(d, lanes));
+    const float inverse = total > 0 ? 1.0f / total : 0.0f;
     for (size_t j = 0; j < n; ++j) o[j] = from[j] * inverse;
-    *lse = sum[r] > 0
-               ? static_cast<float>((static_cast<double>(top[r]) + std::log2(static_cast<double>(sum[r]))) * kLn2)
-               : kMinusInf;
+    *lse = total > 0 ? static_cast<float>((static_cast<double>(top[r]) + std::log2(static_cast<double>(total))) * kLn2)
+                     : kMinusInf;
   }
 };
 
@@ -74,13 +74,19 @@ struct TileMemory {
       : o_stride(a.shape.v_panels() * kPanel),
         o(a.workspace),
         q(o + kAttendTile * o_stride),
-        s(q + kAttendTile * a.shape.d_k) {}
+        s(q + kAttendTile * PairPadded(a.shape.d_k)) {}
 };
 
+// Part `part` of `parts` of one head's K or V of the next page, which is brought closer while this page is worked on.
+HWY_INLINE Ahead AheadOf(const void* page, size_t head, size_t head_bytes, size_t part, size_t parts) {
+  const size_t lines = head_bytes / 64, first = part * lines / parts, last = (part + 1) * lines / parts;
+  return {static_cast<const char*>(page) + head * head_bytes + first * 64, (last - first) * 64};
+}
+
 // Rows [r0, r0 + rows) of the tile that starts at query i0, against page p.
-template <class Score>
+template <class Ops, class Score>
 HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0, size_t r0, size_t rows, size_t p,
-                          uint32_t* cursors, Score* score) {
+                          size_t tile_rows, uint32_t* cursors, Score* score) {
   const AttendArgs& a = *call.args;
   Window w;
   RowPage look[kAttendSub];
@@ -97,9 +103,16 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
     all_flat &= look[r].flat;
   }
   if (w.first >= w.last) return;
-  const float* q = memory.q + r0 * a.shape.d_k;
+  Ahead next_k, next_v;
+  if (p + 1 < a.pages.size()) {
+    const size_t part = r0 / kAttendSub, parts = (tile_rows + kAttendSub - 1) / kAttendSub;
+    const size_t bytes = a.shape.element_bytes();
+    next_k = AheadOf(a.pages[p + 1].k, call.kv_head, a.shape.k_head_size() * bytes, part, parts);
+    next_v = AheadOf(a.pages[p + 1].v, call.kv_head, a.shape.v_head_size() * bytes, part, parts);
+  }
+  const auto* q = OperandsOf<Ops>(memory.q) + r0 * a.shape.k_depth();
   if (all_flat) {
-    Dots<false>(call, q, rows, p, w, memory.s);
+    Dots<Ops, false>(call, q, rows, p, w, memory.s, next_k);
   } else {
     for (size_t r = 0; r < rows; ++r) {
       float* row = memory.s + r * kPageRows;
@@ -109,39 +122,41 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
         FillPiece(0.0f, w.first, w.last, row);
       }
     }
-    Dots<true>(call, q, rows, p, w, memory.s);
+    Dots<Ops, true>(call, q, rows, p, w, memory.s, next_k);
   }
   float* o = memory.o + r0 * memory.o_stride;
+  float lower[kAttendSub];
   for (size_t r = 0; r < rows; ++r) {
-    float* row = memory.s + r * kPageRows;
-    if (look[r].reaches) {
-      score->Step(r0 + r, w, look[r].shift, memory.o_stride, row, o + r * memory.o_stride);
-    } else {
-      FillPiece(0.0f, w.first, w.last, row);
-    }
+    lower[r] = !look[r].reaches ? HUGE_VALF
+                                : score->Raise(r0 + r, w, look[r].shift, memory.o_stride, memory.s + r * kPageRows,
+                                               o + r * memory.o_stride);
   }
-  const float* v = a.pages[p].v + call.kv_head * a.shape.v_head_floats() + w.first * kPanel;
-  TilePanels<true>(memory.s + w.first, kPageRows, rows, v, kPageRows * kPanel, a.shape.v_panels(), w.last - w.first, o,
-                   memory.o_stride);
+  Ops::Weights({memory.s, kPageRows, rows, w.first, w.last, lower, score->sum[r0]});
+  const auto* v =
+      static_cast<const typename Ops::Stored*>(a.pages[p].v) + call.kv_head * a.shape.v_head_size() + w.first * kPanel;
+  constexpr size_t kStride = kPageRows * sizeof(float) / sizeof(typename Ops::Operand);
+  Ops::template Panels<true>(OperandsOf<Ops>(memory.s) + w.first, kStride, rows, v, kPageRows * kPanel,
+                             a.shape.v_panels(), w.last - w.first, o, memory.o_stride, next_v);
 }
 
 // Scales the query; the self key opens the softmax with weight 1 at its own logit.
-template <class Score>
+template <class Ops, class Score>
 HWY_INLINE void StartRow(const Call& call, const TileMemory& memory, size_t i, size_t r, Score* score) {
   const AttendArgs& a = *call.args;
   float* o = memory.o + r * memory.o_stride;
-  float* q = memory.q + r * a.shape.d_k;
-  call.ScaleQuery(i, q);
+  const float* q = StartQuery<Ops>(call, i, memory.s, OperandsOf<Ops>(memory.q) + r * a.shape.k_depth());
   std::memset(o, 0, memory.o_stride * sizeof(float));
   if (a.self_k == nullptr) return score->Start(r, false, 0);
   const size_t kv_row = i * a.shape.kv_heads + call.kv_head;
   float logit = Dot(q, a.self_k + kv_row * a.shape.d_k, a.shape.d_k);
   if (const float* bias = call.Bias(i)) logit += (bias[a.bias.n_pos - 1] + bias[a.bias.n_pos]) * call.scale2;
   score->Start(r, true, logit);
-  std::memcpy(o, a.self_v + kv_row * a.shape.d_v, a.shape.d_v * sizeof(float));
+  const float* self_v = a.self_v + kv_row * a.shape.d_v;
+  // A page that only other rows of the tile see adds zeros here, which may flush a denormal: it must not be there.
+  for (size_t x = 0; x < a.shape.d_v; ++x) o[x] = Ops::kRounds && std::fabs(self_v[x]) < FLT_MIN ? 0.0f : self_v[x];
 }
 
-template <class Score>
+template <class Ops, class Score>
 HWY_INLINE void AttendWith(const AttendArgs& a) {
   assert(a.scale > 0 && a.heads % a.shape.kv_heads == 0);
   const TileMemory memory(a);
@@ -153,10 +168,10 @@ HWY_INLINE void AttendWith(const AttendArgs& a) {
     for (size_t i0 = 0; i0 < a.queries; i0 += kAttendTile) {
       const size_t rows = std::min(kAttendTile, a.queries - i0);
       std::fill_n(cursors, rows, 0u);
-      for (size_t r = 0; r < rows; ++r) StartRow(call, memory, i0 + r, r, &score);
+      for (size_t r = 0; r < rows; ++r) StartRow<Ops>(call, memory, i0 + r, r, &score);
       for (size_t p = 0; p < a.pages.size(); ++p) {
         for (size_t r = 0; r < rows; r += kAttendSub) {
-          AttendSub(call, memory, i0, r, std::min(kAttendSub, rows - r), p, cursors, &score);
+          AttendSub<Ops>(call, memory, i0, r, std::min(kAttendSub, rows - r), p, rows, cursors, &score);
         }
       }
       for (size_t r = 0; r < rows; ++r) {
@@ -167,9 +182,14 @@ HWY_INLINE void AttendWith(const AttendArgs& a) {
   }
 }
 
-void Attend(const AttendArgs& args) { AttendWith<Softmax>(args); }
+template <class Bf16Ops>
+void Attend(const AttendArgs& args) {
+  if (args.shape.dtype == Dtype::kF32) return AttendWith<F32Ops, Softmax>(args);
+  AttendWith<Bf16Ops, Softmax>(args);
+}
 
-void AttendMass(const AttendMassArgs& args) {
+template <class Ops>
+HWY_INLINE void AttendMassWith(const AttendMassArgs& args) {
   const Tag d;
   const AttendArgs& a = args.attend;
   const size_t width = a.pages.size() * kPageRows;
@@ -179,14 +199,14 @@ void AttendMass(const AttendMassArgs& args) {
   for (size_t i = 0; i < a.queries; ++i) {
     for (size_t head = 0; head < a.heads; ++head) {
       call.SetHead(head);
-      call.ScaleQuery(i, memory.q);
+      StartQuery<Ops>(call, i, memory.s, OperandsOf<Ops>(memory.q));
       const Vec lse = hn::Set(d, a.lse[i * a.heads + head] * kLog2E);
       uint32_t cursor = 0;
       for (size_t p = 0; p < a.pages.size(); ++p) {
         Window w;
         if (!Reach(call.Runs(i), p * kPageRows, &cursor, &w)) continue;
         StartLogits(call, i, p, cursor, w, memory.s);
-        Dots<true>(call, memory.q, 1, p, w, memory.s);
+        Dots<Ops, true>(call, OperandsOf<Ops>(memory.q), 1, p, w, memory.s, {});
         float* mass = args.mass + i * width + p * kPageRows;
         for (size_t j = w.first; j < w.last; j += kLanes) {
           const Vec weight = Exp2(hn::Min(hn::Sub(hn::Load(d, memory.s + j), lse), hn::Zero(d)));
@@ -195,6 +215,12 @@ void AttendMass(const AttendMassArgs& args) {
       }
     }
   }
+}
+
+template <class Bf16Ops>
+void AttendMass(const AttendMassArgs& args) {
+  if (args.attend.shape.dtype == Dtype::kF32) return AttendMassWith<F32Ops>(args);
+  AttendMassWith<Bf16Ops>(args);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "hwy/highway.h"
+#include "kernels/cpu/ops-inl.h"
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/gemm.h"
 
@@ -18,7 +19,9 @@ namespace HWY_NAMESPACE {
 
 // Rows that share one pass over the panels: A stays in L1 while B streams from L2.
 constexpr size_t kGemmRows = 24;
-constexpr size_t kGemmPanels = 4;
+constexpr size_t kGemmPanels = 8;
+// Summed values that are turned into operands at once: as many as kGemmRows rows leave room for in L1.
+constexpr size_t kGemmDepth = 512;
 
 HWY_INLINE void FinishGemm(const GemmArgs& a, size_t rows, size_t column, size_t columns, const float* from,
                            size_t from_stride, float* to) {
@@ -41,26 +44,60 @@ HWY_INLINE void FinishGemm(const GemmArgs& a, size_t rows, size_t column, size_t
   }
 }
 
-void Gemm(const GemmArgs& a) {
-  const size_t k = a.b->k(), n = a.b->n();
+HWY_INLINE const float* PanelOf(const PackedMatrix& b, size_t p, float) { return b.panel(p); }
+HWY_INLINE const Bf16* PanelOf(const PackedMatrix& b, size_t p, Bf16) { return b.bf16_panel(p); }
+
+// One block of rows, given as operands of the summed values from k0 on, against all panels. kAdd: go on with the sums
+// in C, which bias and relu are yet to be applied to.
+template <class Ops, bool kAdd>
+HWY_INLINE void GemmBlock(const GemmArgs& a, const typename Ops::Operand* x, size_t lda, size_t rows, size_t k0,
+                          size_t depth, bool last, float* edge, float* y) {
+  const size_t n = a.b->n(), stride = a.b->panel_size();
   const size_t whole = n / kPanel;  // panels without padding
+  const auto panel = [&](size_t p) { return PanelOf(*a.b, p, typename Ops::Stored()) + k0 * kPanel; };
+  for (size_t p = a.first_panel; p < whole; p += kGemmPanels) {
+    const size_t panels = std::min(kGemmPanels, whole - p);
+    Ops::template Panels<kAdd>(x, lda, rows, panel(p), stride, panels, depth, y + p * kPanel, a.ldc);
+    if (last && (a.bias != nullptr || a.relu)) {
+      FinishGemm(a, rows, p * kPanel, panels * kPanel, y + p * kPanel, a.ldc, y + p * kPanel);
+    }
+  }
+  if (whole * kPanel < n && a.first_panel <= whole) {
+    Ops::template Panels<kAdd>(x, lda, rows, panel(whole), stride, 1, depth, edge, kPanel);
+    if (last) FinishGemm(a, rows, whole * kPanel, n - whole * kPanel, edge, kPanel, y + whole * kPanel);
+  }
+}
+
+template <class Ops>
+HWY_INLINE void GemmWith(const GemmArgs& a) {
+  const size_t k = a.b->k();
   HWY_ALIGN float edge[kGemmRows * kPanel];
   for (size_t i = 0; i < a.m; i += kGemmRows) {
     const size_t rows = std::min(kGemmRows, a.m - i);
     const float* x = a.a + i * a.lda;
     float* y = a.c + i * a.ldc;
-    for (size_t p = a.first_panel; p < whole; p += kGemmPanels) {
-      const size_t panels = std::min(kGemmPanels, whole - p);
-      TilePanels<false>(x, a.lda, rows, a.b->panel(p), k * kPanel, panels, k, y + p * kPanel, a.ldc);
-      if (a.bias != nullptr || a.relu) {
-        FinishGemm(a, rows, p * kPanel, panels * kPanel, y + p * kPanel, a.ldc, y + p * kPanel);
+    if constexpr (!Ops::kRounds) {
+      GemmBlock<Ops, false>(a, x, a.lda, rows, 0, k, true, edge, y);
+    } else {
+      HWY_ALIGN typename Ops::Operand operands[kGemmRows * kGemmDepth];
+      for (size_t k0 = 0; k0 == 0 || k0 < k; k0 += kGemmDepth) {
+        const size_t count = std::min(kGemmDepth, k - k0);
+        for (size_t r = 0; r < rows; ++r) Ops::Convert(x + r * a.lda + k0, count, operands + r * kGemmDepth);
+        const bool last = k0 + count == k;
+        if (k0 == 0) {
+          GemmBlock<Ops, false>(a, operands, kGemmDepth, rows, k0, PairPadded(count), last, edge, y);
+        } else {
+          GemmBlock<Ops, true>(a, operands, kGemmDepth, rows, k0, PairPadded(count), last, edge, y);
+        }
       }
     }
-    if (whole * kPanel < n && a.first_panel <= whole) {
-      TileRows<false>(x, a.lda, rows, a.b->panel(whole), k, edge, kPanel);
-      FinishGemm(a, rows, whole * kPanel, n - whole * kPanel, edge, kPanel, y + whole * kPanel);
-    }
   }
+}
+
+template <class Bf16Ops>
+void Gemm(const GemmArgs& a) {
+  if (a.b->dtype() == Dtype::kF32) return GemmWith<F32Ops>(a);
+  GemmWith<Bf16Ops>(a);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -12,10 +12,26 @@ void Gemm(const GemmArgs& a) {
   for (size_t i = 0; i < a.m; ++i) {
     for (size_t j = a.first_panel * kPanel; j < a.b->n(); ++j) {
       double sum = a.bias == nullptr ? 0 : a.bias[j];
-      for (size_t k = 0; k < a.b->k(); ++k) sum += static_cast<double>(a.a[i * a.lda + k]) * a.b->At(k, j);
+      for (size_t k = 0; k < a.b->k(); ++k) {
+        const float x = a.a[i * a.lda + k];
+        sum += static_cast<double>(a.b->dtype() == Dtype::kBf16 ? RoundToBf16(x) : x) * a.b->At(k, j);
+      }
       a.c[i * a.ldc + j] = static_cast<float>(a.relu ? std::max(sum, 0.0) : sum);
     }
   }
+}
+
+// Element `dim` of query row i, head h. Beside bf16 keys it is what all targets round: scale log2(e) q.
+double Query(const AttendArgs& a, size_t i, size_t h, size_t dim) {
+  const float q = a.q[(i * a.heads + h) * a.shape.d_k + dim];
+  if (a.shape.dtype == Dtype::kF32) return q;
+  const float scale2 = a.scale * 1.44269504088896340736f;
+  return static_cast<double>(RoundToBf16(q * scale2)) / scale2;
+}
+
+double Element(Dtype dtype, const void* page, size_t index) {
+  if (dtype == Dtype::kF32) return static_cast<const float*>(page)[index];
+  return FromBf16(static_cast<const Bf16*>(page)[index]);
 }
 
 // Query row i, head h: calls visit(row, logit) for every visible row in order.
@@ -23,14 +39,13 @@ template <typename Visit>
 void ForVisibleRows(const AttendArgs& a, size_t i, size_t h, Visit visit) {
   const PageShape& s = a.shape;
   const size_t kv_head = h / (a.heads / s.kv_heads);
-  const float* q = a.q + (i * a.heads + h) * s.d_k;
   const float* bias = a.bias.rows == nullptr ? nullptr : a.bias.rows + (i * a.heads + h) * a.bias.stride;
   for (const KeyRun& run : a.runs == nullptr ? a.shared_runs : a.runs[i]) {
     for (size_t row = run.begin; row < run.end; ++row) {
       const PageView& page = a.pages[row / kPageRows];
       double dot = 0;
       for (size_t x = 0; x < s.d_k; ++x) {
-        dot += static_cast<double>(q[x]) * page.k[s.KIndex(kv_head, row % kPageRows, x)];
+        dot += Query(a, i, h, x) * Element(s.dtype, page.k, s.KIndex(kv_head, row % kPageRows, x));
       }
       if (bias != nullptr && run.time != KeyRun::kNoBias) {
         const size_t rank = std::min<size_t>(run.rank - (row - run.begin), a.bias.n_pos - 1);
@@ -50,11 +65,8 @@ void AttendRow(const AttendArgs& a, size_t i, size_t h) {
   std::vector<double> logits;
   std::vector<std::vector<double>> values;
   if (a.self_k != nullptr) {
-    const float* q = a.q + (i * a.heads + h) * s.d_k;
     double dot = 0;
-    for (size_t x = 0; x < s.d_k; ++x) {
-      dot += static_cast<double>(q[x]) * a.self_k[(i * s.kv_heads + kv_head) * s.d_k + x];
-    }
+    for (size_t x = 0; x < s.d_k; ++x) dot += Query(a, i, h, x) * a.self_k[(i * s.kv_heads + kv_head) * s.d_k + x];
     if (a.bias.rows != nullptr) {
       const float* bias = a.bias.rows + (i * a.heads + h) * a.bias.stride;
       dot += static_cast<double>(bias[a.bias.n_pos - 1]) + bias[a.bias.n_pos];
@@ -66,7 +78,9 @@ void AttendRow(const AttendArgs& a, size_t i, size_t h) {
   ForVisibleRows(a, i, h, [&](size_t row, double logit) {
     logits.push_back(logit);
     std::vector<double>& v = values.emplace_back(s.d_v);
-    for (size_t x = 0; x < s.d_v; ++x) v[x] = a.pages[row / kPageRows].v[s.VIndex(kv_head, row % kPageRows, x)];
+    for (size_t x = 0; x < s.d_v; ++x) {
+      v[x] = Element(s.dtype, a.pages[row / kPageRows].v, s.VIndex(kv_head, row % kPageRows, x));
+    }
   });
   const double top = logits.empty() ? 0 : *std::max_element(logits.begin(), logits.end());
   double sum = 0;

@@ -14,6 +14,27 @@ std::shared_ptr<const Calibration> LoadedGrab::calibration() const {
   return calibrations.rbegin()->second;
 }
 
+namespace {
+
+struct Checked {
+  std::unique_ptr<Model> model;
+  GoldenReport goldens;
+};
+
+absl::StatusOr<Checked> CreateAndCheck(const std::string& path, const VersionFiles& files, ThreadPool* pool,
+                                       Dtype precision) {
+  const auto in_path = [&](const absl::Status& s) {
+    return absl::Status(s.code(), absl::StrCat(path, ": ", s.message()));
+  };
+  auto model = CreateModel(files.config, files.tensors, pool, precision);
+  if (!model.ok()) return in_path(model.status());
+  auto report = CheckGoldens(**model, files.goldens, precision == Dtype::kBf16 ? kGoldenToleranceBf16 : 0);
+  if (!report.ok()) return in_path(report.status());
+  return Checked{*std::move(model), *std::move(report)};
+}
+
+}  // namespace
+
 absl::StatusOr<std::shared_ptr<const LoadedGrab>> LoadGrabVersion(const std::string& path, const LoadOptions& options) {
   auto files = ReadVersion(path);
   if (!files.ok()) return files.status();
@@ -21,19 +42,23 @@ absl::StatusOr<std::shared_ptr<const LoadedGrab>> LoadGrabVersion(const std::str
     return absl::InvalidArgumentError(absl::StrCat(path, "/model.textproto: name: expected \"", options.expected_name,
                                                    "\", found \"", files->config.name, "\""));
   }
-  auto model = CreateModel(files->config, files->tensors, options.pool);
-  if (!model.ok()) return absl::Status(model.status().code(), absl::StrCat(path, ": ", model.status().message()));
-  auto report = CheckGoldens(**model, files->goldens);
-  if (!report.ok()) return absl::Status(report.status().code(), absl::StrCat(path, ": ", report.status().message()));
+  auto checked = CreateAndCheck(path, *files, options.pool, Dtype::kF32);
+  if (!checked.ok()) return checked.status();
+  if (options.precision != Dtype::kF32) {
+    checked->model.reset();
+    checked = CreateAndCheck(path, *files, options.pool, options.precision);
+    if (!checked.ok()) return checked.status();
+  }
 
   auto loaded = std::make_shared<LoadedGrab>();
   loaded->name = files->config.name;
   loaded->version = std::move(files->version);
   loaded->hash = std::move(files->hash);
   loaded->config = std::move(files->config);
-  loaded->model = *std::move(model);
+  loaded->precision = options.precision;
+  loaded->model = std::move(checked->model);
   loaded->calibrations = std::move(files->calibrations);
-  loaded->goldens = *std::move(report);
+  loaded->goldens = std::move(checked->goldens);
   return loaded;
 }
 

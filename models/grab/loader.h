@@ -17,6 +17,9 @@ namespace backstory::grab {
 struct LoadOptions {
   ThreadPool* pool = nullptr;  // outlives the model; null: the calling thread
   std::string expected_name;   // not empty: the configuration's name must be this (the repository's folder)
+  // What K/V and the layers are stored in and multiplied as (model.h). A bf16 model is loaded after an fp32 one of the
+  // same files has met the goldens at full sharpness, and must meet them within kGoldenToleranceBf16.
+  Dtype precision = Dtype::kF32;
 };
 
 // Immutable once loaded. `model` keeps what it needs of the files; nothing else does.
@@ -25,6 +28,7 @@ struct LoadedGrab {
   std::string version;
   std::string hash;
   Config config;
+  Dtype precision = Dtype::kF32;
   std::shared_ptr<const Model> model;
   CalibrationMap calibrations;
   GoldenReport goldens;

@@ -221,16 +221,17 @@ size_t TableBytes(const Config& config, const TensorMap& tensors) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool) {
+absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
+                                                   Dtype precision) {
   if (absl::Status status = Validate(config); !status.ok()) return status;
-  auto stack = Stack::Load(config, tensors);
+  auto stack = Stack::Load(config, tensors, precision);
   if (!stack.ok()) return stack.status();
   auto partial = TokenNet::LoadPartial(config, tensors);
   if (!partial.ok()) return partial.status();
   auto full = TokenNet::LoadFull(config, tensors);
   if (!full.ok()) return full.status();
-  return std::make_unique<GrabModel>(std::move(*stack), std::move(*partial), std::move(*full), StateId(config, tensors),
-                                     TableBytes(config, tensors), pool);
+  return std::make_unique<GrabModel>(std::move(*stack), std::move(*partial), std::move(*full),
+                                     StateId(config, tensors, precision), TableBytes(config, tensors), pool);
 }
 
 }  // namespace backstory::grab

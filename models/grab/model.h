@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "features/token.h"
+#include "kernels/dtype.h"
 #include "kernels/thread_pool.h"
 #include "models/grab/config.h"
 #include "models/tensor_map.h"
@@ -70,7 +71,10 @@ class Model {
 // Weights by the names of models/grab/tensors.h; further tensors are ignored. NOT_FOUND or INVALID_ARGUMENT naming the
 // tensor or the setting. Embedding tables stay in the memory of `tensors` (which the model keeps alive), the rest is
 // packed for the kernels. `pool` may be null (work runs in the calling thread) and must outlive the model.
-absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool);
+// `precision` is what K/V and the layers' matrices are stored in and multiplied as (kernels/dtype.h); embeddings,
+// norms, gates, softmax and head are fp32 in either. It enters state_id.
+absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
+                                                   Dtype precision = Dtype::kF32);
 
 }  // namespace backstory::grab
 

@@ -22,8 +22,9 @@ void FoldAction(const float* entry, size_t heads, size_t d_head, float* k) {
 
 }  // namespace
 
-Stack::Stack(const Config& config)
+Stack::Stack(const Config& config, Dtype dtype)
     : config_(config),
+      dtype_(dtype),
       channels_(Size(config.channels())),
       d_(Size(config.d)),
       wide_(Size(config.heads) * Size(config.d_head)),
@@ -36,15 +37,15 @@ Stack::Stack(const Config& config)
       windows_{config.window_rows, WindowUs(config.window_sec)},
       buckets_(config.n_time) {}
 
-absl::StatusOr<Stack> Stack::Load(const Config& config, const TensorMap& tensors) {
-  Stack stack(config);
-  auto weights = LoadStackWeights(config, tensors);
+absl::StatusOr<Stack> Stack::Load(const Config& config, const TensorMap& tensors, Dtype dtype) {
+  Stack stack(config, dtype);
+  auto weights = LoadStackWeights(config, tensors, dtype);
   if (!weights.ok()) return weights.status();
   stack.weights_ = std::move(*weights);
   return stack;
 }
 
-PageShape Stack::page_shape() const { return {.kv_heads = heads_, .d_k = d_head_, .d_v = d_head_}; }
+PageShape Stack::page_shape() const { return {.kv_heads = heads_, .d_k = d_head_, .d_v = d_head_, .dtype = dtype_}; }
 
 const float* Stack::Inner(const LayerWeights& w, const float* x, size_t rows, Scratch* s) const {
   const KernelTable& kernels = Kernels();
@@ -326,9 +327,11 @@ void Stack::Score(const CandidateRows& candidates, ThreadPool* pool) const {
 }
 
 size_t Stack::BlockRows(size_t rows, const ThreadPool* pool) {
-  constexpr size_t kMost = 48, kLeast = 6;  // bias tables of 48 rows stay in L2; 6 rows fill one GEMM tile
+  // 128 rows read the history once and keep the cores busy meanwhile; 6 fill one GEMM tile.
+  constexpr size_t kMost = 128, kLeast = 6;
   const size_t threads = pool == nullptr ? 1 : pool->threads();
-  return std::clamp((rows + threads - 1) / threads, kLeast, kMost);
+  const size_t per_thread = (rows + threads - 1) / threads, passes = (per_thread + kMost - 1) / kMost;
+  return std::max(kLeast, passes == 0 ? 0 : (per_thread + passes - 1) / passes);
 }
 
 }  // namespace backstory::grab

@@ -48,7 +48,8 @@ struct CandidateRows {
 // Immutable, thread-safe. Bits of a row depend on its own inputs and visible rows alone (kernels/attend.h, gemm.h).
 class Stack {
  public:
-  static absl::StatusOr<Stack> Load(const Config& config, const TensorMap& tensors);
+  // `dtype` is what K/V pages and the layers' matrices are stored in.
+  static absl::StatusOr<Stack> Load(const Config& config, const TensorMap& tensors, Dtype dtype = Dtype::kF32);
 
   const Config& config() const { return config_; }
   PageShape page_shape() const;
@@ -74,7 +75,7 @@ class Stack {
   static size_t BlockRows(size_t rows, const ThreadPool* pool);
 
  private:
-  explicit Stack(const Config& config);
+  Stack(const Config& config, Dtype dtype);
 
   struct Block;
   void MixTargets(size_t layer, Block* block) const;
@@ -94,6 +95,7 @@ class Stack {
   void FinishLayer(const LayerWeights& w, size_t rows, Scratch* scratch, float* x) const;
 
   Config config_;
+  Dtype dtype_;
   size_t channels_, d_, wide_, heads_, d_head_, inner_, ffn_, table_width_;
   float scale_;
   Windows windows_;

@@ -13,11 +13,12 @@ namespace {
 // Bumped when the meaning of cached rows changes without any setting changing.
 constexpr int kKvFormat = 1;
 
-std::string Settings(const Config& c) {
+std::string Settings(const Config& c, Dtype precision) {
   const TokenizerConfig& t = c.tokenizer;
-  std::string text = absl::StrCat("kv ", kKvFormat, " fp32;feature_version ", t.feature_version, ";salt ", t.hash_salt,
-                                  ";label_window ", t.label_window_us, ";open ", static_cast<int>(t.open_rows),
-                                  ";default_class ", t.default_action_class, ";");
+  std::string text =
+      absl::StrCat("kv ", kKvFormat, precision == Dtype::kF32 ? " fp32" : " bf16", ";feature_version ",
+                   t.feature_version, ";salt ", t.hash_salt, ";label_window ", t.label_window_us, ";open ",
+                   static_cast<int>(t.open_rows), ";default_class ", t.default_action_class, ";");
   for (const SparseFieldConfig& f : t.partial) {
     absl::StrAppend(&text, "field ", f.name.size(), ":", f.name, " ", static_cast<int>(f.source), " ",
                     f.attribute.size(), ":", f.attribute, " ", f.table.size(), ":", f.table, " ", f.vocab, ";");
@@ -48,8 +49,8 @@ void AddTensor(const TensorMap& tensors, const std::string& name, uint64_t* hash
 
 }  // namespace
 
-std::string StateId(const Config& config, const TensorMap& tensors) {
-  uint64_t hash = HashBytes(Settings(config), 0);
+std::string StateId(const Config& config, const TensorMap& tensors, Dtype precision) {
+  uint64_t hash = HashBytes(Settings(config, precision), 0);
   std::set<std::string> tables;
   for (const SparseFieldConfig& field : config.tokenizer.partial) tables.insert(field.table);
   for (const std::string& table : tables) AddTensor(tensors, absl::StrCat("tok.table.", table), &hash);

@@ -8,11 +8,12 @@ namespace {
 // Loads in sequence and keeps the first error, so that the list of tensors below reads as a list.
 class Reader {
  public:
-  Reader(const TensorMap& tensors, std::string prefix) : tensors_(tensors), prefix_(std::move(prefix)) {}
+  Reader(const TensorMap& tensors, std::string prefix, Dtype dtype)
+      : tensors_(tensors), prefix_(std::move(prefix)), dtype_(dtype) {}
 
   void Matrix(const char* name, int64_t k, int64_t n, PackedMatrix* to) {
     if (!status_.ok()) return;
-    auto matrix = LoadMatrix(tensors_, absl::StrCat(prefix_, name), k, n);
+    auto matrix = LoadMatrix(tensors_, absl::StrCat(prefix_, name), k, n, dtype_);
     status_ = matrix.status();
     if (matrix.ok()) *to = std::move(*matrix);
   }
@@ -33,24 +34,26 @@ class Reader {
  private:
   const TensorMap& tensors_;
   std::string prefix_;
+  Dtype dtype_;  // of matrices
   absl::Status status_;
 };
 
 PackedMatrix PackBiasCodes(const std::vector<float>& pos, const std::vector<float>& time, size_t n_pos, size_t n_time,
-                           size_t d_head) {
+                           size_t d_head, Dtype dtype) {
   const size_t n = n_pos + n_time;
   std::vector<float> columns(d_head * n);
   for (size_t i = 0; i < d_head; ++i) {
     for (size_t p = 0; p < n_pos; ++p) columns[i * n + (n_pos - 1 - p)] = pos[p * d_head + i];
     for (size_t t = 0; t < n_time; ++t) columns[i * n + n_pos + t] = time[t * d_head + i];
   }
-  return PackedMatrix(columns.data(), d_head, n, n);
+  return PackedMatrix(columns.data(), d_head, n, n, dtype);
 }
 
-absl::StatusOr<LayerWeights> LoadLayer(const Config& c, const TensorMap& tensors, const std::string& prefix) {
+absl::StatusOr<LayerWeights> LoadLayer(const Config& c, const TensorMap& tensors, const std::string& prefix,
+                                       Dtype dtype) {
   const int64_t inner = c.latent > 0 ? c.latent : c.d, wide = int64_t{c.heads} * c.d_head;
   LayerWeights w;
-  Reader read(tensors, prefix);
+  Reader read(tensors, prefix, dtype);
   if (c.latent > 0) read.Matrix("wd", c.d, c.latent, &w.wd.emplace());
   read.Matrix("wq", inner, wide, &w.wq);
   read.Matrix("wk", inner, wide, &w.wk);
@@ -70,7 +73,7 @@ absl::StatusOr<LayerWeights> LoadLayer(const Config& c, const TensorMap& tensors
   read.Codebook("bact", c.n_act, c.d_head, &w.bact);
   if (!read.status().ok()) return read.status();
   w.bias_codes = PackBiasCodes(pos, time, static_cast<size_t>(c.n_pos), static_cast<size_t>(c.n_time),
-                               static_cast<size_t>(c.d_head));
+                               static_cast<size_t>(c.d_head), dtype);
   return w;
 }
 
@@ -83,10 +86,11 @@ size_t BytesOf(const LayerWeights& w) {
 
 }  // namespace
 
-absl::StatusOr<PackedMatrix> LoadMatrix(const TensorMap& tensors, const std::string& name, int64_t k, int64_t n) {
+absl::StatusOr<PackedMatrix> LoadMatrix(const TensorMap& tensors, const std::string& name, int64_t k, int64_t n,
+                                        Dtype dtype) {
   auto view = tensors.Get(name, {k, n});
   if (!view.ok()) return view.status();
-  return PackedMatrix(view->data, static_cast<size_t>(k), static_cast<size_t>(n), static_cast<size_t>(n));
+  return PackedMatrix(view->data, static_cast<size_t>(k), static_cast<size_t>(n), static_cast<size_t>(n), dtype);
 }
 
 absl::StatusOr<std::vector<float>> LoadVector(const TensorMap& tensors, const std::string& name, int64_t n) {
@@ -95,24 +99,24 @@ absl::StatusOr<std::vector<float>> LoadVector(const TensorMap& tensors, const st
   return std::vector<float>(view->data, view->data + view->size);
 }
 
-absl::StatusOr<StackWeights> LoadStackWeights(const Config& c, const TensorMap& tensors) {
+absl::StatusOr<StackWeights> LoadStackWeights(const Config& c, const TensorMap& tensors, Dtype layers) {
   StackWeights w;
   const int64_t channels = c.channels(), tasks = static_cast<int64_t>(c.tasks.size());
   for (int l = 0; l < c.layers; ++l) {
     auto& layer = w.layers.emplace_back();
     for (int channel = 0; channel < channels; ++channel) {
-      auto loaded = LoadLayer(c, tensors, absl::StrCat("w.l", l, ".c", channel, "."));
+      auto loaded = LoadLayer(c, tensors, absl::StrCat("w.l", l, ".c", channel, "."), layers);
       if (!loaded.ok()) return loaded.status();
       layer.push_back(std::move(*loaded));
     }
     if (!c.target_mixing) continue;
     GateWeights& gate = w.gates.emplace_back();
-    Reader read(tensors, absl::StrCat("w.l", l, ".gate."));
+    Reader read(tensors, absl::StrCat("w.l", l, ".gate."), Dtype::kF32);
     read.Matrix("w", channels * c.d, channels, &gate.w);
     read.Vector("b", channels, &gate.b);
     if (!read.status().ok()) return read.status();
   }
-  Reader read(tensors, "w.head.");
+  Reader read(tensors, "w.head.", Dtype::kF32);
   read.Matrix("w1", channels * c.d, c.head_hidden, &w.head_w1);
   read.Vector("b1", c.head_hidden, &w.head_b1);
   read.Matrix("w2", c.head_hidden, tasks, &w.head_w2);

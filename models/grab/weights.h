@@ -41,11 +41,13 @@ struct StackWeights {
   size_t Bytes() const;
 };
 
-// NOT_FOUND or INVALID_ARGUMENT naming the tensor.
-absl::StatusOr<StackWeights> LoadStackWeights(const Config& config, const TensorMap& tensors);
+// The matrices of the layers are packed as `layers`; gates and head, small and next to the logit, stay fp32. NOT_FOUND
+// or INVALID_ARGUMENT naming the tensor.
+absl::StatusOr<StackWeights> LoadStackWeights(const Config& config, const TensorMap& tensors, Dtype layers);
 
 // Packs / copies one tensor.
-absl::StatusOr<PackedMatrix> LoadMatrix(const TensorMap& tensors, const std::string& name, int64_t k, int64_t n);
+absl::StatusOr<PackedMatrix> LoadMatrix(const TensorMap& tensors, const std::string& name, int64_t k, int64_t n,
+                                        Dtype dtype = Dtype::kF32);
 absl::StatusOr<std::vector<float>> LoadVector(const TensorMap& tensors, const std::string& name, int64_t n);
 
 }  // namespace backstory::grab

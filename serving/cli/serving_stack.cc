@@ -49,8 +49,8 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   ParameterSet parameters;
   if (auto s = parameters.SetAll(options->parameters, ParameterSource::kServer); !s.ok()) return s;
   const int64_t threads = parameters.Int("threads");
-  stack->pool = std::make_unique<ThreadPool>(
-      threads > 0 ? static_cast<size_t>(threads) : std::max<size_t>(1, std::thread::hardware_concurrency()));
+  stack->pool = std::make_unique<ThreadPool>(threads > 0 ? static_cast<size_t>(threads)
+                                                         : std::max<size_t>(1, std::thread::hardware_concurrency()));
   auto store = OpenStore(StoreOptionsOf(config));
   if (!store.ok()) return store.status();
   stack->store = *std::move(store);
@@ -59,15 +59,16 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   stack->experiments = *std::move(experiments);
   options->repository.keep_choices = extra.keep_choices;
   options->assigner = extra.assigner != nullptr ? std::move(extra.assigner) : stack->experiments.assigner;
-  options->exposure_sink = extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;
+  options->exposure_sink =
+      extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;
   auto engine = Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),
-                               GrabLoader(stack->pool.get()), SystemClock(), &stack->metrics);
+                               GrabLoader(stack->pool.get(), parameters), SystemClock(), &stack->metrics);
   if (!engine.ok()) return engine.status();
   stack->engine = *std::move(engine);
   if (config.has_shadow()) {
     const auto& shadow = config.shadow();
-    auto shadowing = MakeShadowingEngine(std::move(stack->engine), {shadow.model(), shadow.version(), shadow.fraction()},
-                                         &stack->metrics);
+    auto shadowing = MakeShadowingEngine(std::move(stack->engine),
+                                         {shadow.model(), shadow.version(), shadow.fraction()}, &stack->metrics);
     if (!shadowing.ok()) return shadowing.status();
     stack->engine = *std::move(shadowing);
   }

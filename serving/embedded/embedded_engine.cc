@@ -84,10 +84,11 @@ class EmbeddedEngineImpl : public EmbeddedEngine {
                                                      : std::max<size_t>(1, std::thread::hardware_concurrency()));
     EngineOptions engine_options;
     engine_options.repository = {options.models, model_.model};
+    engine_options.repository.keep_choices = false;
     engine_options.parameters = launch;
     engine_options.load_at_start = false;
     auto engine = Engine::Create(std::move(engine_options), store_.history.get(), store_.catalog.get(),
-                                 GrabLoader(pool_.get()), SystemClock(), &metrics_);
+                                 GrabLoader(pool_.get(), parameters), SystemClock(), &metrics_);
     if (!engine.ok()) return engine.status();
     engine_ = *std::move(engine);
     if (auto status = engine_->models().Load(model_.model, model_.version); !status.ok()) return status;

@@ -4,6 +4,7 @@
 #include <string_view>
 #include <utility>
 
+#include "kernels/dtype.h"
 #include "models/grab/loader.h"
 
 namespace backstory {
@@ -18,9 +19,11 @@ ServedCalibration ServedOf(std::shared_ptr<const Calibration> calibration) {
 
 }  // namespace
 
-ModelLoader GrabLoader(ThreadPool* pool) {
-  return [pool](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
-    auto loaded = grab::LoadGrabVersion(source.path, {.pool = pool, .expected_name = source.model});
+ModelLoader GrabLoader(ThreadPool* pool, const ParameterSet& launch) {
+  const Dtype precision = launch.Text("precision") == "bf16" ? Dtype::kBf16 : Dtype::kF32;
+  return [pool, precision](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
+    auto loaded =
+        grab::LoadGrabVersion(source.path, {.pool = pool, .expected_name = source.model, .precision = precision});
     if (!loaded.ok()) return loaded.status();
     auto served = std::make_shared<ServedModel>();
     served->name = source.model;

@@ -31,10 +31,11 @@ std::string ToText(const ParameterValue& value);
 struct ParameterSpec {
   std::string name;  // [a-z0-9_]{1,64}
   ParameterScope scope = ParameterScope::kRequest;
-  ParameterValue default_value;  // its alternative is the type
-  double min = 0, max = 0;       // inclusive, numbers only
-  size_t max_bytes = 0;          // strings only
-  std::string description;       // unit, effect, and the price of raising it
+  ParameterValue default_value;      // its alternative is the type
+  double min = 0, max = 0;           // inclusive, numbers only
+  size_t max_bytes = 0;              // strings only
+  std::string description;           // unit, effect, and the price of raising it
+  std::vector<std::string> choices;  // strings only; empty: any
 };
 
 // Immutable; thread-safe.

@@ -1,4 +1,4 @@
-// GRAB in process: cached scoring, prefill and append, beside the fp32 bound of the threads used.
+// GRAB in process: cached scoring, prefill and append, beside the bound of the threads used.
 // Run: build/release/bin/grab_bench. Weights are random; time does not depend on them.
 #include <cmath>
 #include <memory>
@@ -68,14 +68,16 @@ struct Setup {
   std::vector<ChannelRows> rows;
   CandidateTokens candidates;
   std::unique_ptr<UserKv> kv;
+  Dtype dtype = Dtype::kF32;
 };
 
-Setup Make(int64_t which, size_t history, size_t candidates, size_t threads) {
+Setup Make(int64_t which, size_t history, size_t candidates, size_t threads, bool bf16) {
   Random random(3);
   Setup s;
   s.config = ConfigOf(which);
   s.pool = std::make_unique<ThreadPool>(threads);
-  s.model = std::move(*CreateModel(s.config, RandomWeights(s.config, 1), s.pool.get()));
+  s.dtype = bf16 ? Dtype::kBf16 : Dtype::kF32;
+  s.model = std::move(*CreateModel(s.config, RandomWeights(s.config, 1), s.pool.get(), s.dtype));
   // The first channel sees everything; the second half of it in the small model, all of it in the reference shapes.
   for (int c = 0; c < s.config.channels(); ++c) {
     s.rows.push_back(RandomRows(s.config, c == 0 || which == 256 ? history : history / 2, &random));
@@ -100,14 +102,21 @@ double ScoreFlops(const Setup& s) {
   return 2 * macs * static_cast<double>(s.candidates.item.rows);
 }
 
+// Users of the same history are scored in turn, as many as it takes to exceed any cache: their state comes from memory.
 void BM_Score(benchmark::State& state) {
+  constexpr size_t kBytes = 96 << 20;
   const size_t threads = static_cast<size_t>(state.range(3));
-  Setup s = Make(state.range(0), static_cast<size_t>(state.range(1)), static_cast<size_t>(state.range(2)), threads);
-  if (!s.model->Extend(s.rows, s.kv.get()).ok()) return state.SkipWithError("extend failed");
+  Setup s = Make(state.range(0), static_cast<size_t>(state.range(1)), static_cast<size_t>(state.range(2)), threads,
+                 state.range(5) == 1);
+  std::vector<std::unique_ptr<UserKv>> users;
+  for (size_t bytes = 0; bytes < kBytes && users.size() < 32; bytes += users.back()->Bytes()) {
+    users.push_back(s.model->NewState());
+    if (!s.model->Extend(s.rows, users.back().get()).ok()) return state.SkipWithError("extend failed");
+  }
   std::vector<size_t> visible;
   for (const ChannelRows& rows : s.rows) visible.push_back(rows.time_us.size());
   std::vector<float> logits(s.candidates.item.rows * s.config.tasks.size());
-  const ScoreSegment segment{.kv = s.kv.get(),
+  const ScoreSegment segment{.kv = nullptr,
                              .visible_rows = visible,
                              .candidates = &s.candidates,
                              .logits = logits.data(),
@@ -115,46 +124,47 @@ void BM_Score(benchmark::State& state) {
   std::vector<std::vector<Attribution>> attributions;
   ScoreSegment explained = segment;
   explained.attributions = &attributions;
+  size_t turn = 0;
   for (auto _ : state) {
+    explained.kv = users[turn++ % users.size()].get();
     if (!s.model->Score({&explained, 1}).ok()) return state.SkipWithError("score failed");
     benchmark::ClobberMemory();
   }
-  ReportFlops(state, ScoreFlops(s), static_cast<double>(threads));
-  state.counters["kv_bytes"] = static_cast<double>(s.kv->Bytes());
+  ReportFlops(state, ScoreFlops(s), s.dtype, static_cast<double>(threads));
+  state.counters["kv_bytes"] = static_cast<double>(users[0]->Bytes());
 }
 BENCHMARK(BM_Score)
-    ->ArgNames({"model", "N", "M", "threads", "explain"})
-    ->Args({2, 2500, 200, 1, 0})
-    ->Args({2, 2500, 200, 2, 0})
-    ->Args({3, 2500, 200, 2, 0})
-    ->Args({2, 2500, 200, 2, 3})
-    ->Args({2, 2500, 1, 1, 0})
-    ->Args({2, 0, 200, 2, 0})
-    ->Args({256, 1024, 256, 2, 0})
-    ->Args({256, 4096, 256, 2, 0})
+    ->ArgNames({"model", "N", "M", "threads", "explain", "bf16"})
+    ->ArgsProduct({{2}, {2500}, {200}, {1, 2}, {0}, {0, 1}})
+    ->Args({3, 2500, 200, 2, 0, 0})
+    ->Args({2, 2500, 200, 2, 3, 0})
+    ->Args({2, 2500, 1, 1, 0, 0})
+    ->Args({2, 0, 200, 2, 0, 0})
+    ->ArgsProduct({{256}, {1024, 4096}, {256}, {1, 2}, {0}, {0, 1}})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 
 // Model x rows x threads: the whole history at once.
 void BM_Prefill(benchmark::State& state) {
-  const Setup s = Make(state.range(0), static_cast<size_t>(state.range(1)), 1, static_cast<size_t>(state.range(2)));
+  const Setup s = Make(state.range(0), static_cast<size_t>(state.range(1)), 1, static_cast<size_t>(state.range(2)),
+                       state.range(3) == 1);
   for (auto _ : state) {
     auto kv = s.model->NewState();
     if (!s.model->Extend(s.rows, kv.get()).ok()) return state.SkipWithError("extend failed");
   }
 }
 BENCHMARK(BM_Prefill)
-    ->ArgNames({"model", "N", "threads"})
-    ->Args({2, 2500, 1})
-    ->Args({2, 2500, 2})
-    ->Args({3, 2500, 2})
-    ->Args({256, 4096, 2})
+    ->ArgNames({"model", "N", "threads", "bf16"})
+    ->ArgsProduct({{2}, {2500}, {1, 2}, {0, 1}})
+    ->Args({3, 2500, 2, 0})
+    ->ArgsProduct({{256}, {4096}, {2}, {0, 1}})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 
 // One more event in every channel of a long history.
 void BM_Append(benchmark::State& state) {
-  const Setup s = Make(state.range(0), static_cast<size_t>(state.range(1)) + 1, 1, static_cast<size_t>(state.range(2)));
+  const Setup s = Make(state.range(0), static_cast<size_t>(state.range(1)) + 1, 1, static_cast<size_t>(state.range(2)),
+                       state.range(3) == 1);
   if (!s.model->Extend(s.rows, s.kv.get()).ok()) return state.SkipWithError("extend failed");
   for (auto _ : state) {
     for (int c = 0; c < s.config.channels(); ++c) s.kv->Truncate(c, s.kv->Rows(c) - 1);
@@ -162,9 +172,9 @@ void BM_Append(benchmark::State& state) {
   }
 }
 BENCHMARK(BM_Append)
-    ->ArgNames({"model", "N", "threads"})
-    ->Args({2, 2500, 2})
-    ->Args({256, 4096, 2})
+    ->ArgNames({"model", "N", "threads", "bf16"})
+    ->ArgsProduct({{2}, {2500}, {2}, {0, 1}})
+    ->ArgsProduct({{256}, {4096}, {2}, {0, 1}})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 

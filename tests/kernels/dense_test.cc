@@ -64,11 +64,87 @@ TEST(Gemm, EveryTargetAgreesWithExactSums) {
   }
 }
 
+TEST(Gemm, Bf16RoundsBothSidesAndSumsInFloat) {
+  Random random(36);
+  const size_t ms[] = {1, 2, 3, 5, 6, 7, 24, 25, 50}, ns[] = {1, 15, 16, 17, 48, 65, 130},
+               ks[] = {1, 2, 15, 16, 17, 33, 130, 511, 512, 513, 1030};
+  for (int trial = 0; trial < 150; ++trial) {
+    const size_t m = ms[random.Below(9)], k = ks[random.Below(11)], n = ns[random.Below(7)];
+    const size_t lda = k + random.Below(3), ldc = n + random.Below(3);
+    const float scale = random.Chance(0.2) ? 1e-20f : 1;  // products of two are denormal
+    const bool relu = random.Chance(0.3), biased = random.Chance(0.5);
+    const std::vector<float> a = random.Normals(m * lda + 1, scale), b = random.Normals(k * n, scale),
+                             bias = random.Normals(n + 1, scale);
+    const PackedMatrix packed(b.data(), k, n, n, Dtype::kBf16);
+    EXPECT_EQ(packed.bytes(), (k + 1) / 2 * 2 * ((n + 15) / 16 * 16) * sizeof(Bf16));
+    ForEachTarget([&](const KernelTable& table) {
+      std::vector<float> c(m * ldc + 1, 77.0f);
+      table.gemm({.a = a.data() + 1,
+                  .lda = lda,
+                  .m = m,
+                  .b = &packed,
+                  .bias = biased ? bias.data() + 1 : nullptr,
+                  .relu = relu,
+                  .c = c.data() + 1,
+                  .ldc = ldc});
+      for (size_t i = 0; i < m; ++i) {
+        for (size_t j = 0; j < n; ++j) {
+          double sum = biased ? bias[j + 1] : 0, magnitude = std::abs(sum);
+          for (size_t x = 0; x < k; ++x) {
+            const double product = static_cast<double>(RoundToBf16(a[1 + i * lda + x])) * RoundToBf16(b[x * n + j]);
+            sum += product;
+            magnitude += std::abs(product);
+          }
+          if (relu) sum = std::max(sum, 0.0);
+          const double terms = static_cast<double>(k);
+          ASSERT_NEAR(c[1 + i * ldc + j], sum, (2 * terms + 2) * kEps * magnitude + (terms + 1) * 0x1p-126)
+              << "m " << m << " k " << k << " n " << n << " at " << i << ", " << j;
+        }
+        for (size_t j = n; j < ldc && i + 1 < m; ++j)
+          ASSERT_EQ(c[1 + i * ldc + j], 77.0f) << "wrote beyond its columns";
+      }
+    });
+  }
+}
+
+// B = 1: what comes out is the operand as it was rounded, bit for bit the same on every target.
+TEST(Gemm, Bf16OperandsAreRoundedAlikeOnEveryTarget) {
+  std::vector<float> a{0.0f,
+                       -0.0f,
+                       1.0f,
+                       1.0f + 0x1p-8f,
+                       1.0f + 3 * 0x1p-8f,
+                       -1.0f - 0x1.02p-8f,
+                       3.4e38f,
+                       INFINITY,
+                       -3.3895e38f,
+                       0x1p-126f,
+                       1e-40f,
+                       -1e-38f,
+                       NAN,
+                       7e-39f};
+  Random random(37);
+  for (int i = 0; i < 500; ++i) a.push_back(random.Normal(random.Chance(0.3) ? 1e-38f : 10.0f));
+  const float one = 1;
+  const PackedMatrix packed(&one, 1, 1, 1, Dtype::kBf16);
+  ForEachTarget([&](const KernelTable& table) {
+    std::vector<float> c(a.size());
+    table.gemm({.a = a.data(), .lda = 1, .m = a.size(), .b = &packed, .c = c.data(), .ldc = 1});
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (std::isnan(a[i])) {
+        EXPECT_TRUE(std::isnan(c[i]));
+      } else {
+        EXPECT_EQ(c[i], RoundToBf16(a[i])) << a[i];
+      }
+    }
+  });
+}
+
 TEST(Gemm, FirstPanelLeavesEarlierColumnsAlone) {
   Random random(35);
-  for (size_t n : {16u, 40u, 64u, 130u}) {
+  for (size_t n : {16u, 40u, 64u, 130u, 16u, 40u, 64u, 130u}) {
     const std::vector<float> a = random.Normals(7 * 5), b = random.Normals(5 * n);
-    const PackedMatrix packed(b.data(), 5, n, n);
+    const PackedMatrix packed(b.data(), 5, n, n, random.Chance(0.5) ? Dtype::kF32 : Dtype::kBf16);
     ForEachTarget([&](const KernelTable& table) {
       std::vector<float> all(7 * n);
       table.gemm({.a = a.data(), .lda = 5, .m = 7, .b = &packed, .c = all.data(), .ldc = n});
@@ -81,26 +157,29 @@ TEST(Gemm, FirstPanelLeavesEarlierColumnsAlone) {
   }
 }
 
+// Every number of rows from 1 to 200, at changing places.
 TEST(Gemm, BitsDoNotDependOnTheRowsBeside) {
   Random random(31);
-  constexpr size_t kRows = 61, kWidth = 70, kColumns = 150;
+  constexpr size_t kRows = 200, kWidth = 71, kColumns = 150;
   const std::vector<float> a = random.Normals(kRows * kWidth), b = random.Normals(kWidth * kColumns);
-  const PackedMatrix packed(b.data(), kWidth, kColumns, kColumns);
-  ForEachTarget([&](const KernelTable& table) {
-    std::vector<float> all(kRows * kColumns), part(kRows * kColumns);
-    table.gemm({.a = a.data(), .lda = kWidth, .m = kRows, .b = &packed, .c = all.data(), .ldc = kColumns});
-    for (size_t step : {1u, 2u, 3u, 5u, 11u, 40u}) {
-      for (size_t i = 0; i < kRows; i += step) {
-        table.gemm({.a = a.data() + i * kWidth,
+  for (const Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
+    const PackedMatrix packed(b.data(), kWidth, kColumns, kColumns, dtype);
+    ForEachTarget([&](const KernelTable& table) {
+      std::vector<float> all(kRows * kColumns), part(kRows * kColumns);
+      table.gemm({.a = a.data(), .lda = kWidth, .m = kRows, .b = &packed, .c = all.data(), .ldc = kColumns});
+      for (size_t count = 1; count <= kRows; ++count) {
+        const size_t first = count * 37 % (kRows + 1 - count);
+        table.gemm({.a = a.data() + first * kWidth,
                     .lda = kWidth,
-                    .m = std::min(step, kRows - i),
+                    .m = count,
                     .b = &packed,
-                    .c = part.data() + i * kColumns,
+                    .c = part.data(),
                     .ldc = kColumns});
+        ASSERT_EQ(0, std::memcmp(all.data() + first * kColumns, part.data(), count * kColumns * sizeof(float)))
+            << count << " rows from " << first;
       }
-      ASSERT_EQ(0, std::memcmp(all.data(), part.data(), all.size() * sizeof(float))) << step;
-    }
-  });
+    });
+  }
 }
 
 TEST(LayerNorm, EveryTargetAgreesWithItsTwin) {

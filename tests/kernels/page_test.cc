@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <vector>
 
@@ -11,7 +12,9 @@ namespace backstory {
 namespace {
 
 TEST(Page, RowsComeBackAsWritten) {
-  for (const PageShape shape : {PageShape{1, 1, 1}, PageShape{2, 8, 8}, PageShape{3, 5, 33}, PageShape{4, 64, 16}}) {
+  for (PageShape shape :
+       {PageShape{1, 1, 1}, PageShape{2, 8, 8}, PageShape{3, 5, 33}, PageShape{4, 64, 16},
+        PageShape{1, 1, 1, Dtype::kBf16}, PageShape{3, 5, 33, Dtype::kBf16}, PageShape{4, 64, 16, Dtype::kBf16}}) {
     Random random(1);
     Page page(shape);
     std::vector<std::vector<float>> ks, vs;
@@ -19,6 +22,9 @@ TEST(Page, RowsComeBackAsWritten) {
       ks.push_back(random.Normals(shape.kv_heads * shape.d_k));
       vs.push_back(random.Normals(shape.kv_heads * shape.d_v));
       WriteRow(shape, row, ks[row].data(), vs[row].data(), &page);
+      if (shape.dtype == Dtype::kF32) continue;
+      for (float& x : ks[row]) x = RoundToBf16(x);
+      for (float& x : vs[row]) x = RoundToBf16(x);
     }
     std::vector<float> k(shape.kv_heads * shape.d_k), v(shape.kv_heads * shape.d_v);
     for (size_t row = 0; row < kPageRows; ++row) {
@@ -33,6 +39,33 @@ TEST(Page, RowsComeBackAsWritten) {
     EXPECT_EQ(k, std::vector<float>(k.size(), 0));
     EXPECT_EQ(v, std::vector<float>(v.size(), 0));
   }
+}
+
+TEST(Page, Bf16PairsStandSideBySide) {
+  const PageShape shape{.kv_heads = 2, .d_k = 5, .d_v = 20, .dtype = Dtype::kBf16};
+  EXPECT_EQ(shape.bytes(), (2 * 128 * 6 + 2 * 2 * 128 * 16) * sizeof(Bf16));
+  for (size_t row : {0u, 17u, 127u}) {
+    EXPECT_EQ(shape.KIndex(1, row, 3), shape.KIndex(1, row, 2) + 1);
+    EXPECT_EQ(shape.KIndex(1, row, 4), shape.KIndex(1, row, 2) + 32);
+  }
+  EXPECT_EQ(shape.KIndex(0, 17, 0), 6 * 16 + 2u);
+  EXPECT_EQ(shape.VIndex(1, 7, 18), shape.VIndex(1, 6, 18) + 1);
+  EXPECT_EQ(shape.VIndex(0, 6, 18), (128 * 16) + 3 * 32 + 2 * 2u);
+}
+
+TEST(Page, Bf16RoundsToNearestEvenAndDropsDenormals) {
+  EXPECT_EQ(RoundToBf16(1.0f), 1.0f);
+  EXPECT_EQ(RoundToBf16(1.0f + 0x1p-8f), 1.0f);  // a tie goes to even
+  EXPECT_EQ(RoundToBf16(1.0f + 3 * 0x1p-8f), 1.0f + 0x1p-6f);
+  EXPECT_EQ(RoundToBf16(1.0f + 0x1.02p-8f), 1.0f + 0x1p-7f);
+  EXPECT_EQ(RoundToBf16(-3.3895e38f), -0x1.fep127f);
+  EXPECT_EQ(RoundToBf16(3.4e38f), INFINITY);
+  EXPECT_EQ(RoundToBf16(-INFINITY), -INFINITY);
+  EXPECT_TRUE(std::isnan(RoundToBf16(NAN)));
+  EXPECT_TRUE(std::isnan(RoundToBf16(std::bit_cast<float>(0x7f800001u))));
+  EXPECT_EQ(RoundToBf16(0x1p-126f), 0x1p-126f);
+  EXPECT_EQ(RoundToBf16(0x1.fffffcp-127f), 0.0f);
+  EXPECT_TRUE(std::signbit(RoundToBf16(-1e-40f)));
 }
 
 TEST(Page, GatherCompactsARowList) {

@@ -36,6 +36,7 @@ struct Case {
   SafetensorsFile file;
   TensorMap tensors;
   size_t channels = 0, longest = 0;
+  Dtype precision = Dtype::kF32;
 
   template <typename T>
   std::vector<T> Read(const std::string& name) const {
@@ -82,7 +83,12 @@ Case LoadCase(const std::string& name) {
 // error of the one before on (normalisation keeps rows at the scale of their outputs). n: the products and sums along
 // one row's path through a layer, the keys of its softmax included, and 16 for the element-wise steps (exp: 2e-7 = 4
 // eps, norm, gate).
+// bf16: each operand of a product is off by up to 2^-9 of itself, so a product by sqrt(2 / 3) 2^-9 rms of its own; five
+// times that, in quadrature over the eight products of each layer, as many times as there are layers above.
 double Tolerance(const Case& c, double scale) {
+  if (c.precision == Dtype::kBf16) {
+    return 5 * std::ldexp(std::sqrt(2.0 / 3 * 8 * c.config.layers * c.config.layers), -9) * std::max(scale, 1.0);
+  }
   const double per_layer = 2.0 * c.config.d + (c.config.latent > 0 ? c.config.d : 0) + 2.0 * c.config.d_head +
                            c.config.heads * c.config.d_head + 2.0 * c.config.ffn + static_cast<double>(c.longest + 1) +
                            static_cast<double>(c.channels) * c.config.d + 16;
@@ -193,11 +199,9 @@ void CheckScores(const Case& c, const Stack& stack, const CpuUserKv& kv, ThreadP
   }
 }
 
-class ConformanceTest : public ::testing::TestWithParam<std::string> {};
-
-TEST_P(ConformanceTest, EveryTargetReproducesTheOracle) {
-  const Case c = LoadCase(GetParam());
-  auto stack = Stack::Load(c.config, c.tensors);
+void ReproduceTheOracle(Case c, Dtype precision) {
+  c.precision = precision;
+  auto stack = Stack::Load(c.config, c.tensors, precision);
   ASSERT_TRUE(stack.ok()) << stack.status();
   ThreadPool pool(2);
   for (const KernelTable* table : AllKernels()) {
@@ -214,6 +218,12 @@ TEST_P(ConformanceTest, EveryTargetReproducesTheOracle) {
     }
   }
 }
+
+class ConformanceTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ConformanceTest, EveryTargetReproducesTheOracle) { ReproduceTheOracle(LoadCase(GetParam()), Dtype::kF32); }
+
+TEST_P(ConformanceTest, EveryTargetIsNearTheOracleInBf16) { ReproduceTheOracle(LoadCase(GetParam()), Dtype::kBf16); }
 
 INSTANTIATE_TEST_SUITE_P(Grab, ConformanceTest, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param; });

@@ -148,7 +148,11 @@ CandidateTokens Pick(const CandidateTokens& candidates, std::span<const size_t> 
   return c;
 }
 
-double LogitTolerance(const Config& c, size_t longest, double scale) {
+double LogitTolerance(const Config& c, size_t longest, double scale, Dtype precision) {
+  if (precision == Dtype::kBf16) {
+    const double products = 8.0 * c.layers * c.layers;
+    return 5 * std::ldexp(std::sqrt(2.0 / 3 * products), -9) * std::max(scale, 1.0);
+  }
   const double width = static_cast<double>(FullWidth(c));
   const double per_layer = 2.0 * c.d + (c.latent > 0 ? c.d : 0) + 2.0 * c.d_head + c.heads * c.d_head + 2.0 * c.ffn +
                            static_cast<double>(longest + 1) + static_cast<double>(c.channels()) * c.d + 16;
@@ -173,8 +177,8 @@ Scored ScoreAll(const Model& model, const UserKv* kv, const CandidateTokens& can
   return scored;
 }
 
-std::unique_ptr<Model> MakeModel(const Config& config, const TensorMap& tensors, ThreadPool* pool) {
-  auto model = CreateModel(config, tensors, pool);
+std::unique_ptr<Model> MakeModel(const Config& config, const TensorMap& tensors, ThreadPool* pool, Dtype precision) {
+  auto model = CreateModel(config, tensors, pool, precision);
   EXPECT_TRUE(model.ok()) << model.status();
   return model.ok() ? std::move(*model) : nullptr;
 }

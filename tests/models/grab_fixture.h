@@ -65,8 +65,11 @@ struct Target {
 std::vector<std::vector<double>> PackedLogits(const Config& config, const TensorMap& tensors,
                                               std::span<const ChannelRows> history, std::span<const Target> targets);
 
-// Bound on |fp32 - float64| of a logit: terms summed along one row's path, times eps, times the logits' scale.
-double LogitTolerance(const Config& config, size_t longest, double scale);
+// Bound on |fp32 - float64| of a logit: terms summed along one row's path, times eps, times the logits' scale. bf16:
+// each operand of a product is off by up to 2^-9 of itself, so the product by sqrt(2 / 3) 2^-9 rms; five times that, in
+// quadrature over the eight products of a layer, as many times as there are layers above for a history row's error to
+// come through.
+double LogitTolerance(const Config& config, size_t longest, double scale, Dtype precision = Dtype::kF32);
 
 struct Scored {
   std::vector<float> logits;
@@ -75,7 +78,8 @@ struct Scored {
 // Scores one segment with all rows of `kv` visible; fails the test on an error.
 Scored ScoreAll(const Model& model, const UserKv* kv, const CandidateTokens& candidates, int explain_top = 0);
 
-std::unique_ptr<Model> MakeModel(const Config& config, const TensorMap& tensors, ThreadPool* pool);
+std::unique_ptr<Model> MakeModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
+                                 Dtype precision = Dtype::kF32);
 
 }  // namespace backstory::grab
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "kernels/page.h"
 #include "models/grab/tensors.h"
 #include "tests/models/grab_fixture.h"
 
@@ -27,6 +28,8 @@ const ConfigChoice kChoices[] = {
     {.layers = 3, .window_sec = 3'000},
     {.channels = 1, .layers = 2, .norm = Norm::kPre, .window_rows = 33, .window_sec = 100'000, .tasks = 2},
 };
+
+constexpr Dtype kPrecisions[] = {Dtype::kF32, Dtype::kBf16};
 
 struct World {
   Config config;
@@ -81,12 +84,16 @@ TEST(Grab, CachedScoringEqualsThePackedPass) {
     for (const KernelTable* table : AllKernels()) {
       SCOPED_TRACE(table->target);
       ScopedKernels scope(*table);
-      const auto model = MakeModel(w.config, w.tensors, nullptr);
-      const auto kv = Prefill(*model, w.history);
-      for (size_t t = 0; t < tokens.size(); ++t) {
-        const Scored got = ScoreAll(*model, kv.get(), tokens[t]);
-        for (size_t task = 0; task < want[t].size(); ++task) {
-          ASSERT_NEAR(got.logits[task], want[t][task], LogitTolerance(w.config, 61, std::abs(want[t][task]))) << t;
+      for (const Dtype precision : kPrecisions) {
+        const auto model = MakeModel(w.config, w.tensors, nullptr, precision);
+        const auto kv = Prefill(*model, w.history);
+        for (size_t t = 0; t < tokens.size(); ++t) {
+          const Scored got = ScoreAll(*model, kv.get(), tokens[t]);
+          for (size_t task = 0; task < want[t].size(); ++task) {
+            ASSERT_NEAR(got.logits[task], want[t][task],
+                        LogitTolerance(w.config, 61, std::abs(want[t][task]), precision))
+                << t << (precision == Dtype::kF32 ? " fp32" : " bf16");
+          }
         }
       }
     }
@@ -164,8 +171,38 @@ TEST(Grab, CandidatesAreIsolatedAndOrderDoesNotMatter) {
   }
 }
 
+// Batched = single, bit for bit: every number of candidates from 1 to 200, from changing places, on one and two
+// threads.
+TEST(Grab, AScoresBitsDependOnNeitherBatchNorThreads) {
+  const World w = MakeWorld({}, {150, 40}, 23);
+  Random random(24);
+  const CandidateTokens all = RandomCandidates(w.config, 200, Newest(w) + 1'000'000, &random);
+  ThreadPool two(2);
+  for (const KernelTable* table : AllKernels()) {
+    if (table == &RefKernels()) continue;
+    SCOPED_TRACE(table->target);
+    ScopedKernels scope(*table);
+    for (const Dtype precision : kPrecisions) {
+      const auto model = MakeModel(w.config, w.tensors, nullptr, precision);
+      const auto threaded = MakeModel(w.config, w.tensors, &two, precision);
+      const auto kv = Prefill(*model, w.history);
+      const Scored want = ScoreAll(*model, kv.get(), all);
+      for (size_t count = 1; count <= 200; ++count) {
+        std::vector<size_t> picks(count);
+        std::iota(picks.begin(), picks.end(), count * 37 % (201 - count));
+        const CandidateTokens part = Pick(all, picks);
+        for (const Model* scorer : {model.get(), threaded.get()}) {
+          const Scored got = ScoreAll(*scorer, kv.get(), part);
+          ASSERT_EQ(0, std::memcmp(got.logits.data(), want.logits.data() + picks[0], count * sizeof(float)))
+              << count << " candidates from " << picks[0];
+        }
+      }
+    }
+  }
+}
+
 // (e), bit for bit, over cuts and threads.
-TEST(Grab, AppendingEqualsPrefillBitForBit) {
+void ExpectAppendingEqualsPrefill(Dtype precision) {
   for (const ConfigChoice& choice : {kChoices[0], kChoices[3], kChoices[7]}) {
     const World w = MakeWorld(choice, {300, 131, 257}, 11);
     Random random(12);
@@ -175,12 +212,12 @@ TEST(Grab, AppendingEqualsPrefillBitForBit) {
       SCOPED_TRACE(table->target);
       ScopedKernels scope(*table);
       const Scored want = [&] {
-        const auto model = MakeModel(w.config, w.tensors, nullptr);
+        const auto model = MakeModel(w.config, w.tensors, nullptr, precision);
         return ScoreAll(*model, Prefill(*model, w.history).get(), candidates);
       }();
       for (size_t threads : {1u, 2u, 4u}) {
         ThreadPool pool(threads);
-        const auto model = MakeModel(w.config, w.tensors, &pool);
+        const auto model = MakeModel(w.config, w.tensors, &pool, precision);
         for (size_t step : {1u, 7u, 128u, 129u}) {
           if (step == 1 && threads != 2) continue;
           auto kv = model->NewState();
@@ -196,11 +233,15 @@ TEST(Grab, AppendingEqualsPrefillBitForBit) {
   }
 }
 
+TEST(Grab, AppendingEqualsPrefillBitForBit) {
+  for (const Dtype precision : kPrecisions) ExpectAppendingEqualsPrefill(precision);
+}
+
 // Longer than one pass through the layers (4,096 rows), on the target in force.
-TEST(Grab, ChunkedPrefillEqualsAppendBitForBit) {
+void ExpectChunkedPrefillEqualsAppend(Dtype precision) {
   const World w = MakeWorld({.channels = 1}, {4200}, 13);
   ThreadPool pool(2);
-  const auto model = MakeModel(w.config, w.tensors, &pool);
+  const auto model = MakeModel(w.config, w.tensors, &pool, precision);
   Random random(14);
   const CandidateTokens candidates = RandomCandidates(w.config, 4, Newest(w) + 1'000'000, &random);
   auto appended = model->NewState();
@@ -211,9 +252,13 @@ TEST(Grab, ChunkedPrefillEqualsAppendBitForBit) {
                        ScoreAll(*model, appended.get(), candidates).logits));
 }
 
-TEST(Grab, TruncateAndExtendEqualsFresh) {
+TEST(Grab, ChunkedPrefillEqualsAppendBitForBit) {
+  for (const Dtype precision : kPrecisions) ExpectChunkedPrefillEqualsAppend(precision);
+}
+
+void ExpectTruncateAndExtendEqualsFresh(Dtype precision) {
   const World w = MakeWorld({}, {270, 130}, 15);
-  const auto model = MakeModel(w.config, w.tensors, nullptr);
+  const auto model = MakeModel(w.config, w.tensors, nullptr, precision);
   Random random(16);
   const CandidateTokens candidates = RandomCandidates(w.config, 4, Newest(w) + 1'000'000, &random);
   const Scored want = ScoreAll(*model, Prefill(*model, w.history).get(), candidates);
@@ -230,6 +275,23 @@ TEST(Grab, TruncateAndExtendEqualsFresh) {
     ASSERT_TRUE(model->Extend(w.history, kv.get()).ok());
     EXPECT_TRUE(SameBits(ScoreAll(*model, kv.get(), candidates).logits, want.logits)) << keep;
   }
+}
+
+TEST(Grab, TruncateAndExtendEqualsFresh) {
+  for (const Dtype precision : kPrecisions) ExpectTruncateAndExtendEqualsFresh(precision);
+}
+
+TEST(Grab, Bf16HalvesTheState) {
+  const World w = MakeWorld({}, {512, 512}, 25);
+  const auto f32 = MakeModel(w.config, w.tensors, nullptr),
+             bf16 = MakeModel(w.config, w.tensors, nullptr, Dtype::kBf16);
+  EXPECT_NE(f32->state_id(), bf16->state_id());
+  EXPECT_LT(bf16->parameter_bytes(), f32->parameter_bytes());
+  const auto wide = Prefill(*f32, w.history), narrow = Prefill(*bf16, w.history);
+  const size_t pages = 2 * 2 * 4;                    // channels, layers, pages
+  const size_t elements = kPageRows * 3 * (6 + 16);  // heads; d_head 5 in whole pairs, in whole panels
+  EXPECT_EQ(wide->Bytes() - narrow->Bytes(),
+            pages * (kPageRows * 3 * (5 + 16) * sizeof(float) - elements * sizeof(Bf16)));
 }
 
 // visible_rows and first_row see a part of the state: the prefix equals a state that never had more.

@@ -71,6 +71,11 @@ TEST(ParametersTest, WrongTextNamesParameterAndType) {
   EXPECT_FALSE(registry.Parse("concurrency_adaptive", "yes").ok());
   EXPECT_TRUE(registry.Parse("model_version", std::string(64, 'a')).ok());
   EXPECT_FALSE(registry.Parse("model_version", std::string(65, 'a')).ok());
+  EXPECT_TRUE(registry.Parse("precision", "bf16").ok());
+  for (const char* text : {"", "fp16", "BF16", "bf16 "}) {
+    EXPECT_THAT(std::string(registry.Parse("precision", text).status().message()),
+                HasSubstr(std::string("parameter precision: \"") + text + "\" is not f32 or bf16"));
+  }
 }
 
 TEST(ParametersTest, AnUnknownNameIsNotFoundWithTheNearestOne) {
