@@ -1,0 +1,108 @@
+// The few Hopper instructions CUDA C++ has no word for: barriers in shared memory, the tensor copy engine, register hand-over.
+#ifndef BACKSTORY_KERNELS_CUDA_PTX_CUH_
+#define BACKSTORY_KERNELS_CUDA_PTX_CUH_
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace backstory::cuda {
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// A transaction barrier: completes a phase once its arrivals and announced bytes are all in. Wait(parity) returns when
+// the phase of that parity is over; a fresh barrier counts as having ended parity 1.
+struct Barrier {
+  uint64_t state;
+
+  __device__ __forceinline__ void Init(uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(this)), "r"(arrivals));
+  }
+  __device__ __forceinline__ void Arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(this)) : "memory");
+  }
+  __device__ __forceinline__ void ArriveExpecting(uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(this)), "r"(bytes)
+                 : "memory");
+  }
+  __device__ __forceinline__ void Wait(uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(SharedAddress(this)),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+// Makes barrier initialisations visible to the copy engine.
+__device__ __forceinline__ void FenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
+}
+
+// One box of a tensor into shared memory; its bytes count towards `full`. One thread calls it.
+__device__ __forceinline__ void LoadBox4(const CUtensorMap* map, Barrier* full, void* to, int c0, int c1, int c2,
+                                         int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
+      ::"r"(SharedAddress(to)), "l"(reinterpret_cast<uint64_t>(map)), "r"(SharedAddress(full)), "r"(c0), "r"(c1),
+      "r"(c2), "r"(c3)
+      : "memory");
+}
+__device__ __forceinline__ void LoadBox5(const CUtensorMap* map, Barrier* full, void* to, int c0, int c1, int c2, int c3,
+                                         int c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "[%2];" ::"r"(SharedAddress(to)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(SharedAddress(full)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      : "memory");
+}
+
+// `bytes` contiguous bytes, all multiples of 16.
+__device__ __forceinline__ void LoadBytes(Barrier* full, void* to, const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   SharedAddress(to)),
+               "l"(reinterpret_cast<uint64_t>(from)), "r"(bytes), "r"(SharedAddress(full))
+               : "memory");
+}
+
+// Named barriers: `Arrive` does not wait, `Sync` does; both count towards `threads`.
+__device__ __forceinline__ void NamedSync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void NamedArrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void GrowRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void ShrinkRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// 2^x, flushing subnormal results; relative error <= 2^-22.
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+}  // namespace backstory::cuda
+
+#endif  // BACKSTORY_KERNELS_CUDA_PTX_CUH_
