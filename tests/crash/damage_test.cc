@@ -139,6 +139,24 @@ TEST_P(DamageTest, IsNeverSilent) {
   }
 }
 
+// Regression: damage in the first data block of a table that opening itself reads was found after RocksDB had opened the
+// store for writing, and had replaced its log and MANIFEST.
+TEST(Damage, IsFoundBeforeAnythingChanges) {
+  TempDir dir = TempDir::InMemory();
+  Fill(dir / "store", true);
+  for (const auto& [name, size] : Sizes(dir / "store")) {
+    if (KindOf(name) != "SST") continue;
+    const std::string copy = dir / "copy";
+    fs::remove_all(copy);
+    fs::copy(dir / "store", copy);
+    std::fstream file(copy + "/" + name, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(10);
+    file.put('\xa5');
+    file.close();
+    EXPECT_NE(Outcome(copy, "changed byte 10 of " + name), "intact");
+  }
+}
+
 // A whole file gone is damage like any other.
 TEST_P(DamageTest, MissingFilesAreRefused) {
   TempDir dir = TempDir::InMemory();
