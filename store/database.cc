@@ -96,6 +96,15 @@ absl::StatusOr<IntegrityRecord> CheckStore(const StoreOptions& options, rocksdb:
   const absl::Status same =
       CheckAgainstLive(options.directory, *record, files->LiveSsts(), files->db->GetLatestSequenceNumber(), *watermark);
   if (!same.ok()) return same;
+  // What a store reads while it opens for writing, read here: found there, damage would have let RocksDB change files.
+  for (const Family family : {Family::kMeta, Family::kCatalog}) {
+    rocksdb::ReadOptions read;
+    read.fill_cache = false;
+    const std::unique_ptr<rocksdb::Iterator> it(
+        files->db->NewIterator(read, files->handles[static_cast<size_t>(family)]));
+    for (it->SeekToFirst(); it->Valid();) it->Next();
+    if (!it->status().ok()) return FromRocks(it->status(), options.directory);
+  }
   return record;
 }
 
@@ -269,6 +278,9 @@ absl::Status Database::Write(rocksdb::WriteBatch* batch, bool sync) {
   PassKillPoint(KillPoint::kBeforeWrite);
   // Never with WriteOptions::sync: the log is synced by SyncLog, which may fail and be tried again.
   const rocksdb::Status status = db_->Write(rocksdb::WriteOptions(), batch);
+  if (status.IsIncomplete()) {  // it waited for a flush that failed: say why the flush did
+    if (absl::Status health = Health(); !health.ok()) return health;
+  }
   if (!status.ok()) return FromRocks(status, directory());
   unsynced_ = true;
   PassKillPoint(KillPoint::kAfterWrite);

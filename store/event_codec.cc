@@ -8,40 +8,12 @@
 #include <cassert>
 #include <unordered_map>
 
-#include "features/event_rules.h"
+#include "store/block_rows.h"
 #include "store/byte_io.h"
 #include "store/column_codec.h"
 
 namespace backstory {
 namespace {
-
-constexpr uint8_t kBlockVersion = 1;
-constexpr uint64_t kTombstoneFlag = 4;  // flags = kind | tombstone << 2
-constexpr uint64_t kKindMask = 3;
-// Of the format; what may be stored is bounded by EventLimits.
-constexpr size_t kContextMax = 32;
-constexpr size_t kEmbeddingMax = 16;
-static_assert(EventLimits::kContextMax <= kContextMax && EventLimits::kEmbeddingsMax <= kEmbeddingMax);
-
-// The numeric columns of every row, in the order they are written.
-enum Column : size_t {
-  kTime,
-  kId,
-  kSeq,
-  kIngest,
-  kFlags,
-  kRevision,
-  kItem,
-  kRequest,
-  kPosition,
-  kAction,
-  kValue,
-  kExposure,  // 0 none, 1 raw (next entry of the raw list), else 2 + zigzag(row - row of the exposure)
-  kScene,
-  kContextCount,
-  kEmbeddingCount,
-  kColumns
-};
 
 struct StringTable {
   std::vector<std::string_view> strings;
@@ -58,146 +30,7 @@ struct StringTable {
   }
 };
 
-// Decoded columns; scratch that keeps its memory between blocks.
-struct Columns {
-  BlockHeader header;
-  std::vector<uint64_t> numbers[kColumns];
-  std::vector<uint64_t> exposure_raw, name_codes, value_codes, embeddings;
-  std::vector<std::string_view> scenes, names, values;
-
-  uint64_t at(Column column, size_t row) const { return numbers[column][row]; }
-};
-
-// Where the variable-length lists of the current row start.
-struct Cursor {
-  size_t exposure_raw = 0, context = 0, embedding = 0;
-};
-
-bool ReadHeader(ByteReader* reader, BlockHeader* header) {
-  uint8_t version = 0;
-  uint64_t rows = 0, live = 0;
-  if (!reader->ReadByte(&version) || version != kBlockVersion) return reader->Fail();
-  if (!reader->ReadVarint(&rows) || rows == 0 || rows > kBlockRowsMax) return reader->Fail();
-  if (!reader->ReadVarint(&live) || live > rows || !reader->ReadVarint(&header->max_seq)) return reader->Fail();
-  header->rows = rows;
-  header->live = live;
-  return true;
-}
-
-bool ReadStrings(ByteReader* reader, std::vector<std::string_view>* strings) {
-  uint64_t count = 0;
-  strings->clear();
-  if (!reader->ReadVarint(&count) || count > reader->remaining()) return reader->Fail();
-  for (uint64_t i = 0; i < count; ++i) {
-    std::string_view s;
-    if (!reader->ReadBytes(&s)) return false;
-    strings->push_back(s);
-  }
-  return true;
-}
-
-bool ReadNumbers(ByteReader* reader, size_t count, std::vector<uint64_t>* numbers) {
-  numbers->resize(count);
-  return DecodeColumn(reader, *numbers);
-}
-
-bool CodesInside(const std::vector<uint64_t>& codes, size_t size) {
-  return std::all_of(codes.begin(), codes.end(), [size](uint64_t code) { return code < size; });
-}
-
-// Sum of a count column, or nothing if a count passes its limit.
-bool SumCounts(const std::vector<uint64_t>& counts, size_t limit, size_t* sum) {
-  *sum = 0;
-  for (const uint64_t count : counts) {
-    if (count > limit) return false;
-    *sum += count;
-  }
-  return true;
-}
-
-bool ReadLists(ByteReader* reader, Columns* c) {
-  const auto& exposure = c->numbers[kExposure];
-  const size_t raw = static_cast<size_t>(std::count(exposure.begin(), exposure.end(), 1));
-  if (!ReadNumbers(reader, raw, &c->exposure_raw)) return false;
-  for (size_t row = 0; row < exposure.size(); ++row) {
-    if (exposure[row] < 2) continue;
-    const uint64_t target = row - static_cast<uint64_t>(UnZigZag(exposure[row] - 2));
-    if (target >= exposure.size()) return reader->Fail();
-  }
-  if (!ReadStrings(reader, &c->scenes) || !CodesInside(c->numbers[kScene], c->scenes.size())) return reader->Fail();
-  size_t fields = 0, embeddings = 0;
-  if (!SumCounts(c->numbers[kContextCount], kContextMax, &fields)) return reader->Fail();
-  if (!SumCounts(c->numbers[kEmbeddingCount], kEmbeddingMax, &embeddings)) return reader->Fail();
-  if (fields > 0) {
-    if (!ReadStrings(reader, &c->names) || !ReadNumbers(reader, fields, &c->name_codes)) return false;
-    if (!ReadStrings(reader, &c->values) || !ReadNumbers(reader, fields, &c->value_codes)) return false;
-    if (!CodesInside(c->name_codes, c->names.size()) || !CodesInside(c->value_codes, c->values.size()))
-      return reader->Fail();
-  }
-  return ReadNumbers(reader, embeddings, &c->embeddings);
-}
-
-bool ReadColumns(std::string_view block, Columns* c) {
-  ByteReader reader(block);
-  if (!ReadHeader(&reader, &c->header)) return false;
-  for (auto& column : c->numbers) {
-    if (!ReadNumbers(&reader, c->header.rows, &column)) return false;
-  }
-  if (!ReadLists(&reader, c) || reader.remaining() != 0) return false;
-  for (size_t row = 0; row < c->header.rows; ++row) {
-    const uint64_t flags = c->at(kFlags, row);
-    const uint64_t kind = flags & kKindMask;
-    if (flags > (kKindMask | kTombstoneFlag) || kind == 0 || kind > 2) return false;
-    if (c->at(kTime, row) > static_cast<uint64_t>(INT64_MAX)) return false;
-    if (c->at(kRevision, row) > UINT32_MAX || c->at(kPosition, row) > UINT32_MAX) return false;
-    if (c->at(kValue, row) > UINT32_MAX || c->at(kAction, row) > UINT16_MAX) return false;
-  }
-  return true;
-}
-
-void Advance(const Columns& c, size_t row, Cursor* cursor) {
-  cursor->exposure_raw += c.at(kExposure, row) == 1;
-  cursor->context += c.at(kContextCount, row);
-  cursor->embedding += c.at(kEmbeddingCount, row);
-}
-
-void FillEvent(const Columns& c, size_t row, const Cursor& cursor, Event* e) {
-  e->kind = static_cast<EventKind>(c.at(kFlags, row) & kKindMask);
-  e->tombstone = (c.at(kFlags, row) & kTombstoneFlag) != 0;
-  e->event_id = c.at(kId, row);
-  e->revision = static_cast<uint32_t>(c.at(kRevision, row));
-  e->time_us = static_cast<int64_t>(c.at(kTime, row));
-  e->item_id = c.at(kItem, row);
-  e->request_id = c.at(kRequest, row);
-  e->position = static_cast<uint32_t>(c.at(kPosition, row));
-  e->action = static_cast<ActionType>(c.at(kAction, row));
-  e->value = std::bit_cast<float>(static_cast<uint32_t>(c.at(kValue, row)));
-  e->ingest_time_us = static_cast<int64_t>(c.at(kIngest, row));
-  const uint64_t exposure = c.at(kExposure, row);
-  if (exposure == 1) {
-    e->exposure_id = c.exposure_raw[cursor.exposure_raw];
-  } else if (exposure >= 2) {
-    e->exposure_id = c.at(kId, row - static_cast<size_t>(UnZigZag(exposure - 2)));
-  }
-  const std::string_view scene = c.scenes[c.at(kScene, row)];
-  if (!scene.empty()) e->scene = scene;
-  for (size_t i = 0; i < c.at(kContextCount, row); ++i) {
-    const size_t field = cursor.context + i;
-    e->context.push_back({std::string(c.names[c.name_codes[field]]), std::string(c.values[c.value_codes[field]])});
-  }
-  const size_t embeddings = c.at(kEmbeddingCount, row);
-  if (embeddings > 0) {
-    const auto first = c.embeddings.begin() + static_cast<std::ptrdiff_t>(cursor.embedding);
-    e->embedding_ids.assign(first, first + static_cast<std::ptrdiff_t>(embeddings));
-  }
-}
-
-Columns* Scratch() {
-  thread_local Columns columns;
-  return &columns;
-}
-
-void FillNumbers(std::span<const StoredEvent> events, std::vector<uint64_t> (&numbers)[kColumns]) {
+void FillNumbers(std::span<const StoredEvent> events, std::vector<uint64_t> (&numbers)[kBlockColumns]) {
   for (auto& column : numbers) column.resize(events.size());
   for (size_t row = 0; row < events.size(); ++row) {
     const Event& e = events[row].event;
@@ -242,7 +75,7 @@ void FillExposures(std::span<const StoredEvent> events, std::vector<uint64_t>* c
 
 std::string EncodeBlock(std::span<const StoredEvent> events) {
   assert(!events.empty() && events.size() <= kBlockRowsMax);
-  thread_local std::vector<uint64_t> numbers[kColumns];
+  thread_local std::vector<uint64_t> numbers[kBlockColumns];
   FillNumbers(events, numbers);
   std::vector<uint64_t> exposure_raw, name_codes, value_codes, embeddings;
   FillExposures(events, &numbers[kExposure], &exposure_raw);
@@ -281,51 +114,26 @@ std::string EncodeBlock(std::span<const StoredEvent> events) {
 
 bool DecodeBlockHeader(std::string_view block, BlockHeader* header) {
   ByteReader reader(block);
-  return ReadHeader(&reader, header);
+  return ReadBlockHeader(&reader, header);
 }
 
 bool DecodeBlock(std::string_view block, std::vector<StoredEvent>* out) {
-  Columns* c = Scratch();
-  if (!ReadColumns(block, c)) return false;
-  Cursor cursor;
-  out->reserve(out->size() + c->header.rows);
-  for (size_t row = 0; row < c->header.rows; ++row) {
-    StoredEvent& stored = out->emplace_back();
-    FillEvent(*c, row, cursor, &stored.event);
-    stored.seq = c->at(kSeq, row);
-    Advance(*c, row, &cursor);
-  }
+  thread_local BlockRows rows;  // keeps its memory
+  if (!rows.Decode(block)) return false;
+  rows.AppendTo(out);
   return true;
 }
 
 bool DecodeBlockIds(std::string_view block, std::vector<uint64_t>* event_ids, std::vector<int64_t>* times_us) {
   ByteReader reader(block);
   BlockHeader header;
-  if (!ReadHeader(&reader, &header)) return false;
+  if (!ReadBlockHeader(&reader, &header)) return false;
   const size_t first = times_us->size();
   times_us->resize(first + header.rows);
   event_ids->resize(first + header.rows);
   static_assert(sizeof(int64_t) == sizeof(uint64_t));
   return DecodeColumn(&reader, {reinterpret_cast<uint64_t*>(times_us->data()) + first, header.rows}) &&
          DecodeColumn(&reader, {event_ids->data() + first, header.rows});
-}
-
-bool DecodeVisible(std::string_view block, const BlockFilter& filter, std::vector<Event>* out) {
-  Columns* c = Scratch();
-  if (!ReadColumns(block, c)) return false;
-  Cursor cursor;
-  for (size_t row = 0; row < c->header.rows; ++row) {
-    const auto time_us = static_cast<int64_t>(c->at(kTime, row));
-    const bool tombstone = (c->at(kFlags, row) & kTombstoneFlag) != 0;
-    const bool known = filter.as_of.known_by_us == AsOf::kAnyIngestTime ||
-                       static_cast<int64_t>(c->at(kIngest, row)) <= filter.as_of.known_by_us;
-    if (time_us >= filter.from_us && time_us < filter.as_of.event_time_us && known &&
-        (!tombstone || filter.include_tombstones)) {
-      FillEvent(*c, row, cursor, &out->emplace_back());
-    }
-    Advance(*c, row, &cursor);
-  }
-  return true;
 }
 
 uint64_t EventHash(const Event& e) {

@@ -36,14 +36,12 @@ bool DecodeBlock(std::string_view block, std::vector<StoredEvent>* out);  // app
 // Identity columns only, appended; an order of magnitude faster than the events.
 bool DecodeBlockIds(std::string_view block, std::vector<uint64_t>* event_ids, std::vector<int64_t>* times_us);
 
-// What a reader wants of a block.
+// What a reader wants of a block (block_rows.h).
 struct BlockFilter {
   AsOf as_of;
   int64_t from_us = 0;
   bool include_tombstones = false;
 };
-// Appends the visible events.
-bool DecodeVisible(std::string_view block, const BlockFilter& filter, std::vector<Event>* out);
 
 // Of every field of the canonical projection (all but ingest_time_us). Histories with equal events have equal sums.
 uint64_t EventHash(const Event& event);

@@ -1,8 +1,10 @@
 #include "store/history_reader.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "store/block_rows.h"
 #include "store/keys.h"
 
 namespace backstory {
@@ -20,6 +22,29 @@ class Snapshot {
   rocksdb::DB* db_;
   const rocksdb::Snapshot* snapshot_;
 };
+
+// A block's bytes and what was decoded from them.
+struct ReadBlock {
+  std::string bytes;
+  BlockRows rows;
+};
+
+// Decoded columns are the larger part of a read's memory: a few are kept per thread for the next read.
+constexpr size_t kSpareBlocksMax = 8;
+std::vector<std::unique_ptr<ReadBlock>>& Spares() {
+  thread_local std::vector<std::unique_ptr<ReadBlock>> spares;
+  return spares;
+}
+std::unique_ptr<ReadBlock> TakeSpare() {
+  auto& spares = Spares();
+  if (spares.empty()) return std::make_unique<ReadBlock>();
+  auto block = std::move(spares.back());
+  spares.pop_back();
+  return block;
+}
+void KeepSpare(std::unique_ptr<ReadBlock> block) {
+  if (Spares().size() < kSpareBlocksMax) Spares().push_back(std::move(block));
+}
 
 bool Visible(const Event& e, const HistoryRange& range) {
   return e.time_us >= range.from_us && e.time_us < range.as_of.event_time_us &&
@@ -138,28 +163,35 @@ absl::StatusOr<HistoryStore::Snapshot> HistoryReader::Read(const UserKey& user, 
   if (absl::Status status = ReadTail(*record, 0, snapshot.get(), &tail); !status.ok()) return status;
   std::erase_if(tail, [&range](const StoredEvent& e) { return !Visible(e.event, range); });
 
-  // Blocks from the newest backwards until there are enough, each into its own vector; then joined oldest first.
+  // Blocks from the newest backwards until there are enough; events are made once all are known, oldest first, so that
+  // each is made in its place and none that is too old is made at all.
   const std::string prefix = Prefix(record->user);
   const BlockFilter filter{range.as_of, range.from_us, range.include_tombstones};
-  std::vector<std::vector<Event>> blocks;
+  std::vector<std::unique_ptr<ReadBlock>> blocks;
   uint64_t found = 0;
   auto it = database_->Scan(Family::kHistory, snapshot.get());
   const int64_t last_us = range.as_of.event_time_us == INT64_MAX ? INT64_MAX : range.as_of.event_time_us - 1;
   if (last_us < 0) return result;
   for (it->SeekForPrev(MakeBlockKey(prefix, {last_us, UINT64_MAX})); it->Valid() && it->key().starts_with(prefix);
        it->Prev()) {
-    std::vector<Event>& block = blocks.emplace_back();
-    block.reserve(1024);
-    if (!DecodeVisible(it->value().ToStringView(), filter, &block)) return Damaged(user);
-    found += block.size();
+    blocks.push_back(TakeSpare());
+    ReadBlock& block = *blocks.back();
+    block.bytes.assign(it->value().data(), it->value().size());
+    if (!block.rows.Decode(block.bytes)) return Damaged(user);
+    found += block.rows.Select(filter);
     const bool older_than_range = ParseBlockKey(it->key().ToStringView()).time_us < range.from_us;
     if (older_than_range || found >= range.newest) break;
   }
   if (!it->status().ok()) return FromRocks(it->status(), database_->directory());
 
-  result.events.reserve(found + tail.size());
+  const uint64_t total = found + tail.size();
+  // The oldest surplus is in the oldest block, unless late events of the tail are older still.
+  uint64_t surplus = tail.empty() && total > range.newest ? total - range.newest : 0;
+  result.events.reserve(total - surplus);
   for (size_t i = blocks.size(); i-- > 0;) {
-    std::move(blocks[i].begin(), blocks[i].end(), std::back_inserter(result.events));
+    blocks[i]->rows.AppendTo(surplus, &result.events);
+    surplus = 0;
+    KeepSpare(std::move(blocks[i]));
   }
   const auto middle = static_cast<std::ptrdiff_t>(result.events.size());
   for (StoredEvent& e : tail) result.events.push_back(std::move(e.event));

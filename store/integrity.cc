@@ -179,7 +179,8 @@ absl::StatusOr<DirectoryState> InspectDirectory(const std::string& directory) {
   absl::StatusOr<std::vector<std::string>> names = ListDirectory(directory);
   if (!names.ok()) return names.status();
   const bool empty = std::all_of(names->begin(), names->end(), [](const std::string& name) {
-    return name == "PROCESS_LOCK" || name == "lost+found";
+    // A process that died before a new store had its first record leaves no more than these.
+    return name == "PROCESS_LOCK" || name == "lost+found" || name == absl::StrCat(std::string(kIntegrityFile), ".tmp");
   });
   return empty ? DirectoryState::kEmpty : DirectoryState::kStore;
 }

@@ -98,7 +98,7 @@ void CheckStoreAgainst(const Oracle& oracle, const std::string& directory) {
 
 TEST(KillPoint, EveryPointLeavesAWholeStore) {
   std::mt19937_64 random(TestSeed());
-  TempDir dir;
+  TempDir dir = TempDir::InMemory();
   const auto stream = MakeSlotStream(dir / "slot");
   ASSERT_TRUE(stream.ok()) << stream.status();
   std::ofstream(dir / "stream", std::ios::binary) << *stream;

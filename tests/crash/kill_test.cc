@@ -29,7 +29,7 @@ namespace {
 
 int Kills() {
   const char* given = std::getenv("BACKSTORY_KILLS");
-  return given != nullptr ? std::atoi(given) : 60;
+  return given != nullptr ? std::atoi(given) : 40;
 }
 
 pid_t Spawn(const std::vector<std::string>& args) {
@@ -83,7 +83,7 @@ void CheckUser(HistoryStore& store, int user, const Oracle& oracle) {
 TEST(Kill, NothingAcknowledgedIsLostInventedOrDoubled) {
   const uint64_t seed = TestSeed();
   std::mt19937_64 random(seed);
-  TempDir dir;
+  TempDir dir = TempDir::InMemory();
   const std::string store = dir / "store", oracle_path = dir / "oracle";
   uint64_t acked = 0;
   const int kills = Kills();

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "gmock/gmock.h"
+#include "store/block_rows.h"
 #include "store/cell_codec.h"
 #include "store/column_codec.h"
 #include "store/event_codec.h"
@@ -105,6 +106,40 @@ TEST(EventCodec, BlocksSurvive) {
     BlockHeader header;
     ASSERT_TRUE(DecodeBlockHeader(block, &header));
     EXPECT_EQ(header.rows, rows);
+  }
+}
+
+// What a reader selects is what a loop over all events would keep; of that, the first may be left out.
+TEST(BlockRows, SelectAndSkip) {
+  std::mt19937_64 random(TestSeed());
+  BlockRows rows;  // reused: nothing of one block may show in the next
+  for (int trial = 0; trial < 40; ++trial) {
+    std::vector<StoredEvent> stored = RandomBlock(&random, 1 + random() % 300);
+    for (StoredEvent& s : stored) s.event.tombstone = trial % 2 == 0 && random() % 5 == 0;
+    const std::string block = EncodeBlock(stored);
+    ASSERT_TRUE(rows.Decode(block));
+    BlockFilter filter;
+    if (trial % 3 != 0) {
+      filter.as_of = {stored[random() % stored.size()].event.time_us, stored[0].event.ingest_time_us};
+      filter.from_us = stored[random() % stored.size()].event.time_us / 2;
+      filter.include_tombstones = random() % 2 == 0;
+    }
+    std::vector<Event> expected;
+    for (const StoredEvent& s : stored) {
+      const Event& e = s.event;
+      const bool known = filter.as_of.known_by_us == AsOf::kAnyIngestTime ||
+                         e.ingest_time_us <= filter.as_of.known_by_us;
+      if (e.time_us >= filter.from_us && e.time_us < filter.as_of.event_time_us && known &&
+          (!e.tombstone || filter.include_tombstones)) {
+        expected.push_back(e);
+      }
+    }
+    ASSERT_EQ(rows.Select(filter), expected.size());
+    const size_t skip = random() % (expected.size() + 1);
+    expected.erase(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(skip));
+    std::vector<Event> found;
+    rows.AppendTo(skip, &found);
+    EXPECT_EQ(found, expected);
   }
 }
 

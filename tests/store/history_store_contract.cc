@@ -161,7 +161,7 @@ TEST_P(HistoryStoreContract, LimitsNameTheField) {
   EXPECT_THAT(reason(e), HasSubstr("kind"));
   e = Exposure(5, 5);
   e.scene = std::string(65, 's');
-  EXPECT_THAT(reason(e), HasSubstr("scene: 65 bytes, at most 64"));
+  EXPECT_THAT(reason(e), HasSubstr("scene: 65 bytes, limit 64"));
   e.scene.pop_back();
   EXPECT_EQ(reason(e), "");
   e = Exposure(6, 5);
@@ -174,7 +174,7 @@ TEST_P(HistoryStoreContract, LimitsNameTheField) {
   e.context = {{"", "v"}};
   EXPECT_THAT(reason(e), HasSubstr("context.name"));
   e.context = {{"n", std::string(257, 'v')}};
-  EXPECT_THAT(reason(e), HasSubstr("context.value"));
+  EXPECT_THAT(reason(e), HasSubstr("context.n: 257 bytes, limit 256"));
   e = Exposure(7, 5);
   e.embedding_ids.assign(17, 1);
   EXPECT_THAT(reason(e), HasSubstr("embedding_ids"));

@@ -27,10 +27,13 @@ inline constexpr int64_t kNow = int64_t{1'700'000'000} * kSecond;
 // A directory of its own, removed at the end.
 class TempDir {
  public:
-  TempDir() {
-    const char* base = std::getenv("TMPDIR");
-    std::string path = std::string(base == nullptr ? "/tmp" : base) + "/backstory_store_XXXXXX";
-    path_ = mkdtemp(path.data());
+  TempDir() : TempDir(TemporaryBase()) {}
+  // In memory where the system has such a place with room: for tests whose outcome cannot depend on the disk, such as
+  // those that kill a process (what it wrote stays with the system, on any file system), and which sync very often.
+  static TempDir InMemory() {
+    std::error_code error;
+    const bool room = std::filesystem::space("/dev/shm", error).available > (uint64_t{1} << 30) && !error;
+    return TempDir(room && access("/dev/shm", W_OK) == 0 ? "/dev/shm" : TemporaryBase());
   }
   ~TempDir() {
     std::error_code ignored;
@@ -42,6 +45,15 @@ class TempDir {
   std::string operator/(const std::string& name) const { return path_ + "/" + name; }
 
  private:
+  explicit TempDir(const std::string& base) {
+    std::string path = base + "/backstory_store_XXXXXX";
+    path_ = mkdtemp(path.data());
+  }
+  static std::string TemporaryBase() {
+    const char* base = std::getenv("TMPDIR");
+    return base == nullptr ? "/tmp" : base;
+  }
+
   std::string path_;
 };
 

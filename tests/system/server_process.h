@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace backstory {
@@ -49,6 +50,8 @@ class ServerProcess {
   explicit ServerProcess(Options options);
   ~ServerProcess();  // kills what still runs
 
+  // Of the next Start, on top of this process's own.
+  void SetEnvironment(std::map<std::string, std::string> environment) { options_.environment = std::move(environment); }
   // Forks, and waits until the server says that it is ready or ends. False: log() says why.
   bool Start();
   void Signal(int signal);
