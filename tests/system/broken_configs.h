@@ -51,9 +51,9 @@ inline std::vector<std::string> BrokenConfigs(const std::string& good) {
   for (size_t i = 0; i < lines.size(); ++i) {
     broken.push_back(joined(i, SIZE_MAX, ""));            // a line is missing
     broken.push_back(joined(SIZE_MAX, i, "no_such: 1"));  // a field that does not exist
-    broken.push_back(joined(SIZE_MAX, i, "\x01\xff garbage"));
+    broken.push_back(joined(SIZE_MAX, i, "\x01 garbage"));
   }
-  for (size_t size = 0; size + 3 < good.size(); size += 7) broken.push_back(good.substr(0, size));  // cut short
+  for (size_t size = 0; size + 3 < good.size(); size += 5) broken.push_back(good.substr(0, size));  // cut short
   return broken;
 }
 
