@@ -1,4 +1,4 @@
-"""Columns of a table -> fields of a row (docs/reference/batch-scoring.md), in the few Arrow types that the engine takes.
+"""Columns of a table -> fields of a row (docs/reference/batch-scoring.md), in the few types that the engine takes.
 
 A column of such a type is passed on as it is, without a copy; others are cast, and what cannot be cast exactly is an
 InputError that names column, field and type.
@@ -69,7 +69,8 @@ def resolve(schema: pa.Schema, fields: Mapping[str, str] = {}, defaults: Mapping
             raise InputError(f"default of {field!r}: there is no such field")
     for field in REQUIRED:
         if field not in sources and field not in short:
-            raise InputError(f"column {field!r}: not in the table, which has {', '.join(sorted(set(names))[:20]) or 'none'}")
+            there = ", ".join(sorted(set(names))[:20]) or "none"
+            raise InputError(f"column {field!r}: not in the table, which has {there}")
     for column in keep:
         _check_there(names, column, "to keep")
     return Columns(sources, short, time_unit, tuple(keep))
@@ -88,7 +89,8 @@ def _flat_names(schema):
 
 def _check_there(names, column, what):
     if names.count(column) != 1:
-        raise InputError(f"column {column!r} ({what}): " + ("not in the table" if column not in names else "given twice"))
+        problem = "given twice" if column in names else "not in the table"
+        raise InputError(f"column {column!r} ({what}): {problem}")
 
 
 def flatten(table: pa.Table) -> pa.Table:
@@ -121,8 +123,8 @@ def rows_of(table: pa.Table, columns: Columns) -> pa.Table:
 
 
 def checked(table: pa.Table, names: Sequence[str], where: str = "table") -> pa.Table:
-    """The columns `names` (as resolve() names them) of a table, flattened, once every byte that the engine will trust is
-    known to be right: offsets, UTF-8, lengths."""
+    """The columns `names` (as resolve() names them) of a table, flattened, once every byte that the engine will trust
+    is known to be right: offsets, UTF-8, lengths."""
     table = table.select(top_level(table.schema, names))
     for name, column in zip(table.column_names, table.columns):
         try:
@@ -169,7 +171,7 @@ def _user(column, _unit=None):
 
 
 def _time(column, unit):
-    """Microseconds. What does not fit becomes the nearest number that does: the engine refuses that row, not the column."""
+    """Microseconds. What does not fit becomes the nearest number that does: the engine refuses its row only."""
     if pa.types.is_timestamp(column.type):
         unit, column = column.type.unit, column.cast(pa.int64())
     if pa.types.is_null(column.type):
