@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1] / "client")]
 import harness
 
-from backstory_engine import BackstoryError, BadRowsError, InputError, Scorer, columns as fields_of
+from backstory_engine import BackstoryError, BadRowsError, InputError, Scorer, _native, columns as fields_of
 
 
 class ModuleTest(harness.WorldTest):
@@ -195,6 +195,11 @@ class ModuleTest(harness.WorldTest):
             self.assertIn(word, str(caught.exception))
             again = pickle.loads(pickle.dumps(caught.exception))  # errors travel between processes
             self.assertEqual((again.code, str(again)), (code, str(caught.exception)))
+
+    def test_slots_are_those_of_the_store(self):
+        for users in (pa.array(["123456789", "{123456789}x"]), pa.array([123456789, 123456789])):
+            slots = np.frombuffer(_native.slots(pa.record_batch({"user": users})), dtype=np.uint16)
+            self.assertEqual(list(slots), [0x31c3, 0x31c3])  # the check value of CRC16/XMODEM; a {tag} is hashed alone
 
     def test_parameters_reach_the_engine(self):
         rows = harness.make_rows(200)
