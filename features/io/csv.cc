@@ -80,8 +80,9 @@ void CsvReader::Parse() {
       return;
     }
     if (left.starts_with('"')) {
+      const size_t number = fields_.size() + 1;
       if (!ParseQuoted(&left)) {
-        error_ = absl::StrCat("field ", fields_.size() + 1, ": quotes do not end where the field ends");
+        error_ = absl::StrCat("field ", number, ": quotes do not end where the field ends");
         return;
       }
     } else {

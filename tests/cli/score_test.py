@@ -254,8 +254,8 @@ class ScoreTest(unittest.TestCase):
         write_csv(self.work / "few.csv", self.header, self.rows[:3])
         for more, named in ((("--map", "scene=page"), "no column 'page'"), (("--map", "usr=x"), "'usr' is no field"),
                             (("--keep", "rank"), "no column 'rank' to keep"), (("--set", "history_row=1"), "did you mean"),
-                            (("--rows-per-part", "0"), "--rows-per-part must be within"), (("--namespace", "No"), "must match"),
-                            (("--keep", "userId", "--format", "xml"), "--format")):
+                            (("--rows-per-part", "0"), "--rows-per-part must be within"), (("--scene", "s" * 65), "scene has 65 bytes"),
+                            (("--format", "xml"), "--format")):
             self.assertIn(named, self.score(self.folder / "none", *more, rows="few.csv", code=2).stderr)
         self.assertIn("No such file", self.score(self.folder / "none", rows="absent.csv", code=1).stderr)
         self.assertIn("no store in", self.score(self.folder / "none", rows="few.csv", store="absent", code=1).stderr)
