@@ -137,7 +137,7 @@ class Job:
         """Rows [begin, end) of the input: what was scored, and what could not be. Of a damaged row group all rows are
         bad."""
         names, good, numbers, bad = self.columns.read(), [], [], []
-        for piece in self.source.pieces(begin, end, names):
+        for piece in self.source.read(begin, end, names):
             if piece.error is None:
                 good.append(piece.table)
                 numbers.append(np.arange(piece.first, piece.first + piece.rows))
