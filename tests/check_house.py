@@ -18,6 +18,7 @@ NEVER = {
     "models": ("store/", "serving/", "rocksdb/", "backstory/v1", "grpcpp", "grpc/"),
     "serving/engine": ("serving/rpc/", "serving/cli/", "serving/console/", "rocksdb/") + PROTO,
     "serving/embedded": ("serving/rpc/", "serving/cli/", "serving/console/", "rocksdb/") + PROTO,
+    "serving/python": ("serving/rpc/", "serving/cli/", "serving/console/", "rocksdb/") + PROTO,
     "serving/rpc": ("serving/cli/", "rocksdb/"),
 }
 INCLUDE = re.compile(r'\s*#\s*include\s*[<"]([^>"]+)')

@@ -3,8 +3,8 @@
 
 Rows are read by ranges, shuffled so that all rows of a user meet in one shard, and each shard is scored by one of
 --workers actors, each with an engine of its own: a user's state is built once. Every shard is one part file, which its
-actor publishes whole: a killed actor's shard is scored again elsewhere, a killed job goes on with --resume, and each row
-is there exactly once.
+actor publishes whole: a killed actor's shard is scored again elsewhere, a killed job goes on with --resume, and each
+row is there exactly once.
 """
 import argparse
 import contextlib
@@ -120,15 +120,16 @@ def ranges(source, rows):
 
 def connect(flags):
     level = logging.WARNING if flags.verbose else logging.CRITICAL + 1
+    wanted = flags.workers * max(flags.threads, 1) + 1  # one CPU more than the workers take, for reading and shuffling
     if flags.address:
         ray.init(address=flags.address, log_to_driver=flags.verbose, logging_level=level)
-    else:  # a cluster of this machine alone; one CPU more than the workers have, for reading and shuffling
-        ray.init(num_cpus=flags.workers * max(flags.threads, 1) + 1, include_dashboard=False, log_to_driver=flags.verbose,
+    else:  # a cluster of this machine alone
+        ray.init(num_cpus=wanted, include_dashboard=False, log_to_driver=flags.verbose,
                  object_store_memory=flags.object_store_bytes, logging_level=level)
-    there, wanted = int(ray.cluster_resources().get("CPU", 0)), flags.workers * max(flags.threads, 1) + 1
+    there = int(ray.cluster_resources().get("CPU", 0))
     if there < wanted:
-        raise BackstoryError("FAILED_PRECONDITION", f"--workers {flags.workers}: the cluster has {there} CPUs, wanted {wanted} "
-                                                    "(those of the workers, and one for reading)")
+        raise BackstoryError("FAILED_PRECONDITION", f"--workers {flags.workers}: the cluster has {there} CPUs, wanted "
+                                                    f"{wanted} (those of the workers, and one for reading)")
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = flags.verbose
 
@@ -205,7 +206,8 @@ def cause_of(error):
         if isinstance(seen, BackstoryError):
             return seen
         seen = getattr(seen, "cause", None) or seen.__cause__
-    if ours := re.search(r"backstory_engine\.errors\.\w+: ([A-Z_]+): (.*)", str(error)):  # an actor that could not start
+    # An actor that could not start leaves text only.
+    if ours := re.search(r"backstory_engine\.errors\.\w+: ([A-Z_]+): (.*)", str(error)):
         return BackstoryError(ours[1], ours[2])
     return BackstoryError("UNAVAILABLE", f"Ray: {str(error).strip().splitlines()[-1]}")
 

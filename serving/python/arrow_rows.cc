@@ -37,8 +37,8 @@ struct ArrowRows::Column {
   ValidBits valid() const { return {array->null_count == 0 ? nullptr : buffer<uint8_t>(0), first}; }
   bool is(std::string_view a, std::string_view b = {}) const { return format == a || (!b.empty() && format == b); }
   absl::Status Wants(std::string_view wanted) const {
-    return absl::InvalidArgumentError(absl::StrCat("column ", View(name), ": Arrow format \"", View(format),
-                                                   "\", wanted ", View(wanted)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("column ", View(name), ": Arrow format \"", View(format), "\", wanted ", View(wanted)));
   }
 
   // Calls see(row, text) for every row; "" where null. Offset is int32_t or int64_t.

@@ -1,4 +1,5 @@
-// An Arrow record batch (the C data interface: two structs, no library) as rows to score. Knows no Python. Numbers are never copied; texts become views of Arrow's bytes.
+// An Arrow record batch (the C data interface: two structs, no library) as rows to score. Knows no Python. Numbers are
+// never copied; texts become views of Arrow's bytes.
 #ifndef BACKSTORY_SERVING_PYTHON_ARROW_ROWS_H_
 #define BACKSTORY_SERVING_PYTHON_ARROW_ROWS_H_
 

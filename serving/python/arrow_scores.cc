@@ -52,8 +52,8 @@ struct Values {
   size_t nulls;
 };
 
-void MakeArray(std::shared_ptr<const void> owner, const Values& values, bool is_struct, std::vector<ArrowArray> children,
-               ArrowArray* array) {
+void MakeArray(std::shared_ptr<const void> owner, const Values& values, bool is_struct,
+               std::vector<ArrowArray> children, ArrowArray* array) {
   auto* holder = new ArrayHolder{std::move(owner), {values.valid, values.data}, std::move(children), {}};
   for (ArrowArray& child : holder->children) holder->child_pointers.push_back(&child);
   *array = {};

@@ -111,7 +111,8 @@ class Scorer {
     const auto progress = [&stop, &heard](size_t rows_done) {
       py::gil_scoped_acquire acquire;
       if (PyErr_Occurred() != nullptr) return;
-      PyObject* told = heard.is_none() ? nullptr : PyObject_CallFunction(heard.ptr(), "n", static_cast<Py_ssize_t>(rows_done));
+      PyObject* told =
+          heard.is_none() ? nullptr : PyObject_CallFunction(heard.ptr(), "n", static_cast<Py_ssize_t>(rows_done));
       Py_XDECREF(told);
       // What the listener raised, or Ctrl-C while the engine works, ends the call.
       if ((told == nullptr && PyErr_Occurred() != nullptr) || PyErr_CheckSignals() != 0) stop.request_stop();
@@ -123,7 +124,8 @@ class Scorer {
       auto rows = ArrowRows::Make(schema, array);
       if (!rows.ok()) {
         status = rows.status();
-      } else if (absl::StatusOr<BatchScores> scored = ScoreRows((*rows)->rows(), stop.get_token(), progress); scored.ok()) {
+      } else if (absl::StatusOr<BatchScores> scored = ScoreRows((*rows)->rows(), stop.get_token(), progress);
+                 scored.ok()) {
         *scores = *std::move(scored);
         AddBad((*rows)->bad(), scores.get());
       } else {
@@ -218,9 +220,9 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("bad", &Result::Bad)
       .def_property_readonly("requests", [](const Result& r) { return r.scores->requests; });
   py::class_<Scorer>(module, "Scorer")
-      .def(py::init(&MakeScorer), py::kw_only(), py::arg("store"), py::arg("models"), py::arg("model"), py::arg("version"),
-           py::arg("label"), py::arg("threads"), py::arg("cache_bytes"), py::arg("namespace"), py::arg("scene"),
-           py::arg("parameters"))
+      .def(py::init(&MakeScorer), py::kw_only(), py::arg("store"), py::arg("models"), py::arg("model"),
+           py::arg("version"), py::arg("label"), py::arg("threads"), py::arg("cache_bytes"), py::arg("namespace"),
+           py::arg("scene"), py::arg("parameters"))
       .def("score", &Scorer::Score, py::arg("batch"), py::arg("progress") = py::none())
       .def_property_readonly("model", &Scorer::model)
       .def_property_readonly("version", &Scorer::version)

@@ -45,7 +45,7 @@ void BM_Encode(benchmark::State& state) {
   ThreadPool pool(static_cast<size_t>(state.range(0)));
   const std::vector<uint32_t> tokens = w.history.ShortTokens();
   for (auto _ : state) benchmark::DoNotOptimize(w.network->Encode(tokens, w.tier.data(), &pool));
-  ReportFlops(state, 2 * EncodeMacs(w.config), static_cast<double>(state.range(0)));
+  ReportFlops(state, 2 * EncodeMacs(w.config), Dtype::kF32, static_cast<double>(state.range(0)));
 }
 BENCHMARK(BM_Encode)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMicrosecond);
 
@@ -57,7 +57,7 @@ void BM_Decode(benchmark::State& state) {
   const Memory memory = w.network->Encode(w.history.ShortTokens(), w.tier.data(), nullptr);
   const BucketTokens buckets = BucketsOf(*w.catalogue, w.history);
   for (auto _ : state) benchmark::DoNotOptimize(Search(*w.network, memory, buckets, options));
-  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)));
+  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)), Dtype::kF32);
 }
 BENCHMARK(BM_Decode)->Arg(20)->Arg(50)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
 

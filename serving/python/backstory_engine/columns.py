@@ -1,4 +1,4 @@
-"""Columns of a table -> fields of a row (docs/reference/batch-scoring.md), in the few Arrow types that the engine takes.
+"""Columns of a table -> fields of a row (docs/reference/batch-scoring.md), in the few types that the engine takes.
 
 A column of such a type is passed on as it is, without a copy; others are cast, and what cannot be cast exactly is an
 InputError that names column, field and type.
@@ -17,6 +17,7 @@ FIELDS = {"user": USER, "item_id": ID, "time_us": TIME, "as_of_us": TIME, "known
 REQUIRED = ("user", "item_id", "time_us")
 PREFIXES = {"request_numbers": NUMBER, "request_texts": TEXT, "candidate_numbers": NUMBER, "candidate_texts": TEXT}
 SHORT = {"user_id": "user", "item": "item_id", "time": "time_us", "as_of": "as_of_us", "known_by": "known_by_us"}
+INT64_MAX = 2**63 - 1
 US_PER_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _WANTED = {USER: "text or a whole number", ID: "a whole number or text", TIME: "a whole number or a timestamp",
            TEXT: "text", NUMBER: "a number"}
@@ -68,7 +69,8 @@ def resolve(schema: pa.Schema, fields: Mapping[str, str] = {}, defaults: Mapping
             raise InputError(f"default of {field!r}: there is no such field")
     for field in REQUIRED:
         if field not in sources and field not in short:
-            raise InputError(f"column {field!r}: not in the table, which has {', '.join(sorted(set(names))[:20]) or 'none'}")
+            there = ", ".join(sorted(set(names))[:20]) or "none"
+            raise InputError(f"column {field!r}: not in the table, which has {there}")
     for column in keep:
         _check_there(names, column, "to keep")
     return Columns(sources, short, time_unit, tuple(keep))
@@ -87,7 +89,8 @@ def _flat_names(schema):
 
 def _check_there(names, column, what):
     if names.count(column) != 1:
-        raise InputError(f"column {column!r} ({what}): " + ("not in the table" if column not in names else "given twice"))
+        problem = "given twice" if column in names else "not in the table"
+        raise InputError(f"column {column!r} ({what}): {problem}")
 
 
 def flatten(table: pa.Table) -> pa.Table:
@@ -120,8 +123,8 @@ def rows_of(table: pa.Table, columns: Columns) -> pa.Table:
 
 
 def checked(table: pa.Table, names: Sequence[str], where: str = "table") -> pa.Table:
-    """The columns `names` (as resolve() names them) of a table, flattened, once every byte that the engine will trust is
-    known to be right: offsets, UTF-8, lengths."""
+    """The columns `names` (as resolve() names them) of a table, flattened, once every byte that the engine will trust
+    is known to be right: offsets, UTF-8, lengths."""
     table = table.select(top_level(table.schema, names))
     for name, column in zip(table.column_names, table.columns):
         try:
@@ -168,13 +171,24 @@ def _user(column, _unit=None):
 
 
 def _time(column, unit):
+    """Microseconds. What does not fit becomes the nearest number that does: the engine refuses its row only."""
     if pa.types.is_timestamp(column.type):
-        # Nanoseconds are cut: an event is visible before a time, so that this can only hide, by less than 1 us.
-        return column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+        unit, column = column.type.unit, column.cast(pa.int64())
+    if pa.types.is_null(column.type):
+        return column.cast(pa.int64())
     if not pa.types.is_integer(column.type):
-        return column.cast(pa.int64()) if pa.types.is_null(column.type) else None
+        return None
+    if column.type == pa.uint64():
+        column = pc.min_element_wise(column, pa.scalar(INT64_MAX, pa.uint64()), skip_nulls=False)
     column = column.cast(pa.int64())
-    return column if US_PER_UNIT[unit] == 1 else pc.multiply_checked(column, US_PER_UNIT[unit])
+    if unit == "ns":  # cut: an event is visible before a time, so that this can only hide, by less than 1 us
+        return pc.divide(column, 1000)
+    factor = US_PER_UNIT[unit]
+    if factor == 1:
+        return column
+    for clip, limit in ((pc.min_element_wise, INT64_MAX // factor), (pc.max_element_wise, -(INT64_MAX // factor))):
+        column = clip(column, pa.scalar(limit, pa.int64()), skip_nulls=False)
+    return pc.multiply(column, factor)
 
 
 def _number(column, _unit=None):
@@ -182,7 +196,7 @@ def _number(column, _unit=None):
     if kind in (pa.float64(), pa.float32(), pa.int64(), pa.int32()):
         return column
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.uint64() or pa.types.is_null(kind):
-        return column.cast(pa.float64())
+        return column.cast(pa.float64(), safe=False)
     return column.cast(pa.int64()) if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else None
 
 

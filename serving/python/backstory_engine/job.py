@@ -55,15 +55,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="PATH", help="a file ending in .parquet or .arrow, else a folder")
     add("--format", choices=sorted(parts.FORMATS), help="default: that of --output's name, else parquet")
     add("--map", default=[], action="append", metavar="FIELD=COLUMN,...", help="where a field is, if not by its name")
-    add("--default", default=[], action="append", metavar="FIELD=VALUE,...", help="value where a column is absent or empty")
-    add("--time-unit", default="us", choices=sorted(fields_of.US_PER_UNIT), help="of whole numbers; timestamps know theirs")
+    add("--default", default=[], action="append", metavar="FIELD=VALUE,...", help="where a column is absent or empty")
+    add("--time-unit", default="us", choices=sorted(fields_of.US_PER_UNIT), help="of times that are whole numbers")
     add("--namespace", default="default", metavar="NS")
     add("--scene", default="", metavar="S")
     add("--keep", default=[], action="append", metavar="COLUMN,...", help="input columns to copy to the output")
     add("--set", default=[], action="append", metavar="NAME=VALUE", help="a parameter; repeatable")
     add("--threads", type=_count, default=0, metavar="N", help="0: one per core")
     add("--cache-bytes", type=_count, default=1 << 30, metavar="N", help="memory for user states (default 1 GiB)")
-    add("--rows-per-part", type=_count, default=100_000, metavar="N", help="what a killed run loses at most (default 100000)")
+    add("--rows-per-part", type=_count, default=100_000, metavar="N", help="what a killed run loses at most (100000)")
     add("--resume", action="store_true", help="go on with what a killed run left")
     add("--max-bad-rows", type=_count, metavar="N", help="more end the run; default: go on, and exit with 1")
     add("--json", action="store_true", help="print the summary as one JSON object")
@@ -101,7 +101,8 @@ class Job:
                              flags.cache_bytes, flags.namespace, flags.scene, _pairs(flags.set, "--set", split=False))
         self.rows_per_part, self.max_bad_rows, self.resume = flags.rows_per_part, flags.max_bad_rows, flags.resume
         options = {"fields": _pairs(flags.map, "--map"), "defaults": _pairs(flags.default, "--default"),
-                   "time_unit": flags.time_unit, "keep": [name for text in flags.keep for name in text.split(",") if name]}
+                   "time_unit": flags.time_unit,
+                   "keep": [name for text in flags.keep for name in text.split(",") if name]}
         self.source = Source(flags.input)
         try:
             self.columns = self.source.resolve(**options)
@@ -136,7 +137,7 @@ class Job:
         """Rows [begin, end) of the input: what was scored, and what could not be. Of a damaged row group all rows are
         bad."""
         names, good, numbers, bad = self.columns.read(), [], [], []
-        for piece in self.source.pieces(begin, end, names):
+        for piece in self.source.read(begin, end, names):
             if piece.error is None:
                 good.append(piece.table)
                 numbers.append(np.arange(piece.first, piece.first + piece.rows))
@@ -215,8 +216,8 @@ def finish(job: Job, counts: Iterable[parts.Counts], seconds: float, info: Dict[
     if as_json:
         print(json.dumps({**summary, **info, "seconds": round(seconds, 3), "output": where}))
     else:
-        print(f"{all.scored} rows scored with {info['model']} in {seconds:.1f} s; {all.bad} bad rows; {all.unknown_users} of "
-              f"unknown users, {all.unknown_items} of unknown items; {where}")
+        print(f"{all.scored} rows scored with {info['model']} in {seconds:.1f} s; {all.bad} bad rows; "
+              f"{all.unknown_users} of unknown users, {all.unknown_items} of unknown items; {where}")
     if all.bad > (job.max_bad_rows or 0):
         print(f"backstory: {all.bad} bad rows, listed in bad-rows files beside the scores", file=sys.stderr)
         return EXIT_FAILED

@@ -6,6 +6,7 @@ Every file is written aside, synced and renamed; bad rows before the part that t
 docs/reference/batch-scoring.md, Files.
 """
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -44,8 +45,8 @@ def publish(path: pathlib.Path, write) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        full = error.errno == 28  # ENOSPC
-        raise BackstoryError("RESOURCE_EXHAUSTED" if full else "UNAVAILABLE", f"{path}: {error.strerror or error}") from error
+        code = "RESOURCE_EXHAUSTED" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "UNAVAILABLE"
+        raise BackstoryError(code, f"{path}: {error.strerror or error}; --resume goes on from here") from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -124,8 +125,8 @@ class OutputFolder:
         present = self.path / MANIFEST
         if present.exists():
             if not resume:
-                raise BackstoryError("FAILED_PRECONDITION", f"{self.path}: holds a run already; go on with it (--resume), "
-                                                            "remove it, or name another folder")
+                raise BackstoryError("FAILED_PRECONDITION", f"{self.path}: holds a run already; go on with it "
+                                                            "(--resume), remove it, or name another folder")
             _compare(json.loads(present.read_text(encoding="utf-8")), json.loads(_text(manifest)), str(self.path))
         elif any(self.path.iterdir()):
             raise BackstoryError("FAILED_PRECONDITION", f"{self.path}: not empty, and no run of this command")
@@ -206,5 +207,5 @@ def _compare(old, new, where):
     """Names the first thing that decides scores or rows and has changed."""
     for key in sorted(set(old) | set(new)):
         if old.get(key) != new.get(key):
-            raise BackstoryError("FAILED_PRECONDITION", f"{where}: cannot go on: {key} was {json.dumps(old.get(key))}, now "
-                                                        f"{json.dumps(new.get(key))}")
+            was, now = json.dumps(old.get(key)), json.dumps(new.get(key))
+            raise BackstoryError("FAILED_PRECONDITION", f"{where}: cannot go on: {key} was {was}, now {now}")

@@ -1,9 +1,14 @@
 """Scores a Parquet or Arrow file: python -m backstory_engine.score --help, docs/reference/batch-scoring.md."""
 import argparse
+import concurrent.futures
+import itertools
 import sys
+import threading
 import time
 
 from backstory_engine import job as jobs
+
+IN_WORK = 2  # parts at once: one is read, sorted by user or written while the engine scores the other
 
 EXAMPLES = """
 examples:
@@ -28,27 +33,45 @@ def main(flags) -> int:
             job.folder.close()
 
 
+class Stopped(Exception):
+    """Ends a call of the engine whose result nobody wants any more."""
+
+
 def score_parts(job: jobs.Job, scorer):
     """Scores what is not there yet. Returns the counts of every part, and how many were there."""
     count = max(-(-job.source.rows // job.rows_per_part), 1)  # no rows make one empty part, so that columns are known
-    done = {number: job.folder.counts(number) for number in range(count) if job.folder.done(number)}
-    counts = dict(done)
-    progress = jobs.Progress(job.source.rows, sum(c.rows for c in done.values()))
-    try:
-        for number in sorted(set(range(count)) - set(done)):
-            begin = number * job.rows_per_part
-            before, bad_before = progress.done, sum(c.bad for c in counts.values())
-            scored, bad = job.score(scorer, begin, min(begin + job.rows_per_part, job.source.rows),
-                                    lambda rows, before=before: progress.set(before + rows))
-            if bad and bad_before < jobs.COMPLAINTS_MAX:
-                progress.clear()
-                jobs.complain(job, bad, bad_before)
-            counts[number] = job.folder.write(number, scored, bad)
-            progress.set(before + counts[number].rows)
-            jobs.check_bad(job, bad_before + len(bad))
-    finally:
-        progress.clear()
-    return [counts[number] for number in range(count)], len(done)
+    counts = {number: job.folder.counts(number) for number in range(count) if job.folder.done(number)}
+    resumed, left = len(counts), iter(sorted(set(range(count)) - set(counts)))
+    progress = jobs.Progress(job.source.rows, sum(c.rows for c in counts.values()))
+    stop, running = threading.Event(), {}  # part -> rows of it that are done
+
+    def one(number):
+        def heard(rows):
+            if stop.is_set():
+                raise Stopped
+            running[number] = rows
+        begin = number * job.rows_per_part
+        scored, bad = job.score(scorer, begin, min(begin + job.rows_per_part, job.source.rows), heard)
+        return number, job.folder.write(number, scored, bad), bad
+
+    with concurrent.futures.ThreadPoolExecutor(IN_WORK) as pool:
+        try:
+            waiting = {pool.submit(one, number) for number in itertools.islice(left, IN_WORK)}
+            while waiting:
+                done, waiting = concurrent.futures.wait(waiting, 0.2, concurrent.futures.FIRST_COMPLETED)
+                for number, counts_of_part, bad in (part.result() for part in done):
+                    if bad:
+                        progress.clear()
+                        jobs.complain(job, bad, sum(c.bad for c in counts.values()))
+                    running.pop(number, None)
+                    counts[number] = counts_of_part
+                    jobs.check_bad(job, sum(c.bad for c in counts.values()))
+                    waiting |= {pool.submit(one, number) for number in itertools.islice(left, 1)}
+                progress.set(sum(c.rows for c in counts.values()) + sum(list(running.values())))
+        finally:
+            stop.set()
+            progress.clear()
+    return [counts[number] for number in range(count)], resumed
 
 
 def entry(argv=None) -> int:

@@ -24,8 +24,8 @@ class Scorer:
     DATA_LOSS (damage; names the file and the next command), INVALID_ARGUMENT (names the parameter).
     """
 
-    def __init__(self, store: str, models: str, *, model: str = "", version: str = "", label: str = "", threads: int = 1,
-                 cache_bytes: int = 1 << 30, namespace: str = "default", scene: str = "",
+    def __init__(self, store: str, models: str, *, model: str = "", version: str = "", label: str = "",
+                 threads: int = 1, cache_bytes: int = 1 << 30, namespace: str = "default", scene: str = "",
                  parameters: Mapping[str, object] = {}):
         self._native: Optional[_native.Scorer] = _call(
             _native.Scorer, store=str(store), models=str(models), model=model, version=version, label=label,
@@ -64,8 +64,8 @@ class Scorer:
         """Counts of the cache of user states."""
         return self.engine.stats()
 
-    def score(self, table, *, fields: Mapping[str, str] = {}, defaults: Mapping[str, object] = {}, time_unit: str = "us",
-              keep: Sequence[str] = (), bad_rows: str = "raise") -> pa.Table:
+    def score(self, table, *, fields: Mapping[str, str] = {}, defaults: Mapping[str, object] = {},
+              time_unit: str = "us", keep: Sequence[str] = (), bad_rows: str = "raise") -> pa.Table:
         """Scores every row of a pyarrow Table or RecordBatch (or anything that pyarrow.table takes) as of its own time.
 
         Returns the output columns of docs/reference/batch-scoring.md in row order. Columns are fields by their names,

@@ -5,6 +5,7 @@ Everything read is checked before it is used, and every error names the file, th
 import bisect
 import dataclasses
 import pathlib
+import threading
 from typing import Iterator, List, Optional, Sequence, Tuple
 
 import pyarrow as pa
@@ -142,7 +143,7 @@ def files_of(path) -> List[pathlib.Path]:
 
 
 class Source:
-    """The rows of all files, one after the other. Not thread-safe."""
+    """The rows of all files, one after the other. Only read() may be called by several threads at once."""
 
     def __init__(self, path):
         self.paths = files_of(path)
@@ -150,6 +151,7 @@ class Source:
         self.schema = self._files[0].schema
         self._starts = _starts(file.starts[-1] for file in self._files)
         self.rows = self._starts[-1]
+        self._lock = threading.Lock()
 
     def resolve(self, **options) -> fields_of.Columns:
         """The columns that are read, the same in every file."""
@@ -171,6 +173,11 @@ class Source:
 
     def empty(self, names: Sequence[str]) -> pa.Table:
         return fields_of.flatten(self.schema.empty_table()).select(list(names))
+
+    def read(self, begin: int, end: int, names: Sequence[str]) -> List[Piece]:
+        """Rows [begin, end) of these columns, as pieces() of one thread at a time."""
+        with self._lock:
+            return list(self.pieces(begin, end, names))
 
     def pieces(self, begin: int, end: int, names: Sequence[str]) -> Iterator[Piece]:
         """Rows [begin, end) of these columns (flattened), one piece for each row group that the range touches."""

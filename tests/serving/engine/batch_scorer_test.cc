@@ -205,6 +205,8 @@ TEST_F(BatchScorerTest, AStateIsBuiltOnceForAUser) {
 
 TEST_F(BatchScorerTest, ARefusingEngineIsWaitedForAndADegradingOneAskedAgain) {
   const auto served = Served(model_);
+  EngineOptions options;
+  options.quotas = {{"default", 2000, 20}};
   // The queue holds 3, half of the 4 in flight may be batch work, and one waiting request shortens histories.
   Harness narrow({{"1", served}},
                  {{"queue_requests", "3"},
@@ -212,7 +214,7 @@ TEST_F(BatchScorerTest, ARefusingEngineIsWaitedForAndADegradingOneAskedAgain) {
                   {"concurrency_limit_min", "4"},
                   {"degrade_queue_fill", "0.25"},
                   {"degrade_history_rows", "3"}},
-                 2, {.quotas = {{"default", 2000, 20}}});
+                 2, options);
   random_.FillStore(&narrow, 5, 100);
   Harness online(&narrow, {{"1", served}});
   std::jthread time([&narrow](std::stop_token stop) {  // quotas follow the engine's clock
