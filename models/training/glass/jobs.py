@@ -4,9 +4,10 @@
     python3 -m models.training.glass.study --jobs jobs.jsonl --out STUDY --parallel 8
     python3 -m models.training.glass.report --study STUDY --set ml --data DATA --sid DATA/sid-64.safetensors
 
-DATA needs sid-64.safetensors (main codebooks [64,128,128], RQ_VAE); sid-k64 and sid-k128 (RQ_KMEANS with 64 and 128 first
-codes), where they are there, add the comparison of quantisers, codebook sizes and neighbour augmentation, one seed each.
-Jobs come in order of importance, so that a study that is cut short loses the least: all variants of seed 0 first.
+DATA needs sid-64.safetensors (main codebooks [64,128,128], RQ_VAE); sid-k64 and sid-k128 (RQ_KMEANS with 64 and 128
+first codes), where they are there, add the comparison of quantisers, codebook sizes and neighbour augmentation, one
+seed each. Jobs come in order of importance, so that a study that is cut short loses the least: all variants of seed 0
+first.
 """
 import argparse
 import json
@@ -20,7 +21,7 @@ from models.training.glass import prepare
 SIZES = {"d": 96, "heads": 3, "d_kv": 32, "ffn": 384}
 VARIANTS = {"full": [], "tiger": ["tier", "search"], "notier": ["tier"], "nosearch": ["search"]}
 EVALUATIONS = 6
-# Settings that might help where the additions do not pay: finer tiers, a shorter window that leaves more to the long part.
+# Settings that might help where the additions do not pay: finer tiers, a shorter window with a longer long part.
 TIERS = (-1.0, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1.0)
 REMEDIES = {"tiers9": ([], {"tier_edges": TIERS}), "short20": ([], {"short_items": 20}),
             "short20_tiger": (["tier", "search"], {"short_items": 20})}
@@ -42,8 +43,8 @@ def make(name, folder, steps, seeds, remedies=False):
     log, about = tensor_file.read_tensors(os.path.join(folder, "log.safetensors"))
     unseen = about.get("unseen_only") == "true"
     # A small log is soon known by heart and needs dropout; a large one is not seen twice in a short study.
-    glass = _options(log, steps, 256, targets=4 if unseen else 8, horizon=4 if unseen else 0, lr=3e-3 if unseen else 4e-3,
-                     item_dropout=0.1 if unseen else 0.0)
+    glass = _options(log, steps, 256, targets=4 if unseen else 8, horizon=4 if unseen else 0,
+                     lr=3e-3 if unseen else 4e-3, item_dropout=0.1 if unseen else 0.0)
     sasrec = _options(log, steps, 64, targets=1, lr=1e-3)
     base = {"data": folder, "test": True, "keep": False}
 
