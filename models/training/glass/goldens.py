@@ -137,7 +137,7 @@ class CaseMaker:
                 ("window_full", lambda: self.case("window_full", self.events(n))),
                 ("long_1", lambda: self.case("long_1", self.events(n + 1))),
                 ("typical", lambda: self.case("typical", self.events(n + 150))),
-                ("long_2000", lambda: self.case("long_2000", self.events(2000))),
+                ("long_600", lambda: self.case("long_600", self.events(600))),
                 ("one_bucket", lambda: self.case("one_bucket", self.events(n + 60, one))),
                 ("ignored_actions", lambda: self.case("ignored_actions", self.events(n + 80, ignored=0.4))),
                 ("unknown_items", lambda: self.case("unknown_items", self.events(n + 40, unknown=0.3))),
