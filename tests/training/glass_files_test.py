@@ -121,6 +121,9 @@ class StudyTest(unittest.TestCase):
             drawn = jobs.make("tiny", folder, steps=4, seeds=2)
             self.assertEqual([job["name"] for job in drawn[:5]],
                              ["tiny-full-0", "tiny-tiger-0", "tiny-notier-0", "tiny-nosearch-0", "tiny-sasrec-0"])
+            more = jobs.make("tiny", folder, steps=4, seeds=0, remedies=True)
+            self.assertEqual([job["name"] for job in more], [f"tiny-{variant}-0" for variant in jobs.REMEDIES])
+            self.assertEqual([job["dropout"] for job in more if "dropout4" in job["name"]], [0.4, 0.4])
             out = os.path.join(folder, "study")
             os.mkdir(out)
             small = {key: value for key, value in synthetic.SMALL.items() if key not in ("levels", "embedding_width")}
