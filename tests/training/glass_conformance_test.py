@@ -1,7 +1,8 @@
 """The GLASS twin against 18 cases of the public reference implementation, in fp32 and fp64.
 
-Tolerances are those that tests/conformance/glass/README.md derives from the reference's own fp32 error; token lists must be
-equal. Each case is rebuilt from its histories: window, tier features and retrieved sets come from history.History.
+Tolerances are those that tests/conformance/glass/README.md derives from the reference's own fp32 error; token lists
+must be equal. Each case is rebuilt from its histories: window, tier features and retrieved sets come from
+history.History.
 """
 import glob
 import json
@@ -87,7 +88,8 @@ class ConformanceTest(unittest.TestCase):
         targets = torch.from_numpy(tensors["in.target_tokens"].copy()).unsqueeze(0)
         for form in (True, False):
             gates = []
-            logits = case.model.logits(case.short, case.features, targets, case.retrieve(form)(codes.unsqueeze(0)), gates)
+            retrieved = case.retrieve(form)(codes.unsqueeze(0))
+            logits = case.model.logits(case.short, case.features, targets, retrieved, gates)
             self.close(case, "logits", logits[0])
             loss = torch.nn.functional.cross_entropy(logits[0].flatten(0, 1), targets.flatten(), reduction="none")
             self.close(case, "loss", loss.reshape(-1, 3).mean(1))
@@ -98,7 +100,7 @@ class ConformanceTest(unittest.TestCase):
                 beams = search(case.model, case.short, case.features, case.retrieve(form), 20, mode)
                 for step, (tokens, score) in enumerate(beams.steps):
                     name = f"{prefix}{step + 1}"
-                    np.testing.assert_array_equal(tokens[0].numpy(), tensors[f"out.{name}_tokens"], f"{name} {case.what}")
+                    np.testing.assert_array_equal(tokens[0].numpy(), tensors[f"out.{name}_tokens"], case.what)
                     self.close(case, f"{name}_scores", score[0])
         return config
 
@@ -122,8 +124,8 @@ class ConformanceTest(unittest.TestCase):
         codes = torch.from_numpy(case.tensors["in.targets"][:, 0].copy()).unsqueeze(0)
         targets = torch.from_numpy(case.tensors["in.target_tokens"].copy()).unsqueeze(0)
         logits = case.model.logits(case.short, case.features, targets, case.retrieve(False)(codes))
-        self.assertGreater(float((logits[0].double() - torch.from_numpy(case.tensors["out64.logits"].copy())).abs().max()),
-                           0.2)
+        expected = torch.from_numpy(case.tensors["out64.logits"].copy())
+        self.assertGreater(float((logits[0].double() - expected).abs().max()), 0.2)
 
 
 def _add(path, dtype, label):

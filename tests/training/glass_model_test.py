@@ -92,7 +92,7 @@ class IdentityTest(unittest.TestCase):
         self.assertGreater(float((run(once) - run(twice)).abs().max()), 1e-3)
 
     def test_empty_bucket_is_a_constant(self):
-        """The retrieved branch of an empty bucket is o v (retrieved(E[0])), whatever the state, and the gate blends it."""
+        """The retrieved branch of an empty bucket is o v (retrieved(E[0])) in every state, and the gate blends it."""
         model = random_model(self.config)
         with torch.no_grad():
             empty = twin.CountTable(torch.zeros(1, 1, self.config.vocabulary, dtype=torch.float64))
@@ -115,7 +115,8 @@ class IdentityTest(unittest.TestCase):
         short, features = inputs([user])
         targets = torch.tensor([[[1, 9, 17]]])
         with torch.no_grad():
-            a, b = (model.logits(short, features, targets, retrieve_of([user])(torch.tensor([[code]]))) for code in (0, 1))
+            a, b = (model.logits(short, features, targets, retrieve_of([user])(torch.tensor([[code]])))
+                    for code in (0, 1))
         self.assertEqual(float((a[..., 0, :] - b[..., 0, :]).abs().max()), 0)
         self.assertGreater(float((a[..., 1, :] - b[..., 1, :]).abs().max()), 1e-6)
 
@@ -213,7 +214,7 @@ class DecodeTest(unittest.TestCase):
                     np.testing.assert_allclose(x.numpy(), y.numpy(), atol=1e-11)
 
     def test_constrained_beams_are_items(self):
-        """Every beam with a score is the SID of an item, best first and without repeats; few items leave -inf behind."""
+        """Every beam with a score is the SID of an item, best first, no repeats; few items leave -inf behind."""
         config = PROFILES["dense"]
         model, users = random_model(config, 4), self.users(config)
         short, features = inputs(users)
@@ -279,7 +280,8 @@ class ConfigTest(unittest.TestCase):
 
     def test_profile_fills_what_is_absent(self):
         config = glass_config.from_text("profile: PAPER levels: 64 levels: 128 levels: 128")
-        self.assertEqual((config.bins, config.gate_input, config.tier_position, config.bos), (20, "MEMORY", "LAST", 321))
+        self.assertEqual((config.bins, config.bos, config.gate_input), (20, 321, "MEMORY"))
+        self.assertEqual((config.tier_position, config.tier_similarity), ("LAST", "COSINE"))
         self.assertEqual(config.vocabulary, 328)
         self.assertEqual(glass_config.from_text("").bos, 384)
 

@@ -42,8 +42,9 @@ def write(folder, users=30, events=40, items=90, seed=0, unseen_only=False):
     user, item, time_us = np.array(user), np.array(item), np.array(time_us)
     names, offsets, order = prepare.in_order(user, time_us, np.arange(len(user)))
     with contextlib.redirect_stdout(io.StringIO()):
-        prepare.write_log(folder, names, offsets, item[order], time_us[order], prepare.split_log(offsets, time_us[order]),
-                          np.arange(items) * 10 + 7, [f"item {i}" for i in range(items)],
+        split = prepare.split_log(offsets, time_us[order])
+        prepare.write_log(folder, names, offsets, item[order], time_us[order], split, np.arange(items) * 10 + 7,
+                          [f"item {i}" for i in range(items)],
                           {"name": "synthetic", "positive": "all", "unseen_only": str(unseen_only).lower()})
     tensor_file.write_tensors(os.path.join(folder, "items.safetensors"), {"embedding": embedding})
     path = os.path.join(folder, "sid.safetensors")

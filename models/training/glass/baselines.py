@@ -1,7 +1,9 @@
-"""What GLASS is compared with: popularity, the user's own counts, item-kNN, SASRec. TIGER is GLASS without both additions.
+"""What GLASS is compared with: popularity, the user's own counts, item-kNN, SASRec.
 
-Every baseline sees what GLASS sees: the history strictly before the moment, and item statistics of the training part alone.
-Each ranks items; its SIDs are not used.
+TIGER is GLASS without both additions (train.py --without).
+
+Every baseline sees what GLASS sees: the history strictly before the moment, and item statistics of the training part
+alone. Each ranks items; its SIDs are not used.
 """
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ def _lists(log, sample, score_rows, chunk=256, depth=20):
 
 
 def history_weights(log, sample, decay=1.0, last=0):
-    """float [B, items]: sum over each history of decay^age, age in events; last > 0 keeps only so many newest events."""
+    """float [B, items]: sum over each history of decay^age, age in events; last > 0: of the newest so many alone."""
     weights = torch.zeros(len(sample), log.items, device=log.device)
     lengths = log.moment_first[sample] - log.moment_start[sample]
     kept = np.minimum(lengths, last) if last else lengths
@@ -48,7 +50,7 @@ def own_counts(log, sample, decay=0.998):
 
 
 def item_similarity(log, shrink=10.0, window=0):
-    """float [items, items]: cosine of the users (window = 0) or of the windows of so many events they share; 0 to itself."""
+    """float [items, items]: cosine of the users (or, window > 0, runs of so many events) they share."""
     train = log.split == data.TRAIN
     group = log.event_user[train].astype(np.int64)
     if window:
@@ -71,7 +73,7 @@ def item_similarity(log, shrink=10.0, window=0):
 
 
 def item_knn(log, sample, similarity, decay=0.9, last=50, own=0.0, neighbours=200):
-    """Sum of similarities to the newest items, decayed; `own` adds the history itself, for logs in which items repeat."""
+    """Decayed sum of similarities to the newest items; `own` adds the history itself, for logs where items repeat."""
     if neighbours < log.items:
         floor = similarity.topk(neighbours, 1).values[:, -1:]
         similarity = torch.where(similarity >= floor, similarity, torch.zeros_like(similarity))
@@ -105,7 +107,7 @@ class SasRec(torch.nn.Module):
         self.norm = torch.nn.LayerNorm(d)
 
     def states(self, log, sample, every=False):
-        """Final state [B, d] of each sample's history, or with `every` all states [B, length, d] and their positions."""
+        """Final state [B, d] of each sample's history, or with `every` all states [B, length, d] with positions."""
         n = self.length
         position = log.first[sample].unsqueeze(1) + torch.arange(-n, 0, device=log.device)
         inside = position >= log.start[sample].unsqueeze(1)
@@ -132,8 +134,10 @@ class SasRec(torch.nn.Module):
         x, position, inside = self.states(log, sample, every=True)
         following = (position + 1).clamp(min=0)
         size = log.train_moment_size[following]
-        target = log.d_item[(following + (begin.unsqueeze(1) + position) % size.clamp(min=1)).clamp(max=len(log.item) - 1)]
-        loss = F.cross_entropy(F.linear(x, self.table, self.bias).float().flatten(0, 1), target.flatten(), reduction="none")
+        chosen = following + (begin.unsqueeze(1) + position) % size.clamp(min=1)
+        target = log.d_item[chosen.clamp(max=len(log.item) - 1)].flatten()
+        scores = F.linear(x, self.table, self.bias).float().flatten(0, 1)
+        loss = F.cross_entropy(scores, target, reduction="none")
         valid = (inside & (size > 0)).flatten()
         return (loss * valid).sum() / valid.sum().clamp(min=1)
 

@@ -1,4 +1,4 @@
-"""The configuration of a GLASS version: message GlassModel of proto/backstory/model/v1/glass.proto, as Python objects."""
+"""The configuration of a GLASS version: message GlassModel of glass.proto, as Python objects."""
 import dataclasses
 
 from models.training import textproto
@@ -77,7 +77,8 @@ def make(profile="COMPAT", **fields):
     """A configuration with the profile's values for what `fields` leaves out."""
     config = dataclasses.replace(Config(profile=profile), **{**_profile(profile), **fields})
     if not config.vocabulary:
-        config.vocabulary = -(-(config.bos + 1) // 8) * 8  # unused rows cost nothing and tensor cores like multiples of 8
+        # Unused rows cost nothing, and tensor cores like multiples of 8.
+        config.vocabulary = -(-(config.bos + 1) // 8) * 8
     validate(config)
     return config
 

@@ -1,7 +1,7 @@
 """A data folder on the training device: histories, point-in-time inputs and retrieved sets, all as batched tensor code.
 
-A sample is a moment: one user, everything strictly before it (history), and the items chosen at it (targets). Events of one
-moment share a time and never see each other. The long part is the history without its newest `short_items` events.
+A sample is a moment: one user, everything strictly before it (history), and the items chosen at it (targets). Events of
+one moment share a time and never see each other. The long part is the history without its newest `short_items` events.
 
     log = Log(folder, sid_file, config, device)
     index = log.samples(TRAIN)                     # int64 [n] sample numbers
@@ -34,7 +34,8 @@ class Log:
         items, _ = tensor_file.read_tensors(os.path.join(folder, items_file))
         self.config, self.device = config, device
         self.catalogue = history.Catalogue(config, sid, items["embedding"])
-        self.offsets, self.item, self.time_us = log["user.offsets"], log["event.item"].astype(np.int64), log["event.time_us"]
+        self.offsets, self.time_us = log["user.offsets"], log["event.time_us"]
+        self.item = log["event.item"].astype(np.int64)
         self.item_id, self.split = log["item.id"], log["event.split"]
         self.unseen_only = self.about.get("unseen_only") == "true"
         self.items = len(self.item_id)
@@ -126,8 +127,8 @@ class Log:
     def targets(self, sample, count, begin, horizon=0):
         """Items [B, count] of the moment, cyclic from `begin` (int64 [B], taken modulo their number), and which count.
 
-        horizon, for training only: a moment with fewer events is joined by those that follow it, up to this many events,
-        never beyond the user's training part. The history stays what it was before the moment.
+        horizon, for training only: a moment with fewer events is joined by those that follow it, up to this many
+        events, never beyond the user's training part. The history stays what it was before the moment.
         """
         end = self.end[sample]
         if horizon:
@@ -151,7 +152,7 @@ class Log:
         return low, torch.searchsorted(self.bucket_key, (base + end.unsqueeze(1)).contiguous())
 
     def retrieved_items(self, sample, codes):
-        """Items [B, T, retrieved_items] newest first, -1 beyond the end: own bucket, then the neighbours' if it is short."""
+        """Items [B, T, retrieved_items], -1 beyond the end: own bucket newest first, then the neighbours' if short."""
         config, limit = self.config, self.config.retrieved_items
         start, end = self._bounds(sample)
         slot = torch.arange(limit, device=self.device)
@@ -174,8 +175,7 @@ class Log:
         if not self.config.retrieved_items:
             return None
         items = self.retrieved_items(sample, codes)
-        tokens = torch.where((items >= 0).unsqueeze(-1), self.tokens[items.clamp(min=0)], torch.zeros_like(items[..., None]))
-        tokens = tokens.flatten(-2)
+        tokens = (self.tokens[items.clamp(min=0)] * (items >= 0).unsqueeze(-1)).flatten(-2)
         counts = torch.zeros(codes.shape + (self.config.vocabulary,), dtype=dtype, device=self.device)
         counts.scatter_add_(-1, tokens, torch.ones_like(tokens, dtype=dtype))
         counts[..., 0] = 0

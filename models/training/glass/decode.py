@@ -1,8 +1,8 @@
 """Beam search over semantic IDs: three steps, K/V cached; and the naive form that recomputes everything.
 
-Modes: "free" takes any token of the vocabulary (as the reference implementation does), "level" only tokens of the step's
-level, "valid" only those that continue the SID of an item (`Trie`). Masks come after the log-softmax over the whole
-vocabulary and nothing is renormalised, so that scores of all modes compare.
+Modes: "free" takes any token of the vocabulary (as the reference implementation does), "level" only tokens of the
+step's level, "valid" only those that continue the SID of an item (`Trie`). Masks come after the log-softmax over the
+whole vocabulary and nothing is renormalised, so that scores of all modes compare.
 """
 import math
 
@@ -22,7 +22,7 @@ class Trie:
             self.keys.append(torch.unique(key))
 
     def mask(self, level, prefix):
-        """bool [.., levels[level]] of int64 [..] prefix keys (0 at level 0, else the mixed-radix number of the codes)."""
+        """bool [.., levels[level]] of int64 [..] prefix keys: the mixed-radix number of the codes, 0 at level 0."""
         wanted = prefix.unsqueeze(-1) * self.levels[level] + torch.arange(self.levels[level], device=prefix.device)
         keys = self.keys[level]
         at = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
@@ -106,8 +106,8 @@ def _prefix(config, tokens):
 def search_naive(model, short_tokens, features, retrieve, beam=None, mode="valid", trie=None, steps=3):
     """The same without any cache, as a reader would write it first: every step runs whole prefixes.
 
-    steps=4 is the audit mode for numbers published with the reference implementation, whose evaluation decodes a fourth,
-    meaningless token and cuts it off; it reorders beams. Mode "free" only.
+    steps=4 is the audit mode for numbers published with the reference implementation, whose evaluation decodes a
+    fourth, meaningless token and cuts it off; it reorders beams. Mode "free" only.
     """
     config = model.config
     beam = beam or config.beam

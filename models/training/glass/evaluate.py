@@ -1,8 +1,8 @@
 """From beams to items and from items to Hit@K and NDCG@K.
 
 A beam is a SID; its items come best prior first (counts in the training part), at most `per_sid` of them; items of the
-user's history are left out where the data set asks for unseen items only. A target's rank in the resulting list is all that
-is kept: 255 = not among the first `depth`.
+user's history are left out where the data set asks for unseen items only. A target's rank in the resulting list is all
+that is kept: 255 = not among the first `depth`.
 """
 import numpy as np
 import torch
@@ -65,8 +65,8 @@ def recommend(model, log, sample, beam, postings, trie, per_sid=50, depth=20, mo
     device = log.device
     index = torch.from_numpy(sample).to(device)
     features = log.features[index] if log.features is not None else None
-    beams = decode.search(model, log.short_tokens(index), features, lambda codes: log.retrieve(index, codes), beam, mode,
-                          trie)
+    beams = decode.search(model, log.short_tokens(index), features, lambda codes: log.retrieve(index, codes), beam,
+                          mode, trie)
     codes = beams.codes(log.config)
     items = postings.expand(codes, beams.score, per_sid)
     hidden = torch.zeros_like(items, dtype=torch.bool)
@@ -94,7 +94,7 @@ def target_rows(log, sample):
 
 
 def score_lists(log, sample, lister, chunk=256):
-    """{"item": ranks, "sid": ranks or None} over the targets of `sample`; lister(samples) -> (items, SID keys or None)."""
+    """{"item": ranks, "sid": ranks or None} of the targets of `sample`; lister(samples) -> (items, SID keys | None)."""
     out = {"item": [], "sid": []}
     levels = log.config.levels
     for begin in range(0, len(sample), chunk):

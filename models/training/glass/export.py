@@ -3,7 +3,8 @@
     python3 -m models.training.glass.export --run RUN --data DATA --sid DATA/sid-64.safetensors --name glass-ml \\
         --history RATING:4 --out models/zoo/glass-ml/1 [--add FILE ...]
 
-proto/backstory/model/v1/glass.proto describes the files. A version is immutable: an existing MANIFEST is never overwritten.
+proto/backstory/model/v1/glass.proto describes the files. A version is immutable: an existing MANIFEST is never
+overwritten.
 """
 import argparse
 import dataclasses
@@ -68,7 +69,8 @@ class Version:
         self.model.load_weights(weights)
         self.item_id, self.prior = items["item.id"], items["item.prior"]
         self.catalogue = _catalogue(self.config, items, self.quantiser["prototype"])
-        if sid.version(_frozen(self.quantiser, items["item.sid"]), self.quantiser["prototype"]) != self.config.sid_version:
+        found = sid.version(_frozen(self.quantiser, items["item.sid"]), self.quantiser["prototype"])
+        if found != self.config.sid_version:
             raise ValueError(f"{folder}: sid_version {self.config.sid_version} is not that of the SIDs and codebooks")
         self.scorer = goldens.Scorer(self.model, self.catalogue, self.item_id, self.prior)
 

@@ -1,8 +1,8 @@
 """What GLASS keeps per user: a short window, integer tier counts and buckets of the long part, updated event by event.
 
-`History` is the incremental form with O(levels[0]) work per event; `recount` computes the same from the whole list and is
-what tests compare it with. Both yield the tensors that the network reads (numpy). The catalogue side, constants of a model
-version, is `Catalogue`: SIDs, prototypes, and the tier bin of every (item, first-level code).
+`History` is the incremental form with O(levels[0]) work per event; `recount` computes the same from the whole list and
+is what tests compare it with. Both yield the tensors that the network reads (numpy). The catalogue side, constants of a
+model version, is `Catalogue`: SIDs, prototypes, and the tier bin of every (item, first-level code).
 """
 import collections
 

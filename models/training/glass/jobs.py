@@ -4,9 +4,10 @@
     python3 -m models.training.glass.study --jobs jobs.jsonl --out STUDY --parallel 8
     python3 -m models.training.glass.report --study STUDY --set ml --data DATA --sid DATA/sid-64.safetensors
 
-DATA needs sid-64.safetensors (main codebooks [64,128,128], RQ_VAE); sid-k64 and sid-k128 (RQ_KMEANS with 64 and 128 first
-codes), where they are there, add the comparison of quantisers, codebook sizes and neighbour augmentation, one seed each.
-Jobs come in order of importance, so that a study that is cut short loses the least: all variants of seed 0 first.
+DATA needs sid-64.safetensors (main codebooks [64,128,128], RQ_VAE); sid-k64 and sid-k128 (RQ_KMEANS with 64 and 128
+first codes), where they are there, add the comparison of quantisers, codebook sizes and neighbour augmentation, one
+seed each. Jobs come in order of importance, so that a study that is cut short loses the least: all variants of seed 0
+first.
 """
 import argparse
 import json
@@ -20,10 +21,17 @@ from models.training.glass import prepare
 SIZES = {"d": 96, "heads": 3, "d_kv": 32, "ffn": 384}
 VARIANTS = {"full": [], "tiger": ["tier", "search"], "notier": ["tier"], "nosearch": ["search"]}
 EVALUATIONS = 6
-# Settings that might help where the additions do not pay: finer tiers, a shorter window that leaves more to the long part.
+# Settings that might help where the additions do not pay, seed 0 alone: to be compared on validation. Finer tiers, a
+# shorter window with a longer long part, more or less dropout, targets of the moment alone.
 TIERS = (-1.0, -0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 1.0)
-REMEDIES = {"tiers9": ([], {"tier_edges": TIERS}), "short20": ([], {"short_items": 20}),
-            "short20_tiger": (["tier", "search"], {"short_items": 20})}
+REMEDIES = {
+    "tiers9": {"model": {"tier_edges": TIERS}},
+    "short20": {"model": {"short_items": 20}},
+    "short20_tiger": {"model": {"short_items": 20}, "without": ["tier", "search"]},
+    "dropout0": {"dropout": 0.0}, "dropout4": {"dropout": 0.4},
+    "dropout4_tiger": {"dropout": 0.4, "without": ["tier", "search"]},
+    "moment": {"options": {"horizon": 0, "targets": 2}}, "lr1": {"options": {"lr": 1e-3}},
+}
 
 
 def _options(log, steps, batch, **more):
@@ -42,8 +50,8 @@ def make(name, folder, steps, seeds, remedies=False):
     log, about = tensor_file.read_tensors(os.path.join(folder, "log.safetensors"))
     unseen = about.get("unseen_only") == "true"
     # A small log is soon known by heart and needs dropout; a large one is not seen twice in a short study.
-    glass = _options(log, steps, 256, targets=4 if unseen else 8, horizon=4 if unseen else 0, lr=3e-3 if unseen else 4e-3,
-                     item_dropout=0.1 if unseen else 0.0)
+    glass = _options(log, steps, 256, targets=4 if unseen else 8, horizon=4 if unseen else 0,
+                     lr=3e-3 if unseen else 4e-3, item_dropout=0.1 if unseen else 0.0)
     sasrec = _options(log, steps, 64, targets=1, lr=1e-3)
     base = {"data": folder, "test": True, "keep": False}
 
@@ -61,8 +69,10 @@ def make(name, folder, steps, seeds, remedies=False):
                        sasrec={"dropout": 0.4 if unseen else 0.1}))
         if seed == 0:
             jobs += [of(kind, kind=kind) for kind in ("popularity", "item_knn") + (() if unseen else ("own_counts",))]
-    jobs += [network(variant, seed, without=without, **model) for variant, (without, model) in REMEDIES.items()
-             for seed in range(seeds if remedies else 0)]
+    for variant, change in REMEDIES.items() if remedies else ():
+        job = network(variant, 0, without=change.get("without", ()), **change.get("model", {}))
+        job.update(dropout=change.get("dropout", job["dropout"]), options={**glass, **change.get("options", {})})
+        jobs.append(job)
     for variant, sid, model in (("kmeans64", "sid-k64", {}), ("kmeans128", "sid-k128", {}),
                                 ("kmeans128_neighbours", "sid-k128", {"neighbours": 2})):
         if os.path.exists(os.path.join(folder, f"{sid}.safetensors")):
@@ -74,11 +84,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of every network")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0 = only what is asked for beside the main table")
     parser.add_argument("--remedies", action="store_true", help="also " + ", ".join(REMEDIES))
     arguments = parser.parse_args()
     sets = [make(*pair.split("=", 1), arguments.steps, arguments.seeds, arguments.remedies) for pair in arguments.set]
-    for i in range(max(len(jobs) for jobs in sets)):
+    for i in range(max(len(jobs) for jobs in sets)):  # sets take turns
         for jobs in sets:
             if i < len(jobs):
                 print(json.dumps(jobs[i]))

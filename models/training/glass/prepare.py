@@ -9,12 +9,12 @@ DATA/log.safetensors then holds, oldest first per user in order of (time_us, eve
     item.id I64 [items], item.text and user.id as U8 bytes with I64 offsets beside them.
 
 What is a positive. The generative model has no action types, so the history it reads is the list of things the user
-chose. movielens: ratings of 4 or more (48 % of all, the same rule as grab-ml); lower ratings say what a user watched but
-not what to recommend. journey: every purchase; a product bought twice in one basket counts once.
+chose. movielens: ratings of 4 or more (48 % of all, the same rule as grab-ml); lower ratings say what a user watched
+but not what to recommend. journey: every purchase; a product bought twice in one basket counts once.
 
-Split. Per user and in time: the last 10 % of the positives test, the 10 % before validate, the rest trains. Events of one
-moment (the same second, the same basket) never straddle a cut and never see each other. Users with fewer than 5 positives
-only train. What belongs to the catalogue of journey is decided from the training part alone.
+Split. Per user and in time: the last 10 % of the positives test, the 10 % before validate, the rest trains. Events of
+one moment (the same second, the same basket) never straddle a cut and never see each other. Users with fewer than 5
+positives only train. What belongs to the catalogue of journey is decided from the training part alone.
 """
 import argparse
 import csv

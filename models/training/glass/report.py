@@ -2,8 +2,9 @@
 
     python3 -m models.training.glass.report --study STUDY --set ml --data DATA --sid DATA/sid.safetensors [--plot FILE]
 
-STUDY holds NAME/test.safetensors as study.py writes them; runs are named SET-VARIANT-SEED (jobs.py), baselines that learn
-nothing SET-VARIANT. Every test target is one sample; bootstraps draw users, and average seeds before they subtract.
+STUDY holds NAME/test.safetensors as study.py writes them; runs are named SET-VARIANT-SEED (jobs.py), baselines that
+learn nothing SET-VARIANT. Every test target is one sample; bootstraps draw users, and average seeds before they
+subtract.
 """
 import argparse
 import glob
@@ -68,7 +69,7 @@ def evaluate_study(runs, targets, reference="full"):
               "versus": {}, "by_history": []}
     for variant, ranks in runs.items():
         if any(len(rank) != len(targets.user) for rank in ranks):
-            raise ValueError(f"{variant}: ranks of {[len(rank) for rank in ranks]} targets, the log has {len(targets.user)}")
+            raise ValueError(f"{variant}: ranks of {len(ranks[0])} targets, the log has {len(targets.user)}")
         for name, keep in (("metrics", slice(None)), ("last", targets.last)):
             rows = [evaluate.metrics(rank[keep]) for rank in ranks]
             result[name][variant] = {metric: {"mean": float(np.mean([row[metric] for row in rows])),
@@ -78,8 +79,9 @@ def evaluate_study(runs, targets, reference="full"):
     values = {variant: gains(ranks) for variant, ranks in runs.items()}
     for variant in runs:
         if variant != reference and reference in runs:
-            result["versus"][variant] = {metric: bootstrap(targets.user, values[reference][metric] - values[variant][metric])
-                                         for metric in ("hit@10", "ndcg@20")}
+            result["versus"][variant] = {
+                metric: bootstrap(targets.user, values[reference][metric] - values[variant][metric])
+                for metric in ("hit@10", "ndcg@20")}
     if reference in runs and "tiger" in runs:
         for low, high in BINS:
             keep = (targets.length >= low) & (targets.length <= high)
@@ -101,7 +103,7 @@ def _cell(entry):
 def markdown(result):
     """The three tables of a card."""
     order = [v for v in NAMES if v in result["metrics"]] + sorted(v for v in result["metrics"] if v not in NAMES)
-    lines = [f"{result['targets']:,} test targets of {result['users']:,} users; mean ± standard deviation over seeds.", ""]
+    lines = [f"{result['targets']:,} test targets of {result['users']:,} users; mean ± deviation over seeds.", ""]
     for metric in ("hit", "ndcg"):
         cuts = [f"{metric}@{cut}" for cut in evaluate.CUTS]
         lines += ["| model | " + " | ".join(cuts) + " |", "| --- |" + " --- |" * len(cuts)]

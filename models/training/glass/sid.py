@@ -1,14 +1,15 @@
 """Semantic IDs: three codes per item from a residual quantiser over item embeddings.
 
-    python3 -m models.training.glass.sid --data DATA --out DATA/sid-64.safetensors --levels 64,128,128 [--kind RQ_KMEANS]
+    python3 -m models.training.glass.sid --data DATA --out DATA/sid-64.safetensors [--levels 64,128,128]
+        [--kind RQ_KMEANS]
 
 RQ_VAE learns an encoder to a small latent space, where each level picks the nearest code of what the levels before left
-over; RQ_KMEANS does the same with k-means on the embeddings themselves. Codebook resizing is nothing but a smaller first
-level: its buckets are denser, so that hard search finds more. Collisions (items that share all three codes) are not
-resolved: an item list per SID, best prior first, serves them.
+over; RQ_KMEANS does the same with k-means on the embeddings themselves. Codebook resizing is nothing but a smaller
+first level: its buckets are denser, so that hard search finds more. Collisions (items that share all three codes) are
+not resolved: an item list per SID, best prior first, serves them.
 
-The written file holds `sid` I64 [items, 3], `codebook.0..2` F32 [size, latent] and for RQ_VAE `encoder.{i}.{w,b}`; `assign`
-gives a new item its codes from these frozen arrays, as the engine does.
+The written file holds `sid` I64 [items, 3], `codebook.0..2` F32 [size, latent] and for RQ_VAE `encoder.{i}.{w,b}`;
+`assign` gives a new item its codes from these frozen arrays, as the engine does.
 """
 import argparse
 import hashlib
@@ -171,13 +172,15 @@ def train(embedding, **options):
         raise ValueError(f"kind: {options['kind']}, expected RQ_VAE or RQ_KMEANS")
     tensors = {f"codebook.{i}": book.numpy() for i, book in enumerate(books)}
     for i, layer in enumerate(model.encoder if model else ()):
-        tensors[f"encoder.{i}.w"], tensors[f"encoder.{i}.b"] = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        tensors[f"encoder.{i}.w"] = layer.weight.detach().numpy()
+        tensors[f"encoder.{i}.b"] = layer.bias.detach().numpy()
     tensors["sid"] = assign(tensors, embedding)
     return tensors, report(tensors["sid"], options["levels"])
 
 
 def _train_vae(rows, options, generator):
-    model = RqVae((rows.shape[1],) + tuple(options["hidden"]) + (options["latent"],), options["levels"], options["seed"])
+    widths = (rows.shape[1],) + tuple(options["hidden"]) + (options["latent"],)
+    model = RqVae(widths, options["levels"], options["seed"])
     model.start(rows, options["kmeans_steps"], generator)
     tool = torch.optim.AdamW(model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
     steps_per_epoch = math.ceil(len(rows) / options["batch"])
@@ -219,7 +222,8 @@ def assign(tensors, embedding):
         rows = F.linear(rows if i == 0 else torch.relu(rows), torch.from_numpy(np.array(tensors[f"encoder.{i}.w"])),
                         torch.from_numpy(np.array(tensors[f"encoder.{i}.b"])))
         i += 1
-    return residual_codes(rows, [torch.from_numpy(np.array(tensors[f"codebook.{level}"])) for level in range(3)]).numpy()
+    books = [torch.from_numpy(np.array(tensors[f"codebook.{level}"])) for level in range(3)]
+    return residual_codes(rows, books).numpy()
 
 
 def version(tensors, prototype):
@@ -235,7 +239,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with items.safetensors (embedding F32 [items, width])")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--levels", default="64,128,128", help="codebook sizes; a smaller first one makes denser buckets")
+    parser.add_argument("--levels", default="64,128,128", help="codebook sizes; a smaller first makes denser buckets")
     parser.add_argument("--kind", default="RQ_VAE", choices=("RQ_VAE", "RQ_KMEANS"))
     parser.add_argument("--epochs", type=int, default=DEFAULTS["epochs"])
     parser.add_argument("--seed", type=int, default=0)

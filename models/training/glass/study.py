@@ -2,10 +2,10 @@
 
     python3 -m models.training.glass.study --jobs jobs.jsonl --out STUDY [--parallel 8] [--seconds 200]
 
-A line of jobs.jsonl is a job as train.build takes it, plus `name` (its folder under STUDY), `test` and `options`. Kinds beside
-"glass" and "sasrec", which learn nothing by gradient: "popularity", "own_counts", "item_knn" (its settings are chosen on
-validation). STUDY/results.jsonl gets a line per job. Processes share the device; a job that fails says so in its line.
-`keep` is false for jobs whose weights nobody needs: their weights and checkpoint are deleted at the end.
+A line of jobs.jsonl is a job as train.build takes it, plus `name` (its folder under STUDY), `test` and `options`. Kinds
+beside "glass" and "sasrec", which learn nothing by gradient: "popularity", "own_counts", "item_knn" (its settings are
+chosen on validation). STUDY/results.jsonl gets a line per job. Processes share the device; a job that fails says so in
+its line. `keep` is false for jobs whose weights nobody needs: their weights and checkpoint are deleted at the end.
 """
 import argparse
 import gc
@@ -74,7 +74,8 @@ def _one(job, folder, device):
                     os.remove(os.path.join(out, name))
         return {"name": job["name"], **summary, "seconds": time.time() - begin}
     except Exception:  # one job's fault must not lose the others' results
-        return {"name": job["name"], "job": job, "error": traceback.format_exc()[-1500:], "seconds": time.time() - begin}
+        error = traceback.format_exc()[-1500:]
+        return {"name": job["name"], "job": job, "error": error, "seconds": time.time() - begin}
 
 
 def _worker(queue, results, folder, device):

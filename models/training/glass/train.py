@@ -3,8 +3,8 @@
     python3 -m models.training.glass.train --data DATA --sid DATA/sid-64.safetensors --out RUN
     python3 -m models.training.glass.export --run RUN --data DATA --out models/zoo/NAME/1
 
-RUN receives weights.safetensors of the best validation epoch, history.json, curves.png and checkpoint.pt; started again with
-the same arguments, training goes on from the checkpoint. --test ranks the test split, once, at the very end.
+RUN receives weights.safetensors of the best validation epoch, history.json, curves.png and checkpoint.pt; started again
+with the same arguments, training goes on from the checkpoint. --test ranks the test split, once, at the very end.
 """
 import argparse
 import json
@@ -18,8 +18,8 @@ from models.training.glass import baselines, data, evaluate, trainer, twin
 from models.training.glass import config as glass_config
 
 # Sizes that suit logs of 10^4 to 10^6 events; the released model's sizes are the defaults of config.Config.
-SMALL = {"profile": "COMPAT", "tokens": "DENSE", "vocabulary": 0, "first_step_epsilon": 0.0, "d": 64, "heads": 4, "d_kv": 16,
-         "ffn": 256, "encoder_layers": 2, "decoder_layers": 2}
+SMALL = {"profile": "COMPAT", "tokens": "DENSE", "vocabulary": 0, "first_step_epsilon": 0.0, "d": 64, "heads": 4,
+         "d_kv": 16, "ffn": 256, "encoder_layers": 2, "decoder_layers": 2}
 WITHOUT = {"tier": {"tier_edges": ()}, "search": {"retrieved_items": 0}}
 
 
@@ -28,7 +28,8 @@ def build(job, device):
     sid, metadata = tensor_file.read_tensors(job["sid"])
     levels = tuple(int(size) for size in metadata["levels"].split(","))
     embedding, _ = tensor_file.read_tensors(os.path.join(job["data"], job.get("items", "items.safetensors")))
-    fields = {**SMALL, "levels": levels, "embedding_width": int(embedding["embedding"].shape[1]), **job.get("model", {})}
+    width = int(embedding["embedding"].shape[1])
+    fields = {**SMALL, "levels": levels, "embedding_width": width, **job.get("model", {})}
     for name in job.get("without", ()):
         fields.update(WITHOUT[name])
     config = glass_config.make(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
@@ -40,7 +41,7 @@ def build(job, device):
 
 
 def run(job, out, device, progress=None):
-    """Trains a job; writes RUN/weights, history and, with job["test"], the ranks of the test targets. Returns the summary."""
+    """Trains a job; writes weights, history and, with job["test"], ranks of the test targets. Returns the summary."""
     os.makedirs(out, exist_ok=True)
     task, log = build(job, device)
     options = {**trainer.DEFAULTS, **job.get("options", {}), "seed": job.get("seed", 0)}
@@ -65,7 +66,8 @@ def test(task, log, options, out):
     """Ranks of all test targets, in the order of evaluate.target_rows, to RUN/test.safetensors; their metrics."""
     ranks = task.rank(log, log.samples(data.TEST), options)
     ranks = {name: rank for name, rank in ranks.items() if rank is not None}
-    tensor_file.write_tensors(os.path.join(out, "test.safetensors"), {f"rank.{name}": rank for name, rank in ranks.items()})
+    tensor_file.write_tensors(os.path.join(out, "test.safetensors"),
+                              {f"rank.{name}": rank for name, rank in ranks.items()})
     return {name: evaluate.metrics(rank) for name, rank in ranks.items()}
 
 

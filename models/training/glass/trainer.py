@@ -1,8 +1,9 @@
 """The training loop: shuffled moments, early stopping on validation NDCG@20, weight average, checkpoints, CUDA graphs.
 
-Works for any module with loss(log, sample, begin, options) and rank(log, sample, options): twin models through `GlassTask`, and
-the neural baselines of baselines.py. On a GPU one whole step (batch, forward, backward, update) is a captured graph, replayed
-with new sample numbers: the models are so small that launching kernels one by one would cost more than running them.
+Works for any module with loss(log, sample, begin, options) and rank(log, sample, options): twin models through
+`GlassTask`, and the neural baselines of baselines.py. On a GPU one whole step (batch, forward, backward, update) is a
+captured graph, replayed with new sample numbers: the models are so small that launching kernels one by one would cost
+more than running them.
 """
 import os
 import sys
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 
 from models.training.glass import data, evaluate
 
-DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "horizon": 0, "clip": 1.0,
-            "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20, "validation_max": 2048,
-            "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0}
+DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "horizon": 0,
+            "clip": 1.0, "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20,
+            "validation_max": 2048, "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0}
 
 
 class GlassTask(torch.nn.Module):
@@ -59,7 +60,8 @@ class Stepper:
         plain = [p for p in self.parameters if p.dim() <= 1]
         settings = {"capturable": True, "fused": True} if self.cuda else {}
         self.tool = torch.optim.AdamW([{"params": decay, "weight_decay": options["weight_decay"]},
-                                       {"params": plain, "weight_decay": 0.0}], lr=self.lr, betas=(0.9, 0.99), **settings)
+                                       {"params": plain, "weight_decay": 0.0}], lr=self.lr, betas=(0.9, 0.99),
+                                      **settings)
         self.average = [p.detach().clone() for p in self.parameters]
         self.sample = torch.zeros(options["batch"], dtype=torch.int64, device=log.device)
         self.begin = torch.zeros_like(self.sample)
@@ -81,7 +83,7 @@ class Stepper:
         self.total += loss.detach()
 
     def _capture(self):
-        """Warm-up on a side stream, as graphs require; every trace of it is undone, so that capturing trains nothing."""
+        """Warm-up on a side stream, as graphs require; all of it is undone, so that capturing trains nothing."""
         kept = [p.detach().clone() for p in self.parameters]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -176,7 +178,8 @@ def fit(task, log, options, checkpoint=None, progress=None):
         begin = time.time()
         loss = _epoch(task, log, train, options, stepper, rng, state["epoch"], progress)
         state["epoch"] += 1
-        row = {"epoch": state["epoch"], "train_loss": loss, "steps": stepper.steps, "train_seconds": time.time() - begin}
+        row = {"epoch": state["epoch"], "train_loss": loss, "steps": stepper.steps,
+               "train_seconds": time.time() - begin}
         if state["epoch"] % options["evaluate_every"] == 0:
             stepper.swap()
             row.update(evaluate.metrics(task.rank(log, check, options)["item"]))
@@ -247,6 +250,6 @@ class Progress:
 
     def epoch(self, row):
         found = f"  validation hit@10 {row['hit@10']:.4f}  ndcg@20 {row['ndcg@20']:.4f}" if "hit@10" in row else ""
-        self.stream.write("\r" * self.live + f"{self.name} epoch {row['epoch']}  train loss {row['train_loss']:.4f}{found}  "
-                          f"{row['train_seconds']:.1f} + {row['seconds'] - row['train_seconds']:.1f} s\n")
+        self.stream.write("\r" * self.live + f"{self.name} epoch {row['epoch']}  train loss {row['train_loss']:.4f}"
+                          f"{found}  {row['train_seconds']:.1f} + {row['seconds'] - row['train_seconds']:.1f} s\n")
         self.stream.flush()

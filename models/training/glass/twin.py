@@ -2,7 +2,8 @@
 
 Two forms of the same function share every line of arithmetic:
 - `encode` + `logits`: all positions of given targets at once (training, teacher forcing);
-- `encode` + `memory_kv` + `step`: one position of many beams with cached K/V (decode.py), as the C++ engine computes it.
+- `encode` + `memory_kv` + `decoder` with a cache: one position of many beams at a time (decode.py), as the engine
+  computes it.
 
 Parameters carry the names of the weight file (config.weight_shapes). torch refuses dots in parameter names, so the
 module stores "." as ":". Matrices are [out, in].
@@ -40,7 +41,8 @@ def _softmax(scores, bias):
 class CountTable:
     """A retrieved set as counts of tokens: attention over the distinct tokens with bias log(count).
 
-    counts [B, T, V] float; a row without any token stands for one pad, whose K and V give the constant of an empty bucket.
+    counts [B, T, V] float; a row without any token stands for one pad, whose K and V give the constant of an empty
+    bucket.
     """
 
     def __init__(self, counts):
@@ -92,7 +94,8 @@ class Glass(torch.nn.Module):
         self.weights = torch.nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
         for name, shape in sorted(glass_config.weight_shapes(config).items()):
-            self.weights[name.replace(".", ":")] = torch.nn.Parameter(_initial(name, shape, generator, std, config.d_kv))
+            value = _initial(name, shape, generator, std, config.d_kv)
+            self.weights[name.replace(".", ":")] = torch.nn.Parameter(value)
 
     def w(self, name):
         return self.weights[name.replace(".", ":")]
@@ -124,9 +127,9 @@ class Glass(torch.nn.Module):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS) * self.w(name)
 
     def _heads(self, name, x, parts):
-        """x [..., n, d] through each of the matrices `name`.q, .k, .v that `parts` names: a list of [..., H, n, d_kv]."""
-        matrix = torch.cat([self.w(f"{name}.{part}") for part in parts]) if len(parts) > 1 else self.w(f"{name}.{parts}")
-        y = F.linear(x, matrix)
+        """x [..., n, d] through the matrices `name`.q, .k, .v that `parts` names: for each one [..., H, n, d_kv]."""
+        matrices = [self.w(f"{name}.{part}") for part in parts]
+        y = F.linear(x, torch.cat(matrices) if len(parts) > 1 else matrices[0])
         y = y.reshape(y.shape[:-1] + (len(parts), self.config.heads, self.config.d_kv)).transpose(-2, -4)
         return list(y.unbind(-3))  # [..., H, parts, n, d_kv]
 
@@ -149,8 +152,8 @@ class Glass(torch.nn.Module):
         return (self._bucket_tables[key].to(table.dtype) @ table).permute(2, 0, 1)
 
     def embed(self, tokens):
-        """Rows of the token table. In training as a product with one-hot rows: the gradient of an index would add the many
-        repeats of a small vocabulary one after the other."""
+        """Rows of the token table. In training as a product with one-hot rows: the gradient of an index would add the
+        many repeats of a small vocabulary one after the other."""
         table = self.w("token_embedding")
         if self.training and table.is_cuda and self.config.vocabulary <= 4096:
             same = tokens.unsqueeze(-1) == torch.arange(self.config.vocabulary, device=tokens.device)
@@ -193,7 +196,7 @@ class Glass(torch.nn.Module):
         return [self._heads(f"dec.{i}.memory", memory, "kv") for i in range(self.config.decoder_layers)]
 
     def retrieved_tables(self):
-        """Per decoder layer K and V of every token, [V, H, d_kv]: constants of the weights. The embedding is detached."""
+        """Per decoder layer K and V of every token, [V, H, d_kv]: constants of the weights, embedding detached."""
         if not self.config.retrieved_items:
             return [None] * self.config.decoder_layers
         rows = F.linear(self.w("token_embedding").detach(), self.w("retrieved.w"), self.w("retrieved.b"))
@@ -203,8 +206,8 @@ class Glass(torch.nn.Module):
     def decoder(self, tokens, first, kv, visible, tables, retrieved, cache=None, gates=None):
         """States after the final norm of positions first, first + 1, ...; [B, T, P, d].
 
-        tokens int64 [B, T, P]: what stands at these positions. retrieved: CountTable or TokenList of the T targets, None
-        at position 0. cache: per layer (k, v) of earlier positions [B, T, H, first, d_kv], replaced in place.
+        tokens int64 [B, T, P]: what stands at these positions. retrieved: CountTable or TokenList of the T targets,
+        None at position 0. cache: per layer (k, v) of earlier positions [B, T, H, first, d_kv], replaced in place.
         gates: a list that receives every layer's gate [B, T, P, d].
         """
         x = self._drop(self.embed(tokens))
@@ -263,8 +266,8 @@ class Glass(torch.nn.Module):
 
 
 def _initial(name, shape, generator, std, d_kv):
-    """Start values: ones for norms, zeros for biases, N(0, std) for embeddings; matrices so that unscaled attention starts
-    flat (q at 1 / sqrt(d * d_kv)), the rest at 1 / sqrt(fan in)."""
+    """Start values: ones for norms, zeros for biases, N(0, std) for embeddings; matrices so that unscaled attention
+    starts flat (q at 1 / sqrt(d * d_kv)), the rest at 1 / sqrt(fan in)."""
     if name.endswith("norm"):
         return torch.ones(shape)
     if len(shape) == 1:
