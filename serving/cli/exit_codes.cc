@@ -2,7 +2,7 @@
 
 #include <iostream>
 
-#include "CLI/CLI.hpp"
+#include "CLI/Error.hpp"
 
 namespace backstory {
 

@@ -10,3 +10,4 @@ backstory_test(experiment_config_text_test
   DEPS backstory_experiment_text LABELS tier1 asan)
 backstory_test(experiment_control_test
   SOURCES ${CMAKE_SOURCE_DIR}/tests/serving/experiments/control_test.cc DEPS backstory_experiment_control)
+backstory_fuzz(experiment_config DEPS backstory_experiment_text)

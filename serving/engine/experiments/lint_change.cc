@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bitset>
 #include <map>
 
@@ -10,13 +11,14 @@ namespace {
 
 using BucketSet = std::bitset<kBuckets>;
 
-// The first `most` buckets of the ranges. Tolerates ranges that LintConfig refuses.
+// The first `most` buckets of the ranges. Both configurations are compared before anybody knows that they are valid: what
+// LintConfig refuses, a range of 2^63 buckets included, must neither overflow nor be counted through.
 BucketSet Exposed(const std::vector<BucketRange>& ranges, int64_t most) {
   BucketSet set;
   for (const BucketRange& range : ranges) {
-    for (int64_t b = range.first; b < range.first + range.count && most > 0; ++b, --most) {
-      if (b >= 0 && b < kBuckets) set.set(static_cast<size_t>(b));
-    }
+    if (range.first < 0 || range.first >= kBuckets) continue;
+    const int64_t count = std::min<int64_t>(range.count, kBuckets - range.first);
+    for (int64_t i = 0; i < count && most > 0; ++i, --most) set.set(static_cast<size_t>(range.first + i));
   }
   return set;
 }

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "serving/engine/experiments/assigner.h"
 #include "tests/serving/experiments/invalid_configs.h"
 #include "tests/serving/experiments/test_config.h"
@@ -103,6 +105,18 @@ TEST(LintChange, RefusesWhatMovesExposedUnits) {
     if (std::string(change.name) != "gone" && std::string(change.name) != "draft") {
       EXPECT_FALSE(LintChange(killed, next).empty()) << change.name;
     }
+  }
+}
+
+// Both lists are made of every configuration: the change of an absurd one is answered too, and at once.
+TEST(LintChange, EndsOnRangesThatLintConfigRefuses) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max(), kLeast = std::numeric_limits<int64_t>::min();
+  for (const BucketRange range : {BucketRange{0, kMost}, {kMost, 1}, {kMost, kMost}, {-1, kMost}, {kLeast, kLeast}, {1, kLeast}}) {
+    ExperimentConfig next = BaseConfig();
+    next.holdout.buckets = next.domains[0].buckets = Longer(next).buckets = {range};
+    Longer(next).ramp = kMost;
+    EXPECT_FALSE(LintConfig(next, TestRegistry()).empty());
+    EXPECT_THAT(LintChange(BaseConfig(), next), Contains(Field(&ConfigProblem::path, "holdout")));
   }
 }
 
