@@ -56,8 +56,7 @@ struct Softmax {
     Vec lanes = hn::Load(d, sum[r]);
     for (size_t j = kLanes; j < kPanel; j += kLanes) lanes = hn::Add(lanes, hn::Load(d, sum[r] + j));
     const float total = hn::GetLane(hn::SumOfLanes(d, lanes));
-    const float inverse = total > 0 ? 1.0f / total : 0.0f;
-    for (size_t j = 0; j < n; ++j) o[j] = from[j] * inverse;
+    Scale(from, n, total > 0 ? 1.0f / total : 0.0f, o);
     *lse = total > 0 ? static_cast<float>((static_cast<double>(top[r]) + std::log2(static_cast<double>(total))) * kLn2)
                      : kMinusInf;
   }
@@ -151,9 +150,15 @@ HWY_INLINE void StartRow(const Call& call, const TileMemory& memory, size_t i, s
   float logit = Dot(q, a.self_k + kv_row * a.shape.d_k, a.shape.d_k);
   if (const float* bias = call.Bias(i)) logit += (bias[a.bias.n_pos - 1] + bias[a.bias.n_pos]) * call.scale2;
   score->Start(r, true, logit);
-  const float* self_v = a.self_v + kv_row * a.shape.d_v;
-  // A page that only other rows of the tile see adds zeros here, which may flush a denormal: it must not be there.
-  for (size_t x = 0; x < a.shape.d_v; ++x) o[x] = Ops::kRounds && std::fabs(self_v[x]) < FLT_MIN ? 0.0f : self_v[x];
+  std::memcpy(o, a.self_v + kv_row * a.shape.d_v, a.shape.d_v * sizeof(float));
+  if constexpr (Ops::kRounds) {
+    // A page that only other rows of the tile see adds zeros here, which may flush a denormal: it must not be there.
+    const Tag d;
+    for (size_t x = 0; x < memory.o_stride; x += kLanes) {
+      const Vec v = hn::Load(d, o + x);
+      hn::Store(hn::IfThenElseZero(hn::Ge(hn::Abs(v), hn::Set(d, FLT_MIN)), v), d, o + x);
+    }
+  }
 }
 
 template <class Ops, class Score>

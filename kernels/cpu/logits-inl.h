@@ -21,6 +21,14 @@ constexpr float kLog2E = 1.44269504088896340736f;
 constexpr double kLn2 = 0.69314718055994530942;
 constexpr float kMinusInf = -HUGE_VALF;
 
+// to = scale from, n floats.
+HWY_INLINE void Scale(const float* from, size_t n, float scale, float* to) {
+  const Tag d;
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(d, from + i), hn::Set(d, scale)), d, to + i);
+  for (; i < n; ++i) to[i] = from[i] * scale;
+}
+
 // One head of one attend call as its parts need it. Logits are in units of log2 from here on: queries are scaled once
 // by scale * log2(e), and so is every bias.
 struct Call {
@@ -42,8 +50,7 @@ struct Call {
   }
   // Query row i, scaled, into q [d_k].
   HWY_INLINE void ScaleQuery(size_t i, float* q) const {
-    const float* from = args->q + (i * args->heads + head) * args->shape.d_k;
-    for (size_t x = 0; x < args->shape.d_k; ++x) q[x] = from[x] * scale2;
+    Scale(args->q + (i * args->heads + head) * args->shape.d_k, args->shape.d_k, scale2, q);
   }
 };
 

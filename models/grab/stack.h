@@ -4,10 +4,12 @@
 #define BACKSTORY_MODELS_GRAB_STACK_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/aligned.h"
 #include "kernels/thread_pool.h"
 #include "models/grab/config.h"
 #include "models/grab/key_runs.h"
@@ -101,6 +103,7 @@ class Stack {
   Windows windows_;
   TimeBuckets buckets_;
   StackWeights weights_;
+  std::unique_ptr<ArenaPool> arenas_ = std::make_unique<ArenaPool>();
 };
 
 }  // namespace backstory::grab

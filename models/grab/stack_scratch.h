@@ -1,4 +1,5 @@
-// Working memory of one task of the stack: one allocation, laid out for what the task does. Private to stack.cc.
+// Working memory of one task of the stack: one piece from the stack's pool, laid out for what the task does. Private to
+// stack.cc.
 #ifndef BACKSTORY_MODELS_GRAB_STACK_SCRATCH_H_
 #define BACKSTORY_MODELS_GRAB_STACK_SCRATCH_H_
 
@@ -11,7 +12,7 @@ namespace backstory::grab {
 struct Stack::Scratch {
   enum Use { kKeys, kQueries, kCandidates };
 
-  Scratch(const Stack& stack, size_t rows, Use use) : arena(Floats(stack, rows, use)) {
+  Scratch(const Stack& stack, size_t rows, Use use) : arena(Floats(stack, rows, use), stack.arenas_.get()) {
     z = arena.Take(rows * stack.d_);
     latent = arena.Take(rows * stack.inner_);
     if (use != kQueries) {

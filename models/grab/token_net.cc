@@ -170,21 +170,23 @@ TokenNet::UserPart TokenNet::RunUser(const TokenColumns& user) const {
 void TokenNet::Run(const UserPart& user, const TokenColumns& item, size_t first, size_t rows, float* e) const {
   const KernelTable& kernels = Kernels();
   const size_t n = hidden_ + d_;
-  std::vector<float> v(rows * item_.width), a(rows * n);
-  Pool(item_, item, first, rows, v.data());
-  kernels.gemm({.a = v.data(), .lda = item_.width, .m = rows, .b = &item_.w, .c = a.data(), .ldc = n});
+  Arena arena(Arena::Padded(rows * item_.width) + Arena::Padded(rows * n), arenas_.get());
+  float* const v = arena.Take(rows * item_.width);
+  float* const a = arena.Take(rows * n);
+  Pool(item_, item, first, rows, v);
+  kernels.gemm({.a = v, .lda = item_.width, .m = rows, .b = &item_.w, .c = a, .ldc = n});
   for (size_t r = 0; r < rows; ++r) {
     const Moments moments =
-        Join(user.moments, user_.width, kernels.moments(v.data() + r * item_.width, item_.width), item_.width);
+        Join(user.moments, user_.width, kernels.moments(v + r * item_.width, item_.width), item_.width);
     const float rstd = 1.0f / std::sqrt(moments.m2 / static_cast<float>(user_.width + item_.width) + kEps);
-    float* row = a.data() + r * n;
+    float* row = a + r * n;
     for (size_t j = 0; j < n; ++j) {
       row[j] = rstd * ((user.product[j] + row[j]) - moments.mean * column_sums_[j]) + bias_[j];
     }
     for (size_t j = 0; j < hidden_; ++j) row[j] = std::max(row[j], 0.0f);
   }
-  kernels.gemm({.a = a.data(), .lda = n, .m = rows, .b = &w2_, .bias = b2_.data(), .c = e, .ldc = d_});
-  for (size_t r = 0; r < rows; ++r) kernels.sigmoid_gate(a.data() + r * n + hidden_, d_, e + r * d_);
+  kernels.gemm({.a = a, .lda = n, .m = rows, .b = &w2_, .bias = b2_.data(), .c = e, .ldc = d_});
+  for (size_t r = 0; r < rows; ++r) kernels.sigmoid_gate(a + r * n + hidden_, d_, e + r * d_);
 }
 
 size_t TokenNet::Bytes() const {

@@ -7,6 +7,7 @@
 #ifndef BACKSTORY_MODELS_GRAB_TOKEN_NET_H_
 #define BACKSTORY_MODELS_GRAB_TOKEN_NET_H_
 
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "features/token.h"
+#include "kernels/aligned.h"
 #include "kernels/gemm.h"
 #include "kernels/rowwise.h"
 #include "models/grab/config.h"
@@ -73,6 +75,7 @@ class TokenNet {
   Side user_, item_;
   std::vector<float> column_sums_;  // [hidden + d]: 1 G [W1 | Wg] over both sides
   std::vector<float> bias_;         // [hidden + d]: b [W1 | Wg] + [b1 | bg]
+  std::unique_ptr<ArenaPool> arenas_ = std::make_unique<ArenaPool>();
   PackedMatrix w2_;
   std::vector<float> b2_;
 };

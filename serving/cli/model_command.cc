@@ -42,6 +42,9 @@ struct Flags {
   int weight_files = 1;
   unsigned threads = 0;
   bool json = false, tensors = false;
+  std::string precision = "f32";
+
+  Dtype dtype() const { return precision == "bf16" ? Dtype::kBf16 : Dtype::kF32; }
 };
 
 int ExitCode(const absl::Status& status) {
@@ -81,6 +84,7 @@ void Inspect(const Flags& flags) {
 
 void PrintLoaded(const Flags& flags, const grab::LoadedGrab& loaded, const std::string& path) {
   const GoldenReport& goldens = loaded.goldens;
+  const double allowed = loaded.precision == Dtype::kBf16 ? kGoldenToleranceBf16 : kGoldenTolerance;
   if (flags.json) {
     const json out = {{"path", path},
                       {"name", loaded.name},
@@ -92,18 +96,18 @@ void PrintLoaded(const Flags& flags, const grab::LoadedGrab& loaded, const std::
                         {"logits", goldens.logits},
                         {"worst", goldens.worst},
                         {"worst_case", goldens.worst_case},
-                        {"tolerance", kGoldenTolerance}}}};
+                        {"tolerance", allowed}}}};
     return Print(out.dump() + "\n");
   }
   Print(absl::StrFormat("%s: %s version %s, content %s, state %s\n", path, loaded.name, loaded.version, loaded.hash,
                         loaded.model->state_id()));
   Print(absl::StrFormat("goldens: %d cases, %d logits, largest difference %.2g of the scale (allowed %.2g) at %s\n",
-                        goldens.cases, goldens.logits, goldens.worst, kGoldenTolerance, goldens.worst_case));
+                        goldens.cases, goldens.logits, goldens.worst, allowed, goldens.worst_case));
 }
 
 void LoadAndPrint(const std::string& command, const Flags& flags, const std::string& path) {
   const auto pool = MakePool(flags);
-  const auto loaded = grab::LoadGrabVersion(path, {.pool = pool.get()});
+  const auto loaded = grab::LoadGrabVersion(path, {.pool = pool.get(), .precision = flags.dtype()});
   if (!loaded.ok()) Fail(command, loaded.status());
   PrintLoaded(flags, **loaded, path);
 }
@@ -170,7 +174,12 @@ void AddModelCommand(CLI::App& app) {
       });
   add(
       "verify", "Load a version as the server would: files, shapes, goldens",
-      [](const Flags& flags) { LoadAndPrint("verify", flags, flags.path); }, AddPath);
+      [](const Flags& flags) { LoadAndPrint("verify", flags, flags.path); }, AddPath,
+      [](CLI::App* command, const std::shared_ptr<Flags>& flags) {
+        command->add_option("--precision", flags->precision, "Score the goldens as a server with this parameter would")
+            ->check(CLI::IsMember({"f32", "bf16"}))
+            ->capture_default_str();
+      });
   add("seal", "Check a directory that lacks only MANIFEST, then write MANIFEST", Seal, AddPath);
   add("calibrate", "Add a calibration to a version and print its file", Calibrate, AddPath,
       [](CLI::App* command, const std::shared_ptr<Flags>& flags) {

@@ -240,11 +240,11 @@ TEST(Attend, ARowsBitsDependOnItsOwnKeysAlone) {
   for (const Dtype dtype : kDtypes) {
     for (const bool per_query : {false, true}) {
       const Shape shape{.queries = 200,
-                        .heads = 2,
-                        .kv_heads = 2,
+                        .heads = 1,
+                        .kv_heads = 1,
                         .d_k = 16,
                         .d_v = 24,
-                        .rows = 300,
+                        .rows = 150,
                         .per_query = per_query,
                         .dtype = dtype};
       const Problem all = Make(shape, 7);
@@ -254,15 +254,15 @@ TEST(Attend, ARowsBitsDependOnItsOwnKeysAlone) {
         for (size_t count = 1; count <= 200; ++count) {
           const size_t first = count * 37 % (201 - count);
           part.args.queries = count;
-          part.args.q = part.q.data() + first * 2 * 16;
-          part.args.bias.rows = part.bias.data() + first * 2 * part.args.bias.stride;
-          part.args.self_k = part.self_k.data() + first * 2 * 16;
-          part.args.self_v = part.self_v.data() + first * 2 * 24;
+          part.args.q = part.q.data() + first * 16;
+          part.args.bias.rows = part.bias.data() + first * part.args.bias.stride;
+          part.args.self_k = part.self_k.data() + first * 16;
+          part.args.self_v = part.self_v.data() + first * 24;
           if (per_query) part.args.runs = part.runs.data() + first;
           const Result got = RunAttend(table, part);
-          ASSERT_EQ(0, std::memcmp(got.o.data(), want.o.data() + first * 2 * 24, got.o.size() * sizeof(float)))
+          ASSERT_EQ(0, std::memcmp(got.o.data(), want.o.data() + first * 24, got.o.size() * sizeof(float)))
               << count << " rows from " << first;
-          ASSERT_EQ(0, std::memcmp(got.lse.data(), want.lse.data() + first * 2, got.lse.size() * sizeof(float)))
+          ASSERT_EQ(0, std::memcmp(got.lse.data(), want.lse.data() + first, got.lse.size() * sizeof(float)))
               << count << " rows from " << first;
         }
       });
