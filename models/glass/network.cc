@@ -250,7 +250,7 @@ void Network::EncoderLayerForward(const EncoderLayer& layer, const Memory& memor
   AlignedFloats q(n * inner_, AlignedFloats::kUninitialised);
   ParallelFor(pool, tasks, [&](size_t task) {
     const size_t first = task * kRowsPerTask, rows = std::min(kRowsPerTask, n - first);
-    Arena scratch(Arena::Padded(rows * d_) + Arena::Padded(rows * 2 * inner_));
+    Arena scratch(Arena::Padded(rows * d_) + Arena::Padded(rows * 2 * inner_), arenas_.get());
     float *z = scratch.Take(rows * d_), *kv = scratch.Take(rows * 2 * inner_);
     RmsNorm(x + first * d_, rows, d_, layer.norm.data(), z);
     Kernels().gemm({.a = z, .lda = d_, .m = rows, .b = &layer.q, .c = q.data() + first * inner_, .ldc = inner_});
@@ -265,7 +265,7 @@ void Network::EncoderLayerForward(const EncoderLayer& layer, const Memory& memor
   ParallelFor(pool, tasks, [&](size_t task) {
     const size_t first = task * kRowsPerTask, rows = std::min(kRowsPerTask, n - first);
     Arena scratch(Arena::Padded(rows * inner_) + Arena::Padded(rows * shape_.kv_heads) + Arena::Padded(rows * d_) +
-                  Arena::Padded(rows * ffn) + Arena::Padded(AttendWorkspaceFloats(shape_)));
+                  Arena::Padded(rows * ffn) + Arena::Padded(AttendWorkspaceFloats(shape_)), arenas_.get());
     float *o = scratch.Take(rows * inner_), *lse = scratch.Take(rows * shape_.kv_heads), *z = scratch.Take(rows * d_);
     float *hidden = scratch.Take(rows * ffn), *workspace = scratch.Take(AttendWorkspaceFloats(shape_));
     std::vector<KeyRun> own(rows * runs.size());

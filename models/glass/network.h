@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/aligned.h"
 #include "kernels/attend.h"
 #include "kernels/page.h"
 #include "kernels/thread_pool.h"
@@ -91,6 +92,7 @@ class Network {
   std::array<uint32_t, kLevels> first_page_{};
   std::vector<std::vector<Page>> token_pages_;  // [decoder layer][page]
   AlignedFloats pad_v_;                         // [decoder layer][inner]
+  const std::unique_ptr<ArenaPool> arenas_ = std::make_unique<ArenaPool>();
 };
 
 // RMS norm without mean: y = x / sqrt(mean(x^2) + 1e-6) * g, row by row [rows][n]. y may be x.

@@ -120,7 +120,7 @@ json Manifest(const Flags& flags, const ScoreMapping& mapping, const std::string
           {"parameters", parameters},
           {"model", model.name + "/" + model.version},
           {"model_hash", model.content_hash},
-          {"calibration", model.config_version},
+          {"calibration", model.calibration.config_version()},
           {"store",
            {{"users", stats->users},
             {"events", stats->events},
