@@ -69,7 +69,7 @@ TEST(Plan, AnArmSetsItsParametersOverLaunchValues) {
     return General(u) && Bucket("length-1", u) < 2000 && Bucket("longer-1", u) >= 5000;
   });
   const Assignment assignment = plan->Assign("default", "home", {user, "", ""}, {});
-  EXPECT_THAT(Exposures(assignment), ElementsAre(Exposure{"length", "longer", "treatment", "user", "assigned"}));
+  EXPECT_THAT(Exposures(assignment), ElementsAre(Exposure{"length", "longer", "treatment", "user", "targeted"}));
   EXPECT_THAT(Parameters(assignment), ElementsAre(std::pair("rows", "800")));
   EXPECT_THAT(Exposures(plan->Assign("default", "cart", {user, "", ""}, {})), IsEmpty()) << "targeting says home";
 }
@@ -81,8 +81,8 @@ TEST(Plan, LayersOfADomainDecideIndependentlyAndByTheirOwnUnit) {
   });
   const std::string device = UserWhere([](const std::string& d) { return Bucket("experiment/swap", d) >= 9000; });
   const Assignment both = plan->Assign("default", "home", {user, device, ""}, {});
-  EXPECT_THAT(Exposures(both), ElementsAre(Exposure{"length", "longer", "control", "user", "assigned"},
-                                           Exposure{"model", "swap", "new", "device", "assigned"}));
+  EXPECT_THAT(Exposures(both), ElementsAre(Exposure{"length", "longer", "control", "user", "targeted"},
+                                           Exposure{"model", "swap", "new", "device", "targeted"}));
   EXPECT_EQ(Parameters(both).at("model_version"), "8");
   EXPECT_EQ(Parameters(both).at("state_rows"), "8192");
   const FeatureMap bronze = {{"tier", {"bronze", 0, false}}};
@@ -119,10 +119,10 @@ TEST(Plan, HeldOutUnitsSeeNoExperimentAndNoLaunchValue) {
   });
   const Assignment assignment = plan->Assign("default", "home", {user, "device", ""}, {});
   EXPECT_THAT(Parameters(assignment), IsEmpty());
-  EXPECT_THAT(Exposures(assignment, true), ElementsAre(Exposure{"holdout", "holdout", "held_out", "user", "assigned"}));
+  EXPECT_THAT(Exposures(assignment, true), ElementsAre(Exposure{"holdout", "holdout", "held_out", "user", "holdout"}));
   const std::string general = UserWhere(General);
   EXPECT_THAT(Exposures(plan->Assign("default", "x", {general, "", ""}, {}), true).front(),
-              (Exposure{"holdout", "holdout", "general", "user", "assigned"}));
+              (Exposure{"holdout", "holdout", "general", "user", "holdout"}));
 }
 
 // Must-have 4: overrides beat buckets and are logged as such.
@@ -173,7 +173,9 @@ TEST(Plan, ExperimentsOfALayerExcludeEachOther) {
   for (int n = 0; n < 20'000; ++n) {
     const auto exposures = Exposures(plan->Assign("default", "home", {absl::StrCat("u", n), "", ""}, {}));
     ASSERT_LE(exposures.size(), 1u);
-    if (!exposures.empty()) seen.insert(exposures[0].experiment);
+    if (exposures.empty()) continue;
+    seen.insert(exposures[0].experiment);
+    EXPECT_EQ(exposures[0].reason, "assigned") << "both are for everybody";
   }
   EXPECT_EQ(seen, (std::set<std::string>{"longer", "blended"}));
 }
