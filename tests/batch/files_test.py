@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -55,6 +56,19 @@ class FilesTest(harness.WorldTest):
         with pa.ipc.open_file(str(self.folder / "whole.arrow")) as file:
             self.assertEqual(harness.bits(file.read_all()), wanted)
         self.assertEqual(sorted(p.name for p in self.folder.glob("whole*")), ["whole.arrow", "whole.parquet"])
+
+    def test_a_folder_may_hold_more_files_than_may_be_open(self):
+        rows, folder = harness.make_rows(200), self.folder / "many"
+        folder.mkdir()
+        for at in range(200):
+            pq.write_table(rows.slice(at, 1), folder / f"{at:03d}.parquet")
+        few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        summary = harness.score_ok(*self.flags(folder, "out"), preexec_fn=few)
+        self.assertEqual(summary["scored"], 200)
+        pq.write_table(rows.slice(0, 1).set_column(1, "item_id", pa.array(["7"])), folder / "100.parquet")
+        code, _, err = harness.score(*self.flags(folder, "other"))
+        self.assertEqual(code, 2)
+        self.assertIn("100.parquet: column 'item_id': type string", err)
 
     def test_a_run_that_is_killed_again_and_again_ends_as_if_never_killed(self):
         draw = random.Random(seed := int(os.environ.get("BACKSTORY_SEED", 11)))
@@ -215,7 +229,6 @@ class FilesTest(harness.WorldTest):
     def test_a_full_disk_loses_no_part_that_was_there(self):
         file = self.write(harness.make_rows(30000))
         def limit():
-            import resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         flags = self.flags(file, "out", "--rows-per-part", 5000, "--resume")

@@ -147,27 +147,31 @@ class Source:
 
     def __init__(self, path):
         self.paths = files_of(path)
-        self._files = [_open(file) for file in self.paths]
-        self.schema = self._files[0].schema
-        self._starts = _starts(file.starts[-1] for file in self._files)
+        self._schemas, self._sizes = [], []
+        for file in map(_open, self.paths):  # each is closed again: a folder may hold more files than may be open
+            self._schemas.append(file.schema)
+            self._sizes.append(file.starts[-1])
+        self.schema = self._schemas[0]
+        self._open: Tuple[int, Optional[_File]] = (-1, None)
+        self._starts = _starts(self._sizes)
         self.rows = self._starts[-1]
         self._lock = threading.Lock()
 
     def resolve(self, **options) -> fields_of.Columns:
         """The columns that are read, the same in every file."""
         columns = None
-        for file in self._files:
+        for path, schema in zip(self.paths, self._schemas):
             try:
-                found = fields_of.resolve(file.schema, **options)
+                found = fields_of.resolve(schema, **options)
             except InputError as error:
-                raise InputError(f"{file.path}: {error.message}") from error
+                raise InputError(f"{path}: {error.message}") from error
             if columns is not None and found != columns:
-                raise InputError(f"{file.path}: other columns than {self.paths[0]}")
+                raise InputError(f"{path}: other columns than {self.paths[0]}")
             columns = found
-            for name in fields_of.top_level(file.schema, found.read()):
-                if file.schema.field(name).type != self.schema.field(name).type:
-                    raise InputError(f"{file.path}: column {name!r}: type {file.schema.field(name).type}, in "
-                                     f"{self.paths[0]} {self.schema.field(name).type}")
+            for name in fields_of.top_level(schema, found.read()):
+                if schema.field(name).type != self.schema.field(name).type:
+                    raise InputError(f"{path}: column {name!r}: type {schema.field(name).type}, in {self.paths[0]} "
+                                     f"{self.schema.field(name).type}")
         fields_of.check_types(self.schema, columns, str(self.paths[0]))
         return columns
 
@@ -182,8 +186,8 @@ class Source:
     def pieces(self, begin: int, end: int, names: Sequence[str]) -> Iterator[Piece]:
         """Rows [begin, end) of these columns (flattened), one piece for each row group that the range touches."""
         number = bisect.bisect_right(self._starts, begin) - 1
-        while begin < end and number < len(self._files):
-            file, start = self._files[number], self._starts[number]
+        while begin < end and number < len(self.paths):
+            file, start = self._file(number), self._starts[number]
             stop = min(end, self._starts[number + 1])
             group = max(bisect.bisect_right(file.starts, begin - start) - 1, 0)
             while begin < stop:
@@ -193,6 +197,14 @@ class Source:
                     begin = until
                 group += 1
             number += 1
+
+    def _file(self, number):
+        if self._open[0] != number:
+            file = _open(self.paths[number])
+            if file.schema != self._schemas[number] or file.starts[-1] != self._sizes[number]:
+                raise DamagedInputError(f"{file.path}: has changed since the run began")
+            self._open = (number, file)
+        return self._open[1]
 
 
 def _piece(file, group, begin, end, start, names):
