@@ -63,6 +63,7 @@ ChannelRows RandomRows(const Config& config, size_t rows, Random* random) {
 
 struct Setup {
   Config config;
+  std::unique_ptr<OwnProcessors> processors;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Model> model;
   std::vector<ChannelRows> rows;
@@ -75,7 +76,9 @@ Setup Make(int64_t which, size_t history, size_t candidates, size_t threads, boo
   Random random(3);
   Setup s;
   s.config = ConfigOf(which);
+  s.processors = std::make_unique<OwnProcessors>(threads);
   s.pool = std::make_unique<ThreadPool>(threads);
+  s.processors->Pin();
   s.dtype = bf16 ? Dtype::kBf16 : Dtype::kF32;
   s.model = std::move(*CreateModel(s.config, RandomWeights(s.config, 1), s.pool.get(), s.dtype));
   // The first channel sees everything; the second half of it in the small model, all of it in the reference shapes.

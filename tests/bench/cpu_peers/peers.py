@@ -10,6 +10,7 @@ import time
 
 for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(variable, None)
+os.environ["GOMP_CPU_AFFINITY"] = f"0-{os.cpu_count() - 1}"  # torch: one thread per processor, as grab_bench places its own
 
 import numpy as np  # noqa: E402
 
@@ -145,6 +146,9 @@ def ort_contender(weights, users, x, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if threads > 1:
+        options.add_session_config_entry("session.intra_op_thread_affinities",
+                                         ";".join(str(2 + i) for i in range(threads - 1)))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = []
     for user in users:
@@ -241,12 +245,12 @@ def torch_contenders(weights, users, x, threads):
 
 def ours(binary, history, threads):
     """One process; the median over its iterations of each precision, in ms."""
-    environment = {k: v for k, v in os.environ.items()}
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_CPU_AFFINITY"}
     with tempfile.NamedTemporaryFile() as out:
         subprocess.run([binary, f"--benchmark_filter=BM_Score/model:256/N:{history}/M:256/threads:{threads}/explain:0",
                         "--benchmark_min_time=0.01", "--benchmark_repetitions=5", "--benchmark_out_format=json",
                         f"--benchmark_out={out.name}"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                       env=environment)
+                       env=environment, preexec_fn=lambda: os.sched_setaffinity(0, range(os.cpu_count())))
         report = json.load(open(out.name))
     times = {}
     for entry in report["benchmarks"]:
