@@ -4,6 +4,16 @@
 #ifndef BACKSTORY_KERNELS_CUDA_ATTEND_KERNEL_CUH_
 #define BACKSTORY_KERNELS_CUDA_ATTEND_KERNEL_CUH_
 
+#ifndef BS_LATE
+#define BS_LATE 0
+#endif
+#ifndef BS_RP
+#define BS_RP 40
+#define BS_RC 232
+#endif
+#ifndef BS_KW
+#define BS_KW 1
+#endif
 #ifndef BS_PP
 #define BS_PP 1
 #endif
@@ -116,6 +126,7 @@ class Consumer {
     for (bool more = true; more; q_.Next(), slot_.Next()) {
       shared_.q_full[q_.stage].Wait(q_.phase);
       more = shared_.item[slot_.stage].next != 0;
+      if (!more && a_.overlap_previous) LetNextKernelStart();
       DoItem(shared_.item[slot_.stage]);
     }
     if (BS_PP && group_ == 0) NamedSync(TurnOf(0), 256);  // takes the turn nobody used
@@ -247,20 +258,24 @@ class Consumer {
     ToBf16(s, p);
     Rescale(rescale, o);
     int split = item.split_begin, left = item.split_pages;  // pages of this split yet to be seen
+    if (BS_KW == 1 && pages > 1) shared_.k_full[k_.stage].Wait(k_.phase);
     for (int j = 1; j < pages; ++j) {
-      shared_.k_full[k_.stage].Wait(k_.phase);
+      if (BS_KW == 0) shared_.k_full[k_.stage].Wait(k_.phase);
       TakeTurn();
       IssueQk(k_.stage, s);
       shared_.v_full[v_.stage].Wait(v_.phase);
       IssuePv(v_.stage, p, o);
-      PassTurn();
+      if (!BS_LATE) PassTurn();
       WgmmaWait<1>();
       Pin(s);
+      if (BS_LATE) PassTurn();
       const OnlineSoftmax ended = softmax_;
       const bool new_split = --left == 0;
       if (new_split) softmax_ = OnlineSoftmax();
       Softmax(s, rescale);
-      Pin(s);  // or the compiler moves the exponentials behind the wait
+      Pin(s);
+      // A branch between the exponentials and the wait, or the assembler moves the wait up and P V overlaps nothing.
+      if (BS_KW == 1 && j + 1 < pages) shared_.k_full[k_.stage].Wait(k_.phase);
       WgmmaWait<0>();
       Pin(o);
       Release(shared_.v_empty[v_.stage]);
@@ -298,37 +313,60 @@ class Consumer {
       total_.AddInto(o, top, sum);
       total_.Clear();
     }
-    if (item.split_end - item.split_begin < item.splits) {
+    int64_t row[2];  // where this thread's rows go
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row[r] = item.row + tile_row_ + 8 * r;
+    const bool write[2] = {tile_row_ < item.rows, tile_row_ + 8 < item.rows};
+    if (item.tile_items > 1) {
       Parts<kD, Shape::kConsumerWarps> parts(a_, item, warp_);
       parts.Store(item.split_begin == 0 ? 0 : item.split_end - 1, o, top, sum);
-      if (!parts.IsLast(item)) return;
-      parts.Merge(item, o, top, sum);
+      int begin = 0, end = kD / 8;  // column blocks for this item to merge
+      if (item.together) {
+        parts.Meet(item);
+        begin = item.tile_item * end / item.tile_items;
+        end = (item.tile_item + 1) * end / item.tile_items;
+      } else if (!parts.IsLast(item)) {
+        return;
+      }
+      float inverse[2] = {0, 0};
+      parts.Merge(item, begin, end, shared_.total[warp_], top, sum, inverse, [&](int n, const float4& x) {
+        if (write[0]) StorePair(row[0], item.head, n, x.x * inverse[0], x.y * inverse[0]);
+        if (write[1]) StorePair(row[1], item.head, n, x.z * inverse[1], x.w * inverse[1]);
+      });
+      if (item.together) parts.Leave(item);
+      if (begin == 0) StoreLse(item, row, write, top, sum);
+      return;
     }
     sum[0] = QuadSum(sum[0]);
     sum[1] = QuadSum(sum[1]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (tile_row_ + 8 * r >= item.rows) continue;
-      const int64_t row = item.row + tile_row_ + 8 * r;
-      StoreRow(o, r, sum[r] > 0 ? 1 / sum[r] : 0, row * a_.o_stride + item.head * kD);
-      if (a_.lse != nullptr && threadIdx.x % 4 == 0) {
-        constexpr float kLn2 = 0.693147180559945309f;
-        a_.lse[row * a_.heads + item.head] = sum[r] > 0 ? (top[r] + log2f(sum[r])) * kLn2 : kNegativeInfinity;
+      const float inverse = Inverse(sum[r]);
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        if (write[r]) StorePair(row[r], item.head, n, o[4 * n + 2 * r] * inverse, o[4 * n + 2 * r + 1] * inverse);
       }
     }
+    StoreLse(item, row, write, top, sum);
   }
 
-  __device__ __forceinline__ void StoreRow(const float (&o)[kD / 2], int r, float inverse, int64_t at) {
-    const int lane = threadIdx.x % 4;
+  // Two neighbouring columns of block n.
+  __device__ __forceinline__ void StorePair(int64_t row, int head, int n, float x, float y) const {
+    const int64_t to = row * a_.o_stride + head * kD + 8 * n + 2 * (threadIdx.x % 4);
+    if (a_.o_is_float) {
+      *reinterpret_cast<float2*>(static_cast<float*>(a_.o) + to) = make_float2(x, y);
+    } else {
+      *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(a_.o) + to) = PackBf16(x, y);
+    }
+  }
+  __device__ __forceinline__ void StoreLse(const WorkItem& item, const int64_t (&row)[2], const bool (&write)[2],
+                                           const float (&top)[2], const float (&sum)[2]) const {
+    if (a_.lse == nullptr || threadIdx.x % 4 != 0) return;
+    constexpr float kLn2 = 0.693147180559945309f;
 #pragma unroll
-    for (int n = 0; n < kD / 8; ++n) {
-      const float x = o[4 * n + 2 * r] * inverse, y = o[4 * n + 2 * r + 1] * inverse;
-      const int64_t to = at + 8 * n + 2 * lane;
-      if (a_.o_is_float) {
-        *reinterpret_cast<float2*>(static_cast<float*>(a_.o) + to) = make_float2(x, y);
-      } else {
-        *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(a_.o) + to) = PackBf16(x, y);
-      }
+    for (int r = 0; r < 2; ++r) {
+      if (!write[r]) continue;
+      a_.lse[row[r] * a_.heads + item.head] = sum[r] > 0 ? (top[r] + log2f(sum[r])) * kLn2 : kNegativeInfinity;
     }
   }
 
@@ -368,10 +406,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    ShrinkRegisters<40>();
-    if (threadIdx.x == 0) Produce<Shape>(args, maps, shared);
+    ShrinkRegisters<BS_RP>();
+    if (threadIdx.x == 0) {
+      if (args.overlap_previous) WaitForPreviousKernel();
+      Produce<Shape>(args, maps, shared);
+    }
   } else {
-    GrowRegisters<232>();
+    GrowRegisters<BS_RC>();
+    if (args.overlap_previous) WaitForPreviousKernel();
     Consumer<Shape>(args, shared).Run();
   }
 }

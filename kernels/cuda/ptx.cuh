@@ -91,6 +91,23 @@ __device__ __forceinline__ void ShrinkRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// Counters of other blocks: `AddReleasing` publishes what this thread (and, after a __syncwarp, its warp) has written,
+// `LoadAcquiring` sees what was published.
+__device__ __forceinline__ uint32_t AddReleasing(uint32_t* counter, uint32_t more) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(more) : "memory");
+  return before;
+}
+__device__ __forceinline__ uint32_t LoadAcquiring(const uint32_t* counter) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
+// Programmatic dependent launch: returns when the kernel before this one is over; lets the next one start its set-up.
+__device__ __forceinline__ void WaitForPreviousKernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void LetNextKernelStart() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // 2^x, flushing subnormal results; relative error <= 2^-22.
 __device__ __forceinline__ float Exp2(float x) {
   float y;

@@ -29,17 +29,27 @@ __device__ __forceinline__ float QuadSum(float x) {
   return x + __shfl_xor_sync(0xffffffff, x, 2);
 }
 
+// What normalises a row; no row sum is a subnormal, 0 is the empty row's.
+__device__ __forceinline__ float Inverse(float sum) { return sum > 0 ? __fdividef(1, sum) : 0; }
+
 // Pages that are SPLIT or not full: the rows below the boundary get the difference to the bias above it, rows beyond the
 // valid ones vanish.
 __device__ __forceinline__ void ApplyBoundaries(const PageEntry& entry, const PageBias& bias, float (&s)[64]) {
   const int first = 2 * static_cast<int>(threadIdx.x % 4), boundary = entry.boundary - first,
             valid = entry.valid - first;
   const float more[2] = {bias.below[0] - bias.above[0], bias.below[1] - bias.above[1]};
+  // Column of s[i], counted from `first`: i / 4 * 8 + i % 2.
+  if (entry.boundary != 0) {
 #pragma unroll
-  for (int i = 0; i < 64; ++i) {
-    const int column = i / 4 * 8 + i % 2;  // counted from `first`
-    if (column < boundary) s[i] += more[i / 2 % 2];
-    if (column >= valid) s[i] = kNegativeInfinity;
+    for (int i = 0; i < 64; ++i) {
+      if (i / 4 * 8 + i % 2 < boundary) s[i] += more[i / 2 % 2];
+    }
+  }
+  if (entry.valid != kPageRows) {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      if (i / 4 * 8 + i % 2 >= valid) s[i] = kNegativeInfinity;
+    }
   }
 }
 
