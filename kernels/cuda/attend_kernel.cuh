@@ -5,14 +5,11 @@
 #define BACKSTORY_KERNELS_CUDA_ATTEND_KERNEL_CUH_
 
 #ifndef BS_LATE
-#define BS_LATE 0
+#define BS_LATE 1
 #endif
 #ifndef BS_RP
 #define BS_RP 40
 #define BS_RC 232
-#endif
-#ifndef BS_KW
-#define BS_KW 1
 #endif
 #ifndef BS_PP
 #define BS_PP 1
@@ -117,8 +114,8 @@ class Consumer {
   __device__ Consumer(const AttendArgs& args, AttendShared<Shape>& shared)
       : a_(args),
         shared_(shared),
-        group_(static_cast<int>(threadIdx.x / 128) - 1),
-        warp_(static_cast<int>(threadIdx.x / 32) - 4),
+        warp_(__shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0) - 4),  // tells the compiler: uniform
+        group_(warp_ / 4),
         total_(shared.total[warp_]) {}
 
   __device__ __forceinline__ void Run() {
@@ -168,26 +165,25 @@ class Consumer {
   }
 
   // The entry and biases that came with a page of K.
-  __device__ __forceinline__ void ReadBias(int stage, PageEntry* entry, PageBias* bias) const {
-    *entry = shared_.entry[stage];
+  struct PageFacts {
+    int boundary, valid;
+    PageBias bias;
+  };
+  __device__ __forceinline__ PageFacts ReadFacts(int stage) const {
+    const PageEntry& entry = shared_.entry[stage];
+    PageFacts facts{entry.boundary, entry.valid, {}};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      bias->above[r] = entry->segment_above >= 0 ? shared_.bias[stage][0][tile_row_ + 8 * r] : 0;
-      if (entry->boundary > 0) {
-        bias->below[r] = entry->segment_below >= 0 ? shared_.bias[stage][1][tile_row_ + 8 * r] : 0;
-      }
+      facts.bias.above[r] = entry.segment_above >= 0 ? shared_.bias[stage][0][tile_row_ + 8 * r] : 0;
+      if (facts.boundary > 0 && entry.segment_below >= 0) facts.bias.below[r] = shared_.bias[stage][1][tile_row_ + 8 * r];
     }
+    return facts;
   }
 
   // The logits of a page are there: frees K, leaves exp2 of the logits in s.
-  __device__ __forceinline__ void Softmax(float (&s)[64], float (&rescale)[2]) {
-    PageEntry entry;
-    PageBias bias;
-    ReadBias(k_.stage, &entry, &bias);
-    Release(shared_.k_empty[k_.stage]);
-    k_.Next();
-    if (entry.boundary != 0 || entry.valid != kPageRows) ApplyBoundaries(entry, bias, s);
-    softmax_.Step(scale_, bias.above, s, rescale);
+  __device__ __forceinline__ void Softmax(const PageFacts& facts, float (&s)[64], float (&rescale)[2]) {
+    if (facts.boundary != 0 || facts.valid != kPageRows) ApplyBoundaries(facts.boundary, facts.valid, facts.bias, s);
+    softmax_.Step(scale_, facts.bias.above, s, rescale);
   }
 
   static __device__ __forceinline__ void ToBf16(const float (&s)[64], uint32_t (&p)[32]) {
@@ -196,10 +192,8 @@ class Consumer {
   }
 
   static __device__ __forceinline__ void Rescale(const float (&rescale)[2], float (&o)[kD / 2]) {
-    if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1)) {
 #pragma unroll
-      for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
-    }
+    for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
   }
 
   // The self key's logit and value, or nothing: where the online softmax starts.
@@ -252,40 +246,48 @@ class Consumer {
     shared_.k_full[k_.stage].Wait(k_.phase);
     IssueQk(k_.stage, s);
     Start(item, o);
+    PageFacts facts = ReadFacts(k_.stage);
     WgmmaWait<0>();
     Pin(s);
-    Softmax(s, rescale);
+    Release(shared_.k_empty[k_.stage]);
+    k_.Next();
+    Softmax(facts, s, rescale);
     ToBf16(s, p);
     Rescale(rescale, o);
     int split = item.split_begin, left = item.split_pages;  // pages of this split yet to be seen
-    if (BS_KW == 1 && pages > 1) shared_.k_full[k_.stage].Wait(k_.phase);
     for (int j = 1; j < pages; ++j) {
-      if (BS_KW == 0) shared_.k_full[k_.stage].Wait(k_.phase);
+      WaitBoth(shared_.k_full[k_.stage], k_.phase, shared_.v_full[v_.stage], v_.phase);
+      facts = ReadFacts(k_.stage);
       TakeTurn();
       IssueQk(k_.stage, s);
-      shared_.v_full[v_.stage].Wait(v_.phase);
       IssuePv(v_.stage, p, o);
       if (!BS_LATE) PassTurn();
       WgmmaWait<1>();
       Pin(s);
       if (BS_LATE) PassTurn();
-      const OnlineSoftmax ended = softmax_;
-      const bool new_split = --left == 0;
-      if (new_split) softmax_ = OnlineSoftmax();
-      Softmax(s, rescale);
-      Pin(s);
-      // A branch between the exponentials and the wait, or the assembler moves the wait up and P V overlaps nothing.
-      if (BS_KW == 1 && j + 1 < pages) shared_.k_full[k_.stage].Wait(k_.phase);
-      WgmmaWait<0>();
-      Pin(o);
-      Release(shared_.v_empty[v_.stage]);
-      v_.Next();
-      if (new_split) {
-        EndSplit(item, split++, ended, o);
+      Release(shared_.k_empty[k_.stage]);
+      k_.Next();
+      if (--left == 0) {
+        WgmmaWaitRare();
+        Pin(o);
+        EndSplit(item, split++, o);
         left = item.split_pages;
       }
+      Softmax(facts, s, rescale);
+      // The condition reads the sums, so that the exponentials come before the wait for P V: the assembler likes to move waits
+      // up and then P V overlaps nothing.
+      const bool finite = softmax_.sum[0] + softmax_.sum[1] < __builtin_huge_valf();
+      if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1 || !finite)) {
+        WgmmaWaitRare();
+        Pin(o);
+        Rescale(rescale, o);  // to nothing where a split begins
+      } else {
+        WgmmaWait<0>();
+        Pin(o);
+      }
+      Release(shared_.v_empty[v_.stage]);
+      v_.Next();
       ToBf16(s, p);
-      Rescale(rescale, o);  // to nothing where a split begins
     }
     Release(shared_.q_empty[q_.stage]);
     shared_.v_full[v_.stage].Wait(v_.phase);
@@ -296,14 +298,14 @@ class Consumer {
     v_.Next();
   }
 
-  // A split other than the item's last is complete. 
-  __device__ __forceinline__ void EndSplit(const WorkItem& item, int split, const OnlineSoftmax& ended,
-                                           const float (&o)[kD / 2]) {
+  // A split other than the item's last is complete: puts its result where it is merged, and begins anew.
+  __device__ __forceinline__ void EndSplit(const WorkItem& item, int split, const float (&o)[kD / 2]) {
     if (item.split_begin == 0) {
-      total_.Add(o, ended.top, ended.sum);
+      total_.Add(o, softmax_.top, softmax_.sum);
     } else {
-      Parts<kD, Shape::kConsumerWarps>(a_, item, warp_).Store(split, o, ended.top, ended.sum);
+      Parts<kD, Shape::kConsumerWarps>(a_, item, warp_).Store(split, o, softmax_.top, softmax_.sum);
     }
+    softmax_ = OnlineSoftmax();
   }
 
   // Writes the result, or this item's part of it; the warp that comes last merges the parts of its 16 rows.
@@ -372,7 +374,7 @@ class Consumer {
 
   const AttendArgs& a_;
   AttendShared<Shape>& shared_;
-  const int group_, warp_;  // of the consumers
+  const int warp_, group_;  // of the consumers
   RunningTotal<kD> total_;
   const float scale_ = a_.scale * 1.44269504088896341f;  // to powers of two
   // This thread's rows of the tile: this one and the eighth after it.

@@ -4,8 +4,8 @@
 #define BACKSTORY_KERNELS_CUDA_PARTS_CUH_
 
 #ifndef BS_AO
-#define BS_AO 4
-#define BS_BL 4
+#define BS_AO 2
+#define BS_BL 2
 #endif
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/ptx.cuh"
@@ -189,7 +189,7 @@ class Parts {
   __device__ __forceinline__ float4 Facts(int part) const {
     return __ldcg(reinterpret_cast<const float4*>(At(part) + kD / 8 * 128));
   }
-  __device__ __forceinline__ float* At(int part) const { return base_ + int64_t{part} * kWarps * PartLayout<kD>::kFloats; }
+  __device__ __forceinline__ float* At(int part) const { return base_ + static_cast<uint32_t>(part * kWarps * PartLayout<kD>::kFloats); }
 
   float* base_;
   uint32_t* counter_;

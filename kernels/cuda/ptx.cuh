@@ -41,6 +41,27 @@ struct Barrier {
   }
 };
 
+// Waits for both. The questions overlap: an answer takes as long as reading shared memory several times.
+__device__ __forceinline__ void WaitBoth(Barrier& a, uint32_t parity_a, Barrier& b, uint32_t parity_b) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done_a, done_b;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done_a, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done_b, [%2], %3;\n"
+      "and.pred done_a, done_a, done_b;\n"
+      "@done_a bra both;\n"
+      "again_a:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done_a, [%0], %1;\n"
+      "@!done_a bra again_a;\n"
+      "again_b:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done_b, [%2], %3;\n"
+      "@!done_b bra again_b;\n"
+      "both:\n"
+      "}\n" ::"r"(SharedAddress(&a)),
+      "r"(parity_a), "r"(SharedAddress(&b)), "r"(parity_b)
+      : "memory");
+}
+
 // Makes barrier initialisations visible to the copy engine.
 __device__ __forceinline__ void FenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
