@@ -55,15 +55,31 @@ const char* Launch(const AttendArgs& a, cudaStream_t stream) {
   static const cudaError_t allowed = cudaFuncSetAttribute(
       AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
-  AttendKernel<Shape><<<a.blocks, Shape::kThreads, kSharedBytes, stream>>>(a, maps);
-  const cudaError_t error = cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = a.blocks;
+  config.blockDim = Shape::kThreads;
+  config.dynamicSmemBytes = kSharedBytes;
+  config.stream = stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = a.overlap_previous ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, AttendKernel<Shape>, a, maps);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+int Multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 0;
 }
 
 const char* Check(const AttendArgs& a) {
   if (a.heads < 1 || a.kv_heads < 1 || a.heads % a.kv_heads != 0) return "attend: heads is no multiple of kv_heads";
   if (!(a.scale > 0)) return "attend: scale must be > 0";
   if (a.total_rows < 1 || a.blocks < 1) return "attend: no rows or no blocks";
+  if (a.blocks > Multiprocessors()) return "attend: more blocks than multiprocessors, they could wait for each other forever";
   if (a.pool_pages < 1) return "attend: the pool has no page";
   if ((a.self_k == nullptr) != (a.self_v == nullptr)) return "attend: self_k and self_v come together";
   if (FindEncode() == nullptr) return "attend: the driver has no cuTensorMapEncodeTiled (older than CUDA 12)";

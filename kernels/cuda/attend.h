@@ -54,7 +54,8 @@ static_assert(sizeof(Problem) == 40);
 //
 // The pages of a problem are cut into splits of split_pages; a tile's result is its splits' results merged in order, oldest
 // first, whoever computed them. An item of the first splits merges them as it goes; items of later splits leave each split's
-// result in the workspace, and the item that finishes last merges. So the bits depend on the splits alone.
+// result in the workspace. Where every item of the launch has a block of its own, a tile's items then wait for each other and
+// merge a slice of the columns each; else the item that finishes last merges. So the bits depend on the splits alone.
 struct alignas(16) WorkItem {
   int64_t bias = 0;  // of the tile's first row, segment 0
   int32_t bias_stride = 0;
@@ -64,14 +65,17 @@ struct alignas(16) WorkItem {
   int32_t head = 0;
   int32_t page_begin = 0;  // entries of the page list
   int32_t page_end = 0;
-  int32_t split_pages = 1;
+  int32_t next = 0;  // the block's next item; 0: none
+  int16_t split_pages = 1;
   int16_t split_begin = 0;  // of the tile's `splits`; the item ends at split_end
   int16_t split_end = 1;
   int16_t splits = 1;
   int16_t first_splits = 1;  // splits of the tile's first item, merged into part 0
+  int16_t tile_item = 0;     // which of the tile's `tile_items` this is
+  int16_t tile_items = 1;
+  int16_t together = 0;      // the tile's items run at the same time and may wait for each other
   int32_t first_part = 0;    // of the tile's `splits` parts in the workspace
   int32_t tile_counter = 0;  // of tiles with more than one item
-  int32_t next = 0;          // the block's next item; 0: none
 };
 static_assert(sizeof(WorkItem) == 64);
 
@@ -90,7 +94,7 @@ int SplitPages(int pages);
 struct PlanOptions {
   int heads = 1;
   int d_h = 128;
-  int blocks = 132;     // multiprocessors
+  int blocks = 132;     // at most the device's multiprocessors, so that all run at once
   int split_pages = 0;  // 0: SplitPages(pages) of each problem
   int item_splits = 0;  // splits per item; 0: as the load asks for. Changes no bit of the result
 };
@@ -123,6 +127,9 @@ struct AttendArgs {
   const PageEntry* pages = nullptr;
   const WorkItem* items = nullptr;
   int blocks = 0;  // grid; a captured graph keeps it while the plan's arrays change
+  // Start while the stream's previous kernel drains (programmatic dependent launch); waits for it before any read. Off where
+  // the previous node of a captured graph is no kernel.
+  bool overlap_previous = false;
   void* o = nullptr;  // [total_rows][heads][d_h], bf16 or fp32
   bool o_is_float = false;
   int64_t o_stride = 0;

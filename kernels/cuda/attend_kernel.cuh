@@ -4,9 +4,21 @@
 #ifndef BACKSTORY_KERNELS_CUDA_ATTEND_KERNEL_CUH_
 #define BACKSTORY_KERNELS_CUDA_ATTEND_KERNEL_CUH_
 
+#ifndef BS_FIN
+#define BS_FIN 1
+#endif
+#ifndef BS_LATE
+#define BS_LATE 1
+#endif
+#ifndef BS_RP
+#define BS_RP 40
+#define BS_RC 232
+#endif
 #ifndef BS_PP
 #define BS_PP 1
 #endif
+#include <cstddef>
+
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -35,11 +47,28 @@ struct AttendShared {
   alignas(1024) unsigned char v[Shape::kStages][Shape::kPageBytes];
   alignas(128) float total[Shape::kConsumerWarps][PartLayout<Shape::kD>::kOutput * 128];  // of an item's splits
   float bias[Shape::kStages][2][Shape::kTileRows];  // of the page in k: above, below the boundary
-  PageEntry entry[Shape::kStages];                               // of the page in k
+  int4 notes[Shape::kStages];  // of the page in k: boundary, valid rows, whether there is a bias above and below
   WorkItem item[Shape::kItems];
-  Barrier q_full[Shape::kQStages], q_empty[Shape::kQStages];
-  Barrier k_full[Shape::kStages], k_empty[Shape::kStages];
-  Barrier v_full[Shape::kStages], v_empty[Shape::kStages];
+  uint64_t q_full[Shape::kQStages], q_empty[Shape::kQStages];
+  uint64_t k_full[Shape::kStages], k_empty[Shape::kStages];
+  uint64_t v_full[Shape::kStages], v_empty[Shape::kStages];
+};
+
+// The barriers of AttendShared by address: its base is worked out once, not at every use.
+template <class Shape>
+struct AttendBarriers {
+  using Shared = AttendShared<Shape>;
+  uint32_t base;
+  __device__ explicit AttendBarriers(const Shared& shared) : base(SharedAddress(&shared)) { asm volatile("" : "+r"(base)); }
+  __device__ __forceinline__ BarrierAt At(size_t offset, int i) const {
+    return {base + static_cast<uint32_t>(offset) + 8 * static_cast<uint32_t>(i)};
+  }
+  __device__ __forceinline__ BarrierAt QFull(int i) const { return At(offsetof(Shared, q_full), i); }
+  __device__ __forceinline__ BarrierAt QEmpty(int i) const { return At(offsetof(Shared, q_empty), i); }
+  __device__ __forceinline__ BarrierAt KFull(int i) const { return At(offsetof(Shared, k_full), i); }
+  __device__ __forceinline__ BarrierAt KEmpty(int i) const { return At(offsetof(Shared, k_empty), i); }
+  __device__ __forceinline__ BarrierAt VFull(int i) const { return At(offsetof(Shared, v_full), i); }
+  __device__ __forceinline__ BarrierAt VEmpty(int i) const { return At(offsetof(Shared, v_empty), i); }
 };
 
 // Which stage of a ring, and the parity of its current phase.
@@ -59,40 +88,41 @@ struct AttendMaps {
 // Everything a consumer needs comes through shared memory: the work item with Q, a page's entry and biases with K.
 template <class Shape>
 __device__ __forceinline__ void Produce(const AttendArgs& a, const AttendMaps& maps, AttendShared<Shape>& shared) {
+  const AttendBarriers<Shape> barriers(shared);
   Ring<Shape::kStages> ring;
   Ring<Shape::kQStages> q;
   Ring<Shape::kItems> slot;
   for (int i = blockIdx.x;; q.Next(), slot.Next()) {
-    shared.q_empty[q.stage].Wait(q.phase ^ 1);
+    barriers.QEmpty(q.stage).Wait(q.phase ^ 1);
     const WorkItem& item = shared.item[slot.stage];
     shared.item[slot.stage] = a.items[i];
     const int head = item.head, kv_head = head / (a.heads / a.kv_heads), page_end = item.page_end;
     int page = item.page_begin;
     if (page == page_end) {
-      shared.q_full[q.stage].Arrive();
+      barriers.QFull(q.stage).Arrive();
     } else {
-      shared.q_full[q.stage].ArriveExpecting(Shape::kQBytes);
-      LoadBox4(&maps.q, &shared.q_full[q.stage], shared.q[q.stage], 0, item.row, 0, head);
+      barriers.QFull(q.stage).ArriveExpecting(Shape::kQBytes);
+      LoadBox4(&maps.q, barriers.QFull(q.stage), shared.q[q.stage], 0, item.row, 0, head);
     }
     PageEntry next;
     if (page < page_end) next = a.pages[page];
     while (page < page_end) {
       const PageEntry entry = next;
       if (++page < page_end) next = a.pages[page];
-      Barrier* const full = &shared.k_full[ring.stage];
-      shared.k_empty[ring.stage].Wait(ring.phase ^ 1);
-      shared.entry[ring.stage] = entry;
+      const BarrierAt full = barriers.KFull(ring.stage);
+      barriers.KEmpty(ring.stage).Wait(ring.phase ^ 1);
       const bool above = entry.segment_above >= 0, below = entry.boundary > 0 && entry.segment_below >= 0;
+      shared.notes[ring.stage] = make_int4(entry.boundary, entry.valid, above, below);
       const uint32_t bias_bytes = (item.rows + 3) / 4 * 16;
-      full->ArriveExpecting(Shape::kPageBytes + (above ? bias_bytes : 0) + (below ? bias_bytes : 0));
+      full.ArriveExpecting(Shape::kPageBytes + (above ? bias_bytes : 0) + (below ? bias_bytes : 0));
       LoadBox5(&maps.k, full, shared.k[ring.stage], 0, 0, 0, kv_head, entry.page);
       const float* const table = a.bias + item.bias;
       const int64_t stride = item.bias_stride;
       if (above) LoadBytes(full, shared.bias[ring.stage][0], table + entry.segment_above * stride, bias_bytes);
       if (below) LoadBytes(full, shared.bias[ring.stage][1], table + entry.segment_below * stride, bias_bytes);
-      shared.v_empty[ring.stage].Wait(ring.phase ^ 1);
-      shared.v_full[ring.stage].ArriveExpecting(Shape::kPageBytes);
-      LoadBox5(&maps.v, &shared.v_full[ring.stage], shared.v[ring.stage], 0, 0, 0, kv_head, entry.page);
+      barriers.VEmpty(ring.stage).Wait(ring.phase ^ 1);
+      barriers.VFull(ring.stage).ArriveExpecting(Shape::kPageBytes);
+      LoadBox5(&maps.v, barriers.VFull(ring.stage), shared.v[ring.stage], 0, 0, 0, kv_head, entry.page);
       ring.Next();
     }
     i = item.next;
@@ -107,15 +137,20 @@ class Consumer {
   __device__ Consumer(const AttendArgs& args, AttendShared<Shape>& shared)
       : a_(args),
         shared_(shared),
-        group_(static_cast<int>(threadIdx.x / 128) - 1),
-        warp_(static_cast<int>(threadIdx.x / 32) - 4),
-        total_(shared.total[warp_]) {}
+        warp_(__shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0) - 4),  // tells the compiler: uniform
+        group_(warp_ / 4),
+        total_(shared.total[warp_]),
+        barriers_(shared),
+        q_word_(Uniform(MatrixWord(SharedAddress(shared.q) + group_ * 64 * 128, 16))),
+        k_word_(Uniform(MatrixWord(SharedAddress(shared.k), 16))),
+        v_word_(Uniform(MatrixWord(SharedAddress(shared.v), kPageRows * 128))) {}
 
   __device__ __forceinline__ void Run() {
     if (BS_PP && group_ == 1) NamedArrive(TurnOf(0), 256);  // the first turn is group 0's
     for (bool more = true; more; q_.Next(), slot_.Next()) {
-      shared_.q_full[q_.stage].Wait(q_.phase);
+      barriers_.QFull(q_.stage).Wait(q_.phase);
       more = shared_.item[slot_.stage].next != 0;
+      if (!more && a_.overlap_previous) LetNextKernelStart();
       DoItem(shared_.item[slot_.stage]);
     }
     if (BS_PP && group_ == 0) NamedSync(TurnOf(0), 256);  // takes the turn nobody used
@@ -127,56 +162,57 @@ class Consumer {
   __device__ __forceinline__ int TurnOf(int group) const { return 1 + group; }
   __device__ __forceinline__ void TakeTurn() { if (BS_PP) NamedSync(TurnOf(group_), 256); }
   __device__ __forceinline__ void PassTurn() { if (BS_PP) NamedArrive(TurnOf(1 - group_), 256); }
-  __device__ __forceinline__ void Release(Barrier& empty) {
+  __device__ __forceinline__ void Release(BarrierAt empty) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) empty.Arrive();
   }
 
+  // The same in every lane, and known to be: matrix instructions take descriptors from uniform registers.
+  static __device__ __forceinline__ uint32_t Uniform(uint32_t x) { return __reduce_or_sync(0xffffffff, x); }
+
   // s = Q K^T of a page, issued, not awaited.
   __device__ __forceinline__ void IssueQk(int stage, float (&s)[64]) {
-    const uint64_t q = MatrixDescriptor(SharedAddress(shared_.q[q_.stage]) + group_ * 64 * 128, 16);
-    const uint64_t k = MatrixDescriptor(SharedAddress(shared_.k[stage]), 16);
+    const uint32_t q = q_word_ + q_.stage * (Shape::kQBytes / 16), k = k_word_ + stage * (Shape::kPageBytes / 16);
     Pin(s);
     WgmmaFence();
 #pragma unroll
     for (int x = 0; x < kD / 16; ++x) {
       const int half = x / 4, step = x % 4 * 2;
-      Wgmma128(s, q + half * (Shape::kTileRows * 128 / 16) + step, k + half * (kPageRows * 128 / 16) + step, x != 0);
+      Wgmma128(s, Descriptor(q + half * (Shape::kTileRows * 128 / 16) + step),
+               Descriptor(k + half * (kPageRows * 128 / 16) + step), x != 0);
     }
     WgmmaCommit();
   }
 
   // o += P V of a page, issued, not awaited.
   __device__ __forceinline__ void IssuePv(int stage, const uint32_t (&p)[32], float (&o)[kD / 2]) {
-    const uint64_t v = MatrixDescriptor(SharedAddress(shared_.v[stage]), kPageRows * 128);
+    const uint32_t v = v_word_ + stage * (Shape::kPageBytes / 16);
     Pin(o);
     WgmmaFence();
 #pragma unroll
-    for (int x = 0; x < kPageRows / 16; ++x) WgmmaAccumulate(o, p + 4 * x, v + x * (16 * 128 / 16));
+    for (int x = 0; x < kPageRows / 16; ++x) WgmmaAccumulate(o, p + 4 * x, Descriptor(v + x * (16 * 128 / 16)));
     WgmmaCommit();
   }
 
-  // The entry and biases that came with a page of K.
-  __device__ __forceinline__ void ReadBias(int stage, PageEntry* entry, PageBias* bias) const {
-    *entry = shared_.entry[stage];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      bias->above[r] = entry->segment_above >= 0 ? shared_.bias[stage][0][tile_row_ + 8 * r] : 0;
-      if (entry->boundary > 0) {
-        bias->below[r] = entry->segment_below >= 0 ? shared_.bias[stage][1][tile_row_ + 8 * r] : 0;
-      }
-    }
+  // What came with a page of K. Read while the page's own product runs.
+  struct PageFacts {
+    int boundary, valid;
+    PageBias bias;
+  };
+  __device__ __forceinline__ PageFacts ReadFacts(int stage) const {
+    const int4 notes = shared_.notes[stage];
+    PageFacts facts{notes.x, notes.y, {}};
+    const float* const above = &shared_.bias[stage][0][tile_row_];
+    const float* const below = &shared_.bias[stage][1][tile_row_];
+    if (notes.z) facts.bias.above[0] = above[0], facts.bias.above[1] = above[8];
+    if (notes.w) facts.bias.below[0] = below[0], facts.bias.below[1] = below[8];
+    return facts;
   }
 
   // The logits of a page are there: frees K, leaves exp2 of the logits in s.
-  __device__ __forceinline__ void Softmax(float (&s)[64], float (&rescale)[2]) {
-    PageEntry entry;
-    PageBias bias;
-    ReadBias(k_.stage, &entry, &bias);
-    Release(shared_.k_empty[k_.stage]);
-    k_.Next();
-    if (entry.boundary != 0 || entry.valid != kPageRows) ApplyBoundaries(entry, bias, s);
-    softmax_.Step(scale_, bias.above, s, rescale);
+  __device__ __forceinline__ void Softmax(const PageFacts& facts, float (&s)[64], float (&rescale)[2]) {
+    if (facts.boundary != 0 || facts.valid != kPageRows) ApplyBoundaries(facts.boundary, facts.valid, facts.bias, s);
+    softmax_.Step(scale_, facts.bias.above, s, rescale);
   }
 
   static __device__ __forceinline__ void ToBf16(const float (&s)[64], uint32_t (&p)[32]) {
@@ -185,10 +221,8 @@ class Consumer {
   }
 
   static __device__ __forceinline__ void Rescale(const float (&rescale)[2], float (&o)[kD / 2]) {
-    if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1)) {
 #pragma unroll
-      for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
-    }
+    for (int i = 0; i < kD / 2; ++i) o[i] *= rescale[i / 2 % 2];
   }
 
   // The self key's logit and value, or nothing: where the online softmax starts.
@@ -226,7 +260,7 @@ class Consumer {
     float o[kD / 2];
     const int pages = item.page_end - item.page_begin;
     if (pages == 0) {
-      Release(shared_.q_empty[q_.stage]);
+      Release(barriers_.QEmpty(q_.stage));
       if (item.rows == 0) return;
       Start(item, o);
     } else {
@@ -238,57 +272,70 @@ class Consumer {
   __device__ __forceinline__ void Pages(const WorkItem& item, int pages, float (&o)[kD / 2]) {
     float s[64], rescale[2];
     uint32_t p[32];
-    shared_.k_full[k_.stage].Wait(k_.phase);
+    barriers_.KFull(k_.stage).Wait(k_.phase);
     IssueQk(k_.stage, s);
     Start(item, o);
+    PageFacts facts = ReadFacts(k_.stage);
     WgmmaWait<0>();
     Pin(s);
-    Softmax(s, rescale);
+    Release(barriers_.KEmpty(k_.stage));
+    k_.Next();
+    Softmax(facts, s, rescale);
     ToBf16(s, p);
     Rescale(rescale, o);
     int split = item.split_begin, left = item.split_pages;  // pages of this split yet to be seen
     for (int j = 1; j < pages; ++j) {
-      shared_.k_full[k_.stage].Wait(k_.phase);
+      barriers_.KFull(k_.stage).Wait(k_.phase);
       TakeTurn();
       IssueQk(k_.stage, s);
-      shared_.v_full[v_.stage].Wait(v_.phase);
+      barriers_.VFull(v_.stage).Wait(v_.phase);
       IssuePv(v_.stage, p, o);
-      PassTurn();
+      if (!BS_LATE) PassTurn();
+      facts = ReadFacts(k_.stage);
       WgmmaWait<1>();
       Pin(s);
-      const OnlineSoftmax ended = softmax_;
-      const bool new_split = --left == 0;
-      if (new_split) softmax_ = OnlineSoftmax();
-      Softmax(s, rescale);
-      Pin(s);  // or the compiler moves the exponentials behind the wait
-      WgmmaWait<0>();
-      Pin(o);
-      Release(shared_.v_empty[v_.stage]);
-      v_.Next();
-      if (new_split) {
-        EndSplit(item, split++, ended, o);
+      if (BS_LATE) PassTurn();
+      Release(barriers_.KEmpty(k_.stage));
+      k_.Next();
+      if (--left == 0) {
+        WgmmaWaitRare();
+        Pin(o);
+        EndSplit(item, split++, o);
         left = item.split_pages;
       }
+      Softmax(facts, s, rescale);
+      // The condition reads the sums, so that the exponentials come before the wait for P V: the assembler likes to move waits
+      // up and then P V overlaps nothing.
+      const bool finite = !BS_FIN || softmax_.sum[0] + softmax_.sum[1] < __builtin_huge_valf();
+      if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1 || !finite)) {
+        WgmmaWaitRare();
+        Pin(o);
+        Rescale(rescale, o);  // to nothing where a split begins
+      } else {
+        WgmmaWait<0>();
+        Pin(o);
+      }
+      Release(barriers_.VEmpty(v_.stage));
+      v_.Next();
       ToBf16(s, p);
-      Rescale(rescale, o);  // to nothing where a split begins
     }
-    Release(shared_.q_empty[q_.stage]);
-    shared_.v_full[v_.stage].Wait(v_.phase);
+    Release(barriers_.QEmpty(q_.stage));
+    barriers_.VFull(v_.stage).Wait(v_.phase);
     IssuePv(v_.stage, p, o);
     WgmmaWait<0>();
     Pin(o);
-    Release(shared_.v_empty[v_.stage]);
+    Release(barriers_.VEmpty(v_.stage));
     v_.Next();
   }
 
-  // A split other than the item's last is complete. 
-  __device__ __forceinline__ void EndSplit(const WorkItem& item, int split, const OnlineSoftmax& ended,
-                                           const float (&o)[kD / 2]) {
+  // A split other than the item's last is complete: puts its result where it is merged, and begins anew.
+  __device__ __forceinline__ void EndSplit(const WorkItem& item, int split, const float (&o)[kD / 2]) {
     if (item.split_begin == 0) {
-      total_.Add(o, ended.top, ended.sum);
+      total_.Add(o, softmax_.top, softmax_.sum);
     } else {
-      Parts<kD, Shape::kConsumerWarps>(a_, item, warp_).Store(split, o, ended.top, ended.sum);
+      Parts<kD, Shape::kConsumerWarps>(a_, item, warp_).Store(split, o, softmax_.top, softmax_.sum);
     }
+    softmax_ = OnlineSoftmax();
   }
 
   // Writes the result, or this item's part of it; the warp that comes last merges the parts of its 16 rows.
@@ -298,44 +345,69 @@ class Consumer {
       total_.AddInto(o, top, sum);
       total_.Clear();
     }
-    if (item.split_end - item.split_begin < item.splits) {
+    int64_t row[2];  // where this thread's rows go
+#pragma unroll
+    for (int r = 0; r < 2; ++r) row[r] = item.row + tile_row_ + 8 * r;
+    const bool write[2] = {tile_row_ < item.rows, tile_row_ + 8 < item.rows};
+    if (item.tile_items > 1) {
       Parts<kD, Shape::kConsumerWarps> parts(a_, item, warp_);
       parts.Store(item.split_begin == 0 ? 0 : item.split_end - 1, o, top, sum);
-      if (!parts.IsLast(item)) return;
-      parts.Merge(item, o, top, sum);
+      int begin = 0, end = kD / 8;  // column blocks for this item to merge
+      if (item.together) {
+        parts.Meet(item);
+        begin = item.tile_item * end / item.tile_items;
+        end = (item.tile_item + 1) * end / item.tile_items;
+      } else if (!parts.IsLast(item)) {
+        return;
+      }
+      float inverse[2] = {0, 0};
+      parts.Merge(item, begin, end, shared_.total[warp_], top, sum, inverse, [&](int n, const float4& x) {
+        if (write[0]) StorePair(row[0], item.head, n, x.x * inverse[0], x.y * inverse[0]);
+        if (write[1]) StorePair(row[1], item.head, n, x.z * inverse[1], x.w * inverse[1]);
+      });
+      if (item.together) parts.Leave(item);
+      if (begin == 0) StoreLse(item, row, write, top, sum);
+      return;
     }
     sum[0] = QuadSum(sum[0]);
     sum[1] = QuadSum(sum[1]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (tile_row_ + 8 * r >= item.rows) continue;
-      const int64_t row = item.row + tile_row_ + 8 * r;
-      StoreRow(o, r, sum[r] > 0 ? 1 / sum[r] : 0, row * a_.o_stride + item.head * kD);
-      if (a_.lse != nullptr && threadIdx.x % 4 == 0) {
-        constexpr float kLn2 = 0.693147180559945309f;
-        a_.lse[row * a_.heads + item.head] = sum[r] > 0 ? (top[r] + log2f(sum[r])) * kLn2 : kNegativeInfinity;
+      const float inverse = Inverse(sum[r]);
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        if (write[r]) StorePair(row[r], item.head, n, o[4 * n + 2 * r] * inverse, o[4 * n + 2 * r + 1] * inverse);
       }
     }
+    StoreLse(item, row, write, top, sum);
   }
 
-  __device__ __forceinline__ void StoreRow(const float (&o)[kD / 2], int r, float inverse, int64_t at) {
-    const int lane = threadIdx.x % 4;
+  // Two neighbouring columns of block n.
+  __device__ __forceinline__ void StorePair(int64_t row, int head, int n, float x, float y) const {
+    const int64_t to = row * a_.o_stride + head * kD + 8 * n + 2 * (threadIdx.x % 4);
+    if (a_.o_is_float) {
+      *reinterpret_cast<float2*>(static_cast<float*>(a_.o) + to) = make_float2(x, y);
+    } else {
+      *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(a_.o) + to) = PackBf16(x, y);
+    }
+  }
+  __device__ __forceinline__ void StoreLse(const WorkItem& item, const int64_t (&row)[2], const bool (&write)[2],
+                                           const float (&top)[2], const float (&sum)[2]) const {
+    if (a_.lse == nullptr || threadIdx.x % 4 != 0) return;
+    constexpr float kLn2 = 0.693147180559945309f;
 #pragma unroll
-    for (int n = 0; n < kD / 8; ++n) {
-      const float x = o[4 * n + 2 * r] * inverse, y = o[4 * n + 2 * r + 1] * inverse;
-      const int64_t to = at + 8 * n + 2 * lane;
-      if (a_.o_is_float) {
-        *reinterpret_cast<float2*>(static_cast<float*>(a_.o) + to) = make_float2(x, y);
-      } else {
-        *reinterpret_cast<uint32_t*>(static_cast<__nv_bfloat16*>(a_.o) + to) = PackBf16(x, y);
-      }
+    for (int r = 0; r < 2; ++r) {
+      if (!write[r]) continue;
+      a_.lse[row[r] * a_.heads + item.head] = sum[r] > 0 ? (top[r] + log2f(sum[r])) * kLn2 : kNegativeInfinity;
     }
   }
 
   const AttendArgs& a_;
   AttendShared<Shape>& shared_;
-  const int group_, warp_;  // of the consumers
+  const int warp_, group_;  // of the consumers
   RunningTotal<kD> total_;
+  const AttendBarriers<Shape> barriers_;
+  const uint32_t q_word_, k_word_, v_word_;  // descriptors of this group's first Q, the first K and V
   const float scale_ = a_.scale * 1.44269504088896341f;  // to powers of two
   // This thread's rows of the tile: this one and the eighth after it.
   const int tile_row_ = warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
@@ -351,27 +423,32 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ __align__(1024) unsigned char raw[];
   auto& shared = *reinterpret_cast<AttendShared<Shape>*>(raw);
   if (threadIdx.x == 0) {
+    const AttendBarriers<Shape> barriers(shared);
     PrefetchTensorMap(&maps.q);
     PrefetchTensorMap(&maps.k);
     PrefetchTensorMap(&maps.v);
     for (int i = 0; i < Shape::kQStages; ++i) {
-      shared.q_full[i].Init(1);
-      shared.q_empty[i].Init(Shape::kConsumerWarps);
+      barriers.QFull(i).Init(1);
+      barriers.QEmpty(i).Init(Shape::kConsumerWarps);
     }
     for (int i = 0; i < Shape::kStages; ++i) {
-      shared.k_full[i].Init(1);
-      shared.v_full[i].Init(1);
-      shared.k_empty[i].Init(Shape::kConsumerWarps);
-      shared.v_empty[i].Init(Shape::kConsumerWarps);
+      barriers.KFull(i).Init(1);
+      barriers.VFull(i).Init(1);
+      barriers.KEmpty(i).Init(Shape::kConsumerWarps);
+      barriers.VEmpty(i).Init(Shape::kConsumerWarps);
     }
     FenceBarrierInit();
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    ShrinkRegisters<40>();
-    if (threadIdx.x == 0) Produce<Shape>(args, maps, shared);
+    ShrinkRegisters<BS_RP>();
+    if (threadIdx.x == 0) {
+      if (args.overlap_previous) WaitForPreviousKernel();
+      Produce<Shape>(args, maps, shared);
+    }
   } else {
-    GrowRegisters<232>();
+    GrowRegisters<BS_RC>();
+    if (args.overlap_previous) WaitForPreviousKernel();
     Consumer<Shape>(args, shared).Run();
   }
 }

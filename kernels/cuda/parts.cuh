@@ -3,6 +3,10 @@
 #ifndef BACKSTORY_KERNELS_CUDA_PARTS_CUH_
 #define BACKSTORY_KERNELS_CUDA_PARTS_CUH_
 
+#ifndef BS_AO
+#define BS_AO 2
+#define BS_BL 2
+#endif
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/softmax.cuh"
@@ -94,47 +98,98 @@ class Parts {
     __stcg(reinterpret_cast<float4*>(to + kD / 8 * 128), make_float4(top[0], sum[0], top[1], sum[1]));
   }
 
-  // After an item's stores: whether all other splits are there. The last one resets the counter for the next launch.
+  // After an item's stores: whether all other items of the tile are done. The last one resets the counter.
   __device__ __forceinline__ bool IsLast(const WorkItem& item) {
-    __threadfence();
     __syncwarp();
-    uint32_t done = item.split_end - item.split_begin;
-    if (threadIdx.x % 32 == 0) {
-      done += atomicAdd(counter_, done);
-      if (done == static_cast<uint32_t>(item.splits)) *counter_ = 0;
-    }
-    done = __shfl_sync(0xffffffff, done, 0);
-    __threadfence();
-    return done == static_cast<uint32_t>(item.splits);
+    uint32_t before = 0;
+    if (threadIdx.x % 32 == 0) before = AddReleasing(counter_, 1);
+    before = __shfl_sync(0xffffffff, before, 0);
+    __syncwarp();
+    const bool last = before + 1 == static_cast<uint32_t>(item.tile_items);
+    if (last && threadIdx.x % 32 == 0) *counter_ = 0;
+    return last;
   }
 
-  // Part 0, which is the first item's, then every later split's.
-  __device__ __forceinline__ void Merge(const WorkItem& item, float (&o)[kD / 2], float (&top)[2], float (&sum)[2]) const {
+  // After an item's stores: waits for the other items of the tile.
+  __device__ __forceinline__ void Meet(const WorkItem& item) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      AddReleasing(counter_, 1);
+      while (LoadAcquiring(counter_) < static_cast<uint32_t>(item.tile_items)) {
+      }
+    }
+    __syncwarp();
+  }
+  // Everyone has met: the last to say so resets the counter.
+  __device__ __forceinline__ void Leave(const WorkItem& item) {
+    if (threadIdx.x % 32 == 0 && AddReleasing(counter_, 1) + 1 == 2 * static_cast<uint32_t>(item.tile_items)) *counter_ = 0;
+  }
+
+  // Merges the column blocks [begin, end) of the kD / 8 and hands each to `write(block, float4)`: two columns of both rows,
+  // unnormalised. `weights` is scratch of the warp, [parts][32 lanes] float4. Returns the rows' top,
+  // sum and what normalises them.
+  template <typename Write>
+  __device__ __forceinline__ void Merge(const WorkItem& item, int begin, int end, float* weights, float (&top)[2], float (&sum)[2],
+                                             float (&inverse)[2], Write write) const {
+    float4* const mine = reinterpret_cast<float4*>(weights) + threadIdx.x % 32;
+    const int first = item.first_splits, parts = 1 + item.splits - first;
 #pragma unroll
     for (int r = 0; r < 2; ++r) top[r] = kNegativeInfinity, sum[r] = 0;
+    for (int at = 0; at < parts; at += kAtOnce) {
+      float4 facts[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kD / 2; ++i) o[i] = 0;
-    for (int part = 0; part < item.splits; part = part == 0 ? item.first_splits : part + 1) {
-      const float* from = At(part);
-      float4 x[kD / 8];
-      const float4 facts = __ldcg(reinterpret_cast<const float4*>(from + kD / 8 * 128));
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (at + i < parts) facts[i] = Facts(at + i == 0 ? 0 : first + at + i - 1);
+      }
 #pragma unroll
-      for (int n = 0; n < kD / 8; ++n) x[n] = __ldcg(reinterpret_cast<const float4*>(from + n * 128));
-      const float newer_top[2] = {facts.x, facts.z}, newer_sum[2] = {facts.y, facts.w};
-      float older[2], newer[2];
-      MergeWeights(top, sum, newer_top, newer_sum, older, newer);
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (at + i >= parts) break;
+        const float newer_top[2] = {facts[i].x, facts[i].z}, newer_sum[2] = {facts[i].y, facts[i].w};
+        float older[2], newer[2];
+        MergeWeights(top, sum, newer_top, newer_sum, older, newer);
+        mine[(at + i) * 32] = make_float4(older[0], newer[0], older[1], newer[1]);
+      }
+    }
 #pragma unroll
-      for (int n = 0; n < kD / 8; ++n) {
-        o[4 * n] = fmaf(x[n].x, newer[0], o[4 * n] * older[0]);
-        o[4 * n + 1] = fmaf(x[n].y, newer[0], o[4 * n + 1] * older[0]);
-        o[4 * n + 2] = fmaf(x[n].z, newer[1], o[4 * n + 2] * older[1]);
-        o[4 * n + 3] = fmaf(x[n].w, newer[1], o[4 * n + 3] * older[1]);
+    for (int r = 0; r < 2; ++r) sum[r] = QuadSum(sum[r]), inverse[r] = Inverse(sum[r]);
+    for (int n = begin; n < end; n += kBlocks) {
+      float4 o[kBlocks];
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) o[b] = make_float4(0, 0, 0, 0);
+      for (int at = 0; at < parts; at += kAtOnce) {
+        float4 x[kAtOnce][kBlocks];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const float* const from = At(at + i == 0 ? 0 : first + at + i - 1) + n * 128;
+#pragma unroll
+          for (int b = 0; b < kBlocks; ++b) {
+            if (at + i < parts && n + b < end) x[i][b] = __ldcg(reinterpret_cast<const float4*>(from + b * 128));
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (at + i >= parts) break;
+          const float4 w = mine[(at + i) * 32];
+#pragma unroll
+          for (int b = 0; b < kBlocks; ++b) {
+            o[b] = make_float4(fmaf(x[i][b].x, w.y, o[b].x * w.x), fmaf(x[i][b].y, w.y, o[b].y * w.x),
+                               fmaf(x[i][b].z, w.w, o[b].z * w.z), fmaf(x[i][b].w, w.w, o[b].w * w.z));
+          }
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        if (n + b < end) write(n + b, o[b]);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ float* At(int part) const { return base_ + int64_t{part} * kWarps * PartLayout<kD>::kFloats; }
+  static constexpr int kAtOnce = BS_AO, kBlocks = BS_BL;  // parts and column blocks in flight: latency is all that matters here
+  __device__ __forceinline__ float4 Facts(int part) const {
+    return __ldcg(reinterpret_cast<const float4*>(At(part) + kD / 8 * 128));
+  }
+  __device__ __forceinline__ float* At(int part) const { return base_ + static_cast<uint32_t>(part * kWarps * PartLayout<kD>::kFloats); }
 
   float* base_;
   uint32_t* counter_;

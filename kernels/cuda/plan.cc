@@ -11,13 +11,16 @@ namespace {
 
 constexpr int kWarpsOfTile = 8;  // 16 query rows each
 
+constexpr int kSplitsMax = 8;  // of a tile: their merging weights fit in shared memory at d_h 64
+
 // What an item costs beside its pages, in pages: loading Q, filling the pipeline, writing O.
 constexpr int kItemPages = 1;
 
 int Cost(const WorkItem& item) { return item.page_end - item.page_begin + kItemPages; }
 
 int SplitPagesOf(const Problem& problem, const PlanOptions& options) {
-  return options.split_pages > 0 ? options.split_pages : SplitPages(problem.pages);
+  const int wanted = options.split_pages > 0 ? options.split_pages : SplitPages(problem.pages);
+  return std::max(wanted, (problem.pages + kSplitsMax - 1) / kSplitsMax);
 }
 int Splits(int pages, int split_pages) { return std::max(1, (pages + split_pages - 1) / split_pages); }
 int Tiles(const Problem& problem, int tile_rows) { return (problem.rows + tile_rows - 1) / tile_rows; }
@@ -69,11 +72,13 @@ void AppendItems(const Problem& problem, int item_splits, const PlanOptions& opt
              .head = head,
              .page_begin = problem.first_page + page,
              .page_end = problem.first_page + std::min(end * split_pages, problem.pages),
-             .split_pages = split_pages,
+             .split_pages = static_cast<int16_t>(std::min(split_pages, INT16_MAX)),
              .split_begin = static_cast<int16_t>(split),
              .split_end = static_cast<int16_t>(end),
              .splits = static_cast<int16_t>(splits),
              .first_splits = static_cast<int16_t>(std::min(item_splits, splits)),
+             .tile_item = static_cast<int16_t>(split / item_splits),
+             .tile_items = static_cast<int16_t>((splits + item_splits - 1) / item_splits),
              .first_part = shared ? plan->parts + at * splits : 0,
              .tile_counter = shared ? plan->tile_counters + at : 0});
       }
@@ -118,9 +123,14 @@ int TileRows(int) { return 16 * kWarpsOfTile; }
 int SplitPages(int pages) { return std::max(4, (pages + 7) / 8); }
 
 AttendPlan PlanAttend(std::span<const Problem> problems, const PlanOptions& options) {
-  AttendPlan plan{.blocks = options.blocks, .tile_rows = TileRows(options.d_h)};
+  AttendPlan plan;
+  plan.blocks = options.blocks;
+  plan.tile_rows = TileRows(options.d_h);
   const int item_splits = ItemSplits(problems, options, plan.tile_rows);
   for (const Problem& problem : problems) AppendItems(problem, item_splits, options, &plan);
+  if (plan.items.size() <= static_cast<size_t>(options.blocks)) {
+    for (WorkItem& item : plan.items) item.together = 1;
+  }
   plan.items = Schedule(plan.items, options.blocks);
   return plan;
 }

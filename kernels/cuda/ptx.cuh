@@ -13,29 +13,28 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// A transaction barrier: completes a phase once its arrivals and announced bytes are all in. Wait(parity) returns when
-// the phase of that parity is over; a fresh barrier counts as having ended parity 1.
-struct Barrier {
-  uint64_t state;
+// A transaction barrier in shared memory: completes a phase once its arrivals and announced bytes are all in. Wait(parity)
+// returns when the phase of that parity is over; a fresh barrier counts as having ended parity 1.
+struct BarrierAt {
+  uint32_t address;
 
-  __device__ __forceinline__ void Init(uint32_t arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(this)), "r"(arrivals));
+  __device__ __forceinline__ void Init(uint32_t arrivals) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address), "r"(arrivals));
   }
-  __device__ __forceinline__ void Arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(this)) : "memory");
+  __device__ __forceinline__ void Arrive() const {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address) : "memory");
   }
-  __device__ __forceinline__ void ArriveExpecting(uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(this)), "r"(bytes)
-                 : "memory");
+  __device__ __forceinline__ void ArriveExpecting(uint32_t bytes) const {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
   }
-  __device__ __forceinline__ void Wait(uint32_t parity) {
+  __device__ __forceinline__ void Wait(uint32_t parity) const {
     asm volatile(
         "{\n"
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n"
-        "}\n" ::"r"(SharedAddress(this)),
+        "}\n" ::"r"(address),
         "r"(parity)
         : "memory");
   }
@@ -49,28 +48,28 @@ __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
 }
 
 // One box of a tensor into shared memory; its bytes count towards `full`. One thread calls it.
-__device__ __forceinline__ void LoadBox4(const CUtensorMap* map, Barrier* full, void* to, int c0, int c1, int c2,
+__device__ __forceinline__ void LoadBox4(const CUtensorMap* map, BarrierAt full, void* to, int c0, int c1, int c2,
                                          int c3) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
-      ::"r"(SharedAddress(to)), "l"(reinterpret_cast<uint64_t>(map)), "r"(SharedAddress(full)), "r"(c0), "r"(c1),
+      ::"r"(SharedAddress(to)), "l"(reinterpret_cast<uint64_t>(map)), "r"(full.address), "r"(c0), "r"(c1),
       "r"(c2), "r"(c3)
       : "memory");
 }
-__device__ __forceinline__ void LoadBox5(const CUtensorMap* map, Barrier* full, void* to, int c0, int c1, int c2, int c3,
+__device__ __forceinline__ void LoadBox5(const CUtensorMap* map, BarrierAt full, void* to, int c0, int c1, int c2, int c3,
                                          int c4) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
       "[%2];" ::"r"(SharedAddress(to)),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(SharedAddress(full)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(full.address), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
       : "memory");
 }
 
 // `bytes` contiguous bytes, all multiples of 16.
-__device__ __forceinline__ void LoadBytes(Barrier* full, void* to, const void* from, uint32_t bytes) {
+__device__ __forceinline__ void LoadBytes(BarrierAt full, void* to, const void* from, uint32_t bytes) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                    SharedAddress(to)),
-               "l"(reinterpret_cast<uint64_t>(from)), "r"(bytes), "r"(SharedAddress(full))
+               "l"(reinterpret_cast<uint64_t>(from)), "r"(bytes), "r"(full.address)
                : "memory");
 }
 
@@ -90,6 +89,23 @@ template <int kRegisters>
 __device__ __forceinline__ void ShrinkRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
+
+// Counters of other blocks: `AddReleasing` publishes what this thread (and, after a __syncwarp, its warp) has written,
+// `LoadAcquiring` sees what was published.
+__device__ __forceinline__ uint32_t AddReleasing(uint32_t* counter, uint32_t more) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(more) : "memory");
+  return before;
+}
+__device__ __forceinline__ uint32_t LoadAcquiring(const uint32_t* counter) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
+
+// Programmatic dependent launch: returns when the kernel before this one is over; lets the next one start its set-up.
+__device__ __forceinline__ void WaitForPreviousKernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void LetNextKernelStart() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // 2^x, flushing subnormal results; relative error <= 2^-22.
 __device__ __forceinline__ float Exp2(float x) {

@@ -12,10 +12,13 @@ namespace backstory::cuda {
 
 // Describes a matrix in shared memory, 128-byte swizzled, whose rows of 64 bf16 lie 128 bytes apart. `leading` is the
 // distance in bytes between blocks of 64 columns (used only where the outer dimension is contiguous and wider than 64).
-// Steps of s bytes along the matrix add s / 16.
-__device__ __forceinline__ uint64_t MatrixDescriptor(uint32_t shared_address, uint32_t leading) {
+// A descriptor's low word; a step of s bytes along the matrix adds s / 16 to it, and the high word is the same for all.
+__device__ __forceinline__ uint32_t MatrixWord(uint32_t shared_address, uint32_t leading) {
+  return leading / 16 << 16 | (shared_address & 0x3ffff) >> 4;
+}
+__device__ __forceinline__ uint64_t Descriptor(uint32_t word) {
   constexpr uint64_t kSwizzle128 = 1ull << 62, kEightRows = 1024 / 16;
-  return kSwizzle128 | kEightRows << 32 | static_cast<uint64_t>(leading / 16) << 16 | ((shared_address & 0x3ffff) >> 4);
+  return kSwizzle128 | kEightRows << 32 | word;
 }
 
 // Before the first product after registers were written.
@@ -25,6 +28,10 @@ __device__ __forceinline__ void WgmmaCommit() { asm volatile("wgmma.commit_group
 template <int kPending>
 __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+// The same as WgmmaWait<0>, told apart by the compiler: two branches that both wait must not be merged into one wait above.
+__device__ __forceinline__ void WgmmaWaitRare() {
+  asm volatile("{.reg .b32 rare; wgmma.wait_group.sync.aligned 0;}" ::: "memory");
 }
 // Keeps the compiler from moving uses of accumulators across a fence or wait.
 template <int kCount>

@@ -28,7 +28,7 @@ class Args(ctypes.Structure):
                 ("k_pool", ctypes.c_void_p), ("v_pool", ctypes.c_void_p), ("page_stride", ctypes.c_int64),
                 ("pool_pages", ctypes.c_int64), ("bias", ctypes.c_void_p), ("pages", ctypes.c_void_p),
                 ("items", ctypes.c_void_p),
-                ("blocks", ctypes.c_int), ("o", ctypes.c_void_p), ("o_is_float", ctypes.c_bool), ("o_stride", ctypes.c_int64),
+                ("blocks", ctypes.c_int), ("overlap", ctypes.c_bool), ("o", ctypes.c_void_p), ("o_is_float", ctypes.c_bool), ("o_stride", ctypes.c_int64),
                 ("lse", ctypes.c_void_p), ("parts", ctypes.c_void_p), ("counters", ctypes.c_void_p)]
 
 
@@ -96,7 +96,7 @@ def to_device(array):
 
 
 class Ours:
-    def __init__(self, lib, shape, split_pages, item_splits, blocks, o_float=False):
+    def __init__(self, lib, shape, split_pages, item_splits, blocks, overlap=False, o_float=False):
         self.lib, self.shape, s = lib, shape, shape
         plan = ctypes.c_void_p(lib.bench_plan(s.problem_table.ctypes.data_as(ctypes.c_void_p), s.problems, s.heads, s.d, blocks,
                                               split_pages, item_splits))
@@ -113,7 +113,7 @@ class Ours:
         width, p = s.heads * s.d, lambda t: t.data_ptr()
         self.args = [Args(s.heads, s.heads, s.d, s.scale, s.total_rows, p(s.q[at]), width, p(s.self_k), p(s.self_v), width,
                           p(s.k_pool), p(s.v_pool), width * 128, s.pool_pages, p(s.bias), p(self.entries[at]),
-                          p(self.items), blocks, p(self.o), o_float, width, p(self.lse),
+                          p(self.items), blocks, overlap, p(self.o), o_float, width, p(self.lse),
                           p(self.parts), p(self.counters)) for at in range(s.sets)]
 
     def launch(self, at):
@@ -206,7 +206,7 @@ SHAPES = {  # users, channels, history, rows, heads, d
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lib", action="append", default=[], help="NAME=PATH[:SPLIT_PAGES[xITEM_SPLITS],...]; 0: the default")
+    parser.add_argument("--lib", action="append", default=[], help="NAME=PATH[:SPLIT_PAGES[xITEM_SPLITS][p],...]; 0: the default, p: overlap the previous kernel")
     parser.add_argument("--shapes", default="default", choices=SHAPES)
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--peers", default="cudnn,flash")
@@ -223,14 +223,14 @@ def main():
         name, _, path = text.partition("=")
         path, _, splits = path.partition(":")
         for split in splits.split(",") if splits else ["0"]:
-            pages, _, group = split.partition("x")
-            variants.append((f"{name}/{split}" if splits else name, path, int(pages), int(group or 0)))
-    libs = {path: load(path) for _, path, _, _ in variants}
+            pages, _, group = split.rstrip("p").partition("x")
+            variants.append((f"{name}/{split}" if splits else name, path, int(pages), int(group or 0), split.endswith("p")))
+    libs = {path: load(path) for _, path, *_ in variants}
     gen = torch.Generator(device="cuda").manual_seed(1)
     results = []
     for spec in SHAPES[options.shapes]:
         shape = Shape(*spec, gen)
-        runners = {name: Ours(libs[path], shape, split, group, blocks) for name, path, split, group in variants}
+        runners = {name: Ours(libs[path], shape, split, group, blocks, overlap) for name, path, split, group, overlap in variants}
         errors = {name: r.check() for name, r in runners.items()}
         for peer in filter(None, options.peers.split(",")):
             runners[peer] = Peer(shape, peer)
