@@ -1,6 +1,7 @@
 #include "store/cell_cache.h"
 
 #include <algorithm>
+#include <cassert>
 
 #include "absl/strings/str_cat.h"
 
@@ -65,6 +66,7 @@ absl::StatusOr<ItemCounts> CellCache::CountsBefore(std::string_view ns, uint64_t
   const std::string prefix = CellPrefix(ns, item_id);
   Shard& shard = ShardOf(prefix);
   uint64_t generation = 0;
+  bool quiet = false;
   {
     std::lock_guard<std::mutex> lock(shard.mutex);
     const auto it = shard.entries.find(prefix);
@@ -73,13 +75,14 @@ absl::StatusOr<ItemCounts> CellCache::CountsBefore(std::string_view ns, uint64_t
       return ToCounts(SumBefore(it->second.cells, it->second.totals, end_hour));
     }
     generation = shard.generation;
+    quiet = shard.announced == 0;
   }
   absl::StatusOr<std::vector<Cell>> cells = Load(prefix);
   if (!cells.ok()) return cells.status();
   std::vector<Cell> totals = TotalsOf(*cells);
   const ItemCounts counts = ToCounts(SumBefore(*cells, totals, end_hour));
   std::lock_guard<std::mutex> lock(shard.mutex);
-  if (shard.generation != generation || shard.entries.contains(prefix)) return counts;
+  if (!quiet || shard.generation != generation || shard.entries.contains(prefix)) return counts;
   shard.ages.push_front(prefix);
   shard.bytes += BytesOf(cells->size());
   shard.entries.emplace(prefix, Entry{*std::move(cells), std::move(totals), shard.ages.begin()});
@@ -92,10 +95,18 @@ absl::StatusOr<ItemCounts> CellCache::CountsBefore(std::string_view ns, uint64_t
   return counts;
 }
 
-void CellCache::Apply(const std::string& prefix, const std::vector<Cell>& changes) {
+void CellCache::Announce(const std::string& prefix) {
   Shard& shard = ShardOf(prefix);
   std::lock_guard<std::mutex> lock(shard.mutex);
   ++shard.generation;
+  ++shard.announced;
+}
+
+void CellCache::Apply(const std::string& prefix, const std::vector<Cell>& changes) {
+  Shard& shard = ShardOf(prefix);
+  std::lock_guard<std::mutex> lock(shard.mutex);
+  assert(shard.announced > 0);
+  --shard.announced;
   const auto it = shard.entries.find(prefix);
   if (it == shard.entries.end()) return;
   Entry& entry = it->second;
@@ -110,6 +121,7 @@ void CellCache::Clear() {
   for (Shard& shard : shards_) {
     std::lock_guard<std::mutex> lock(shard.mutex);
     ++shard.generation;
+    shard.announced = 0;
     shard.entries.clear();
     shard.ages.clear();
     shard.bytes = 0;

@@ -24,7 +24,11 @@ class CellCache {
   // Outcomes in cells before `end_hour`.
   absl::StatusOr<ItemCounts> CountsBefore(std::string_view ns, uint64_t item_id, int64_t end_hour);
 
-  // Commit thread, after the commit that holds these changes. `prefix` is CellPrefix.
+  // Commit thread, before the commit that changes cells of this prefix (CellPrefix) can be seen. Every Announce is followed
+  // by its Apply, or by Clear. Between the two a load may or may not see the change, so what it loaded is not kept:
+  // Apply would count the change twice.
+  void Announce(const std::string& prefix);
+  // Commit thread, after the commit that holds these changes.
   void Apply(const std::string& prefix, const std::vector<Cell>& changes);
   // Forgets all: after a failed commit.
   void Clear();
@@ -41,7 +45,8 @@ class CellCache {
     std::unordered_map<std::string, Entry> entries;
     std::list<std::string> ages;  // most recently used first
     size_t bytes = 0;
-    uint64_t generation = 0;  // changes with every Apply: a load that overlapped one is not kept
+    uint64_t generation = 0;  // changes with every Announce
+    uint64_t announced = 0;   // changes whose Apply is to come
   };
 
   absl::StatusOr<std::vector<Cell>> Load(const std::string& prefix) const;

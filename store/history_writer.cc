@@ -394,6 +394,7 @@ absl::Status HistoryWriter::WriteBatch(bool sync) {
   if (failed_.ok() && batch_.Count() > 0) {
     EmitCells();
     batch_.Put(database_->family(Family::kMeta), StoreTotals::kKey, EncodeTotals(totals_));
+    for (const auto& [key, changes] : pending_cells_) cells_->Announce(changes.first);
     failed_ = database_->Write(&batch_, sync);
     if (failed_.ok()) {
       for (const auto& [key, changes] : pending_cells_) cells_->Apply(changes.first, changes.second);
