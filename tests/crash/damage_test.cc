@@ -153,7 +153,10 @@ TEST(Damage, IsFoundBeforeAnythingChanges) {
     file.seekp(10);
     file.put('\xa5');
     file.close();
-    EXPECT_NE(Outcome(copy, "changed byte 10 of " + name), "intact");
+    // Refused or a read error; a block that no read above needs may also pass here, and is then verify's to find.
+    if (Outcome(copy, "changed byte 10 of " + name) != "intact") continue;
+    const auto verified = VerifyStore(copy);
+    EXPECT_FALSE(verified.ok() && verified->problems.empty()) << "changed byte 10 of " << name << ": found by nobody";
   }
 }
 
