@@ -102,24 +102,27 @@ class RayTest(harness.WorldTest):
         self.assertEqual(sorted(bad["row"].to_pylist()), list(range(15_000, 20_000)))
         self.assertIn("row group 3", bad["reason"][0].as_py())
 
-    def test_a_worker_without_the_model_is_named(self):
+    def test_a_worker_without_the_model_is_named_and_a_small_cluster_refused(self):
         from ray.cluster_utils import Cluster
         file = self.write(harness.make_rows(60_000))
         options = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args={**options, "env_vars": {"MODELS": str(self.world / "models")}})
         try:
             cluster.add_node(**options, env_vars={"MODELS": "/nonesuch"})
+            small = harness.finish(self.job(file, "small", "--address", cluster.address, "--workers", 4))
             code, _, err = harness.finish(self.job(file, "out", "--address", cluster.address, "--workers", 3, "--models",
                                                    "$MODELS"))
         finally:
             cluster.shutdown()
+        self.assertEqual(small[0], 1)
+        self.assertIn("--workers 4: the cluster has 4 CPUs, wanted 5", small[2])
         self.assertEqual(code, 1, err)
         self.assertIn("NOT_FOUND", err)
         self.assertIn("/nonesuch", err)
         self.assertIn("on node", err)
         self.assertNotIn("Traceback", err)
 
-    def test_a_cluster_that_is_too_small_is_refused(self):
+    def test_wrong_flags_are_refused(self):
         file = self.write(harness.make_rows(100))
         code, _, err = harness.finish(self.job(file, "out.parquet"))
         self.assertEqual(code, 2)

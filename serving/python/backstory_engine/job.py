@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 import time
 from typing import Dict, Iterable, List, Mapping, Tuple
 
@@ -103,7 +104,7 @@ class Job:
         options = {"fields": _pairs(flags.map, "--map"), "defaults": _pairs(flags.default, "--default"),
                    "time_unit": flags.time_unit,
                    "keep": [name for text in flags.keep for name in text.split(",") if name]}
-        self.source = Source(flags.input)
+        self.source, self._scoring = Source(flags.input), threading.Lock()
         try:
             self.columns = self.source.resolve(**options)
         except InputError as error:
@@ -122,7 +123,7 @@ class Job:
         self.folder = parts.OutputFolder(output.with_name(output.name + ".parts") if self.file else output, format)
 
     def __getstate__(self):  # what workers of other processes need
-        return {**self.__dict__, "source": None}
+        return {**self.__dict__, "source": None, "_scoring": None}
 
     def manifest(self, identity: Mapping[str, object], **more) -> Dict[str, object]:
         """All that decides scores and rows; threads, cache and number of workers do not."""
@@ -145,7 +146,8 @@ class Job:
                 bad += [(row, "", piece.error.message) for row in range(piece.first, piece.first + piece.rows)]
         table = pa.concat_tables(good) if good else self.source.empty(names)
         rows = pa.chunked_array([pa.array(part) for part in numbers], pa.int64())
-        scored, refused = scorer.score_columns(table, self.columns, row=rows, progress=progress)
+        with self._scoring:  # two calls at once measured slower than one after the other
+            scored, refused = scorer.score_columns(table, self.columns, row=rows, progress=progress)
         scored, refused = without_bad(scored, refused)
         return scored, sorted(bad + refused)
 

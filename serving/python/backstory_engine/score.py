@@ -8,7 +8,7 @@ import time
 
 from backstory_engine import job as jobs
 
-IN_WORK = 2  # parts at once: one is read, sorted by user or written while the engine scores the other
+IN_WORK = 2  # parts at once: one is read or written while the engine scores the other
 
 EXAMPLES = """
 examples:
