@@ -16,7 +16,7 @@
 namespace backstory {
 
 // Loads GRAB version directories; scoring loops run on `pool`, which must outlive the models.
-ModelLoader GrabLoader(ThreadPool* pool, Dtype precision);
+ModelLoader GrabLoader(ThreadPool* pool, Dtype precision = Dtype::kF32);
 
 StoreOptions StoreOptionsOf(const rpc::ServerConfig& config);
 absl::StatusOr<EngineOptions> EngineOptionsOf(const rpc::ServerConfig& config);
