@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -95,6 +96,34 @@ TEST(Version, ToleranceIsAnEdge) {
   EXPECT_FALSE(CheckGoldens(**model, goldens).ok());
   goldens[1].logits.pop_back();
   EXPECT_THAT(Message(CheckGoldens(**model, goldens).status()), HasSubstr("expected 8 x 1, found 7"));
+}
+
+// A bf16 model serves only files whose fp32 model met the goldens at full sharpness.
+TEST(Version, LoadsInBf16WithoutTrustingTheFilesLess) {
+  const TempDir dir;
+  const std::string path = WriteTiny(dir, {.seed = 1});
+  const auto f32 = LoadGrabVersion(path), bf16 = LoadGrabVersion(path, {.precision = Dtype::kBf16});
+  ASSERT_TRUE(f32.ok() && bf16.ok()) << f32.status() << bf16.status();
+  EXPECT_EQ((*bf16)->precision, Dtype::kBf16);
+  EXPECT_NE((*bf16)->model->state_id(), (*f32)->model->state_id());
+  EXPECT_LT((*bf16)->model->parameter_bytes(), (*f32)->model->parameter_bytes());
+  EXPECT_EQ((*bf16)->goldens.logits, (*f32)->goldens.logits);
+  EXPECT_GT((*bf16)->goldens.worst, (*f32)->goldens.worst);
+  EXPECT_LE((*bf16)->goldens.worst, kGoldenToleranceBf16);
+
+  const auto files = ReadVersion(path);
+  ASSERT_TRUE(files.ok());
+  std::vector<GoldenCase> goldens = files->goldens;
+  goldens[1].logits[3] += static_cast<float>(20 * kGoldenTolerance);  // well within what bf16 is allowed
+  EXPECT_TRUE(CheckGoldens(*(*bf16)->model, goldens, kGoldenToleranceBf16).ok());
+  std::string text;
+  for (const GoldenCase& golden : goldens) text += GoldenToJson(golden, 1) + "\n";
+  std::ofstream(path + "/goldens.jsonl", std::ios::trunc) << text;
+  fs::remove(path + "/MANIFEST");
+  ASSERT_TRUE(WriteManifest(path).ok());
+  const auto loaded = LoadGrabVersion(path, {.precision = Dtype::kBf16});
+  EXPECT_EQ(loaded.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(loaded.status()), HasSubstr("golden case \"single_event\": logit[3][0]"));
 }
 
 TEST(Version, SeveralWeightFilesAreOneModel) {
