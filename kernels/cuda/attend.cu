@@ -23,8 +23,8 @@ EncodeTiled FindEncode() {
   return found;
 }
 
-// A bf16 tensor cut into boxes of 64 columns x `rows` x all column blocks, swizzled by 128 bytes. Strides in elements, of
-// dimensions 1 and up.
+// A bf16 tensor cut into boxes of 64 columns x `rows` x all column blocks, swizzled by 128 bytes. Strides in elements,
+// of dimensions 1 and up.
 template <int kRank>
 bool Encode(CUtensorMap* map, const void* base, const cuuint64_t (&sizes)[kRank], const int64_t (&strides)[kRank - 1],
             const cuuint32_t (&box)[kRank]) {
@@ -42,18 +42,17 @@ const char* Launch(const AttendArgs& a, cudaStream_t stream) {
   constexpr cuuint32_t kD = Shape::kD;
   AttendMaps maps;
   const auto u = [](int64_t x) { return static_cast<cuuint64_t>(x); };
-  const bool encoded =
-      Encode<4>(&maps.q, a.q, {64, u(a.total_rows), kD / 64, u(a.heads)}, {a.q_stride, 64, kD},
-                {64, Shape::kTileRows, kD / 64, 1}) &&
-      Encode<5>(&maps.k, a.k_pool, {64, kPageRows, kD / 64, u(a.kv_heads), u(a.pool_pages)},
-                {kD, 64, kPageRows * kD, a.page_stride}, {64, kPageRows, kD / 64, 1, 1}) &&
-      Encode<5>(&maps.v, a.v_pool, {64, kPageRows, kD / 64, u(a.kv_heads), u(a.pool_pages)},
-                {kD, 64, kPageRows * kD, a.page_stride}, {64, kPageRows, kD / 64, 1, 1});
+  const bool encoded = Encode<4>(&maps.q, a.q, {64, u(a.total_rows), kD / 64, u(a.heads)}, {a.q_stride, 64, kD},
+                                 {64, Shape::kTileRows, kD / 64, 1}) &&
+                       Encode<5>(&maps.k, a.k_pool, {64, kPageRows, kD / 64, u(a.kv_heads), u(a.pool_pages)},
+                                 {kD, 64, kPageRows * kD, a.page_stride}, {64, kPageRows, kD / 64, 1, 1}) &&
+                       Encode<5>(&maps.v, a.v_pool, {64, kPageRows, kD / 64, u(a.kv_heads), u(a.pool_pages)},
+                                 {kD, 64, kPageRows * kD, a.page_stride}, {64, kPageRows, kD / 64, 1, 1});
   if (!encoded) return "attend: the driver refuses the tensor maps (16-byte aligned bases and strides?)";
   constexpr int kSharedBytes = sizeof(AttendShared<Shape>);
   static_assert(kSharedBytes <= 232448);
-  static const cudaError_t allowed = cudaFuncSetAttribute(
-      AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
   cudaLaunchConfig_t config = {};
   config.gridDim = a.blocks;
@@ -79,7 +78,8 @@ const char* Check(const AttendArgs& a) {
   if (a.heads < 1 || a.kv_heads < 1 || a.heads % a.kv_heads != 0) return "attend: heads is no multiple of kv_heads";
   if (!(a.scale > 0)) return "attend: scale must be > 0";
   if (a.total_rows < 1 || a.blocks < 1) return "attend: no rows or no blocks";
-  if (a.blocks > Multiprocessors()) return "attend: more blocks than multiprocessors, they could wait for each other forever";
+  if (a.blocks > Multiprocessors())
+    return "attend: more blocks than multiprocessors, they could wait for each other forever";
   if (a.pool_pages < 1) return "attend: the pool has no page";
   if ((a.self_k == nullptr) != (a.self_v == nullptr)) return "attend: self_k and self_v come together";
   if (FindEncode() == nullptr) return "attend: the driver has no cuTensorMapEncodeTiled (older than CUDA 12)";

@@ -2,14 +2,14 @@
 //
 //   O_i = sum_j softmax_j(scale (q_i . k_j + b_ij)) v_j,   LSE_i = ln sum_j exp(...)     (self key included if given)
 //
-// One launch serves any number of problems (one user in one channel each) with any numbers of rows and pages. K and V lie
-// in a pool of pages [page][kv head][128][d_h] bf16; a problem names its pages by id, in any order. The relative bias b
-// comes by page: a page is one segment of the problem's bias table (UNIFORM), two with one boundary row (SPLIT), or none
-// (FOLDED: its id names a scratch page whose K holds the bias already). TABLE pages are the CPU's: fold them.
+// One launch serves any number of problems (one user in one channel each) with any numbers of rows and pages. K and V
+// lie in a pool of pages [page][kv head][128][d_h] bf16; a problem names its pages by id, in any order. The relative
+// bias b comes by page: a page is one segment of the problem's bias table (UNIFORM), two with one boundary row (SPLIT),
+// or none (FOLDED: its id names a scratch page whose K holds the bias already). TABLE pages are the CPU's: fold them.
 //
 // Numerics: bf16 inputs, fp32 logits, sums and outputs; P is rounded to bf16 for P V only, row sums take unrounded P. A
-// row's bits depend on its own inputs and its problem's page list and split size alone, not on other rows, other problems
-// or the machine's load, as long as the split size is chosen from the page count alone (SplitPages).
+// row's bits depend on its own inputs and its problem's page list and split size alone, not on other rows, other
+// problems or the machine's load, as long as the split size is chosen from the page count alone (SplitPages).
 #ifndef BACKSTORY_KERNELS_CUDA_ATTEND_H_
 #define BACKSTORY_KERNELS_CUDA_ATTEND_H_
 
@@ -29,7 +29,7 @@ struct PageEntry {
   int32_t page = 0;  // id in the pool
   int16_t segment_above = kNoBias;
   int16_t segment_below = kNoBias;
-  int16_t boundary = 0;  // 0: UNIFORM or FOLDED
+  int16_t boundary = 0;       // 0: UNIFORM or FOLDED
   int16_t valid = kPageRows;  // 1..128
   int32_t reserved = 0;
 };
@@ -44,7 +44,7 @@ struct Problem {
   int32_t first_page = 0;
   int32_t pages = 0;  // 0: empty history
   int32_t segments = 0;
-  int32_t bias_stride = 0;  // >= rows, a multiple of 4: one float per query row
+  int32_t bias_stride = 0;                    // >= rows, a multiple of 4: one float per query row
   int32_t self_segment = PageEntry::kNoBias;  // the self key's bias
   int32_t reserved = 0;
 };
@@ -52,10 +52,11 @@ static_assert(sizeof(Problem) == 40);
 
 // What one thread block does at a time: some splits of one (problem, head, query tile). Says all that the device needs.
 //
-// The pages of a problem are cut into splits of split_pages; a tile's result is its splits' results merged in order, oldest
-// first, whoever computed them. An item of the first splits merges them as it goes; items of later splits leave each split's
-// result in the workspace. Where every item of the launch has a block of its own, a tile's items then wait for each other and
-// merge a slice of the columns each; else the item that finishes last merges. So the bits depend on the splits alone.
+// The pages of a problem are cut into splits of split_pages; a tile's result is its splits' results merged in order,
+// oldest first, whoever computed them. An item of the first splits merges them as it goes; items of later splits leave
+// each split's result in the workspace. Where every item of the launch has a block of its own, a tile's items then wait
+// for each other and merge a slice of the columns each; else the item that finishes last merges. So the bits depend on
+// the splits alone.
 struct alignas(16) WorkItem {
   int64_t bias = 0;  // of the tile's first row, segment 0
   int32_t bias_stride = 0;
@@ -88,7 +89,9 @@ struct AttendPlan {
   int32_t tile_counters = 0;  // tiles with more than one item
 };
 
-// Pages per split, a function of the page count alone, so that a row's bits do not depend on what else is in the launch.
+// Pages per split, a function of the page count alone, so that a row's bits do not depend on what else is in the
+// launch: four splits, of at least four pages. A few candidates are faster with more splits, many users with one
+// (tests/bench/RESULTS.md); PlanOptions::split_pages says so where bits need not agree. At most eight splits are made.
 int SplitPages(int pages);
 
 struct PlanOptions {
@@ -127,15 +130,15 @@ struct AttendArgs {
   const PageEntry* pages = nullptr;
   const WorkItem* items = nullptr;
   int blocks = 0;  // grid; a captured graph keeps it while the plan's arrays change
-  // Start while the stream's previous kernel drains (programmatic dependent launch); waits for it before any read. Off where
-  // the previous node of a captured graph is no kernel.
+  // Start while the stream's previous kernel drains (programmatic dependent launch); waits for it before any read. Off
+  // where the previous node of a captured graph is no kernel.
   bool overlap_previous = false;
   void* o = nullptr;  // [total_rows][heads][d_h], bf16 or fp32
   bool o_is_float = false;
   int64_t o_stride = 0;
-  float* lse = nullptr;       // [total_rows][heads]; may be nullptr
-  void* parts = nullptr;      // PartBytes
-  void* counters = nullptr;   // CounterBytes
+  float* lse = nullptr;      // [total_rows][heads]; may be nullptr
+  void* parts = nullptr;     // PartBytes
+  void* counters = nullptr;  // CounterBytes
 };
 
 // Enqueues one launch on `stream` (a cudaStream_t). Returns nullptr, or what is wrong with the arguments or the launch;

@@ -1,20 +1,16 @@
-// Split-KV. The results of a tile's splits are merged in order, by one rule, wherever they are: in shared memory when one
-// item computes them one after the other, else in a workspace that stays in the L2, by the warp that comes last.
+// Split-KV. The results of a tile's splits are merged in order, by one rule, wherever they are: in shared memory when
+// one item computes them one after the other, else in a workspace that stays in the L2, by the warp that comes last.
 #ifndef BACKSTORY_KERNELS_CUDA_PARTS_CUH_
 #define BACKSTORY_KERNELS_CUDA_PARTS_CUH_
 
-#ifndef BS_AO
-#define BS_AO 2
-#define BS_BL 2
-#endif
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/softmax.cuh"
 
 namespace backstory::cuda {
 
-// A part is an unnormalised result: a thread holds kD / 2 of O's values of two rows in accumulator order, the rows' reference
-// logits `top`, and its share of their sums. Empty: top -inf, O and sum 0.
+// A part is an unnormalised result: a thread holds kD / 2 of O's values of two rows in accumulator order, the rows'
+// reference logits `top`, and its share of their sums. Empty: top -inf, O and sum 0.
 
 // Weights of the older and the newer part in their merger, per row; moves `top` and `sum` to the merger's.
 __device__ __forceinline__ void MergeWeights(float (&top)[2], float (&sum)[2], const float (&newer_top)[2],
@@ -42,7 +38,8 @@ class RunningTotal {
   __device__ explicit RunningTotal(float* of_warp) : at_(of_warp + threadIdx.x % 32 * 4) {}
 
   // total = merge(total, newer); leaves the result in shared memory.
-  __device__ __forceinline__ void Add(const float (&o)[kD / 2], const float (&newer_top)[2], const float (&newer_sum)[2]) {
+  __device__ __forceinline__ void Add(const float (&o)[kD / 2], const float (&newer_top)[2],
+                                      const float (&newer_sum)[2]) {
     const bool first = top_[0] == kNegativeInfinity && top_[1] == kNegativeInfinity;
     float older[2], newer[2];
     MergeWeights(top_, sum_, newer_top, newer_sum, older, newer);
@@ -70,8 +67,8 @@ class RunningTotal {
     for (int r = 0; r < 2; ++r) top[r] = total_top[r], sum[r] = total_sum[r];
   }
   __device__ __forceinline__ void Clear() {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) top_[r] = kNegativeInfinity, sum_[r] = 0;
+    top_[0] = top_[1] = kNegativeInfinity;
+    sum_[0] = sum_[1] = 0;
   }
 
  private:
@@ -89,7 +86,8 @@ class Parts {
               threadIdx.x % 32 * 4),
         counter_(static_cast<uint32_t*>(a.counters) + item.tile_counter * kWarps + warp) {}
 
-  __device__ __forceinline__ void Store(int part, const float (&o)[kD / 2], const float (&top)[2], const float (&sum)[2]) {
+  __device__ __forceinline__ void Store(int part, const float (&o)[kD / 2], const float (&top)[2],
+                                        const float (&sum)[2]) {
     float* to = At(part);
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
@@ -105,9 +103,9 @@ class Parts {
     if (threadIdx.x % 32 == 0) before = AddReleasing(counter_, 1);
     before = __shfl_sync(0xffffffff, before, 0);
     __syncwarp();
-    const bool last = before + 1 == static_cast<uint32_t>(item.tile_items);
-    if (last && threadIdx.x % 32 == 0) *counter_ = 0;
-    return last;
+    if (before + 1 != static_cast<uint32_t>(item.tile_items)) return false;
+    if (threadIdx.x % 32 == 0) *counter_ = 0;
+    return true;
   }
 
   // After an item's stores: waits for the other items of the tile.
@@ -115,22 +113,22 @@ class Parts {
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
       AddReleasing(counter_, 1);
-      while (LoadAcquiring(counter_) < static_cast<uint32_t>(item.tile_items)) {
-      }
+      while (LoadAcquiring(counter_) < static_cast<uint32_t>(item.tile_items)) continue;
     }
     __syncwarp();
   }
-  // Everyone has met: the last to say so resets the counter.
+  // The last to leave resets the counter.
   __device__ __forceinline__ void Leave(const WorkItem& item) {
-    if (threadIdx.x % 32 == 0 && AddReleasing(counter_, 1) + 1 == 2 * static_cast<uint32_t>(item.tile_items)) *counter_ = 0;
+    if (threadIdx.x % 32 == 0 && AddReleasing(counter_, 1) + 1 == 2 * static_cast<uint32_t>(item.tile_items))
+      *counter_ = 0;
   }
 
-  // Merges the column blocks [begin, end) of the kD / 8 and hands each to `write(block, float4)`: two columns of both rows,
-  // unnormalised. `weights` is scratch of the warp, [parts][32 lanes] float4. Returns the rows' top,
-  // sum and what normalises them.
+  // Merges the column blocks [begin, end) of the kD / 8 and hands each to `write(block, float4)`: two columns of both
+  // rows, unnormalised. `weights` is scratch of the warp, [parts][32 lanes] float4. Returns the rows' top, sum and what
+  // normalises them.
   template <typename Write>
-  __device__ __forceinline__ void Merge(const WorkItem& item, int begin, int end, float* weights, float (&top)[2], float (&sum)[2],
-                                             float (&inverse)[2], Write write) const {
+  __device__ __forceinline__ void Merge(const WorkItem& item, int begin, int end, float* weights, float (&top)[2],
+                                        float (&sum)[2], float (&inverse)[2], Write write) const {
     float4* const mine = reinterpret_cast<float4*>(weights) + threadIdx.x % 32;
     const int first = item.first_splits, parts = 1 + item.splits - first;
 #pragma unroll
@@ -185,12 +183,14 @@ class Parts {
   }
 
  private:
-  static constexpr int kAtOnce = BS_AO, kBlocks = BS_BL;  // parts and column blocks in flight: latency is all that matters here
+  static constexpr int kAtOnce = 2,
+                       kBlocks = 2;  // parts and column blocks in flight; more, and the page loop spills registers
   __device__ __forceinline__ float4 Facts(int part) const {
     return __ldcg(reinterpret_cast<const float4*>(At(part) + kD / 8 * 128));
   }
-  __device__ __forceinline__ float* At(int part) const { return base_ + static_cast<uint32_t>(part * kWarps * PartLayout<kD>::kFloats); }
-
+  __device__ __forceinline__ float* At(int part) const {
+    return base_ + static_cast<uint32_t>(part * kWarps * PartLayout<kD>::kFloats);
+  }
   float* base_;
   uint32_t* counter_;
 };

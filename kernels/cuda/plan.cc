@@ -25,8 +25,8 @@ int SplitPagesOf(const Problem& problem, const PlanOptions& options) {
 int Splits(int pages, int split_pages) { return std::max(1, (pages + split_pages - 1) / split_pages); }
 int Tiles(const Problem& problem, int tile_rows) { return (problem.rows + tile_rows - 1) / tile_rows; }
 
-// Splits per item that let the blocks finish soonest, by the longest block if all items were alike, the average and half an
-// item otherwise. Fewest items among equals.
+// Splits per item that let the blocks finish soonest, by the longest block if all items were alike, the average and
+// half an item otherwise. Fewest items among equals.
 int ItemSplits(std::span<const Problem> problems, const PlanOptions& options, int tile_rows) {
   if (options.item_splits > 0) return options.item_splits;
   int most = 1;
@@ -63,24 +63,23 @@ void AppendItems(const Problem& problem, int item_splits, const PlanOptions& opt
       for (int tile = 0; tile < tiles; ++tile) {
         const int32_t row = tile * plan->tile_rows, at = head * tiles + tile, page = split * split_pages;
         const int end = std::min(split + item_splits, splits);
-        plan->items.push_back(
-            {.bias = problem.bias + int64_t{head} * problem.segments * problem.bias_stride + row,
-             .bias_stride = problem.bias_stride,
-             .self_segment = problem.self_segment,
-             .row = problem.first_row + row,
-             .rows = std::min(plan->tile_rows, problem.rows - row),
-             .head = head,
-             .page_begin = problem.first_page + page,
-             .page_end = problem.first_page + std::min(end * split_pages, problem.pages),
-             .split_pages = static_cast<int16_t>(std::min(split_pages, INT16_MAX)),
-             .split_begin = static_cast<int16_t>(split),
-             .split_end = static_cast<int16_t>(end),
-             .splits = static_cast<int16_t>(splits),
-             .first_splits = static_cast<int16_t>(std::min(item_splits, splits)),
-             .tile_item = static_cast<int16_t>(split / item_splits),
-             .tile_items = static_cast<int16_t>((splits + item_splits - 1) / item_splits),
-             .first_part = shared ? plan->parts + at * splits : 0,
-             .tile_counter = shared ? plan->tile_counters + at : 0});
+        plan->items.push_back({.bias = problem.bias + int64_t{head} * problem.segments * problem.bias_stride + row,
+                               .bias_stride = problem.bias_stride,
+                               .self_segment = problem.self_segment,
+                               .row = problem.first_row + row,
+                               .rows = std::min(plan->tile_rows, problem.rows - row),
+                               .head = head,
+                               .page_begin = problem.first_page + page,
+                               .page_end = problem.first_page + std::min(end * split_pages, problem.pages),
+                               .split_pages = static_cast<int16_t>(std::min(split_pages, INT16_MAX)),
+                               .split_begin = static_cast<int16_t>(split),
+                               .split_end = static_cast<int16_t>(end),
+                               .splits = static_cast<int16_t>(splits),
+                               .first_splits = static_cast<int16_t>(std::min(item_splits, splits)),
+                               .tile_item = static_cast<int16_t>(split / item_splits),
+                               .tile_items = static_cast<int16_t>((splits + item_splits - 1) / item_splits),
+                               .first_part = shared ? plan->parts + at * splits : 0,
+                               .tile_counter = shared ? plan->tile_counters + at : 0});
       }
     }
   }
@@ -120,7 +119,7 @@ std::vector<WorkItem> Schedule(const std::vector<WorkItem>& items, int blocks) {
 
 int TileRows(int) { return 16 * kWarpsOfTile; }
 
-int SplitPages(int pages) { return std::max(4, (pages + 7) / 8); }
+int SplitPages(int pages) { return std::max(4, (pages + 3) / 4); }
 
 AttendPlan PlanAttend(std::span<const Problem> problems, const PlanOptions& options) {
   AttendPlan plan;

@@ -1,4 +1,5 @@
-// The few Hopper instructions CUDA C++ has no word for: barriers in shared memory, the tensor copy engine, register hand-over.
+// The few Hopper instructions CUDA C++ has no word for: barriers in shared memory, the tensor copy engine, register
+// hand-over.
 #ifndef BACKSTORY_KERNELS_CUDA_PTX_CUH_
 #define BACKSTORY_KERNELS_CUDA_PTX_CUH_
 
@@ -13,8 +14,8 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// A transaction barrier in shared memory: completes a phase once its arrivals and announced bytes are all in. Wait(parity)
-// returns when the phase of that parity is over; a fresh barrier counts as having ended parity 1.
+// A transaction barrier in shared memory: completes a phase once its arrivals and announced bytes are all in.
+// Wait(parity) returns when the phase of that parity is over; a fresh barrier counts as having ended parity 1.
 struct BarrierAt {
   uint32_t address;
 
@@ -41,7 +42,9 @@ struct BarrierAt {
 };
 
 // Makes barrier initialisations visible to the copy engine.
-__device__ __forceinline__ void FenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void FenceBarrierInit() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
@@ -51,13 +54,13 @@ __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
 __device__ __forceinline__ void LoadBox4(const CUtensorMap* map, BarrierAt full, void* to, int c0, int c1, int c2,
                                          int c3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
-      ::"r"(SharedAddress(to)), "l"(reinterpret_cast<uint64_t>(map)), "r"(full.address), "r"(c0), "r"(c1),
-      "r"(c2), "r"(c3)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(SharedAddress(to)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(full.address), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
-__device__ __forceinline__ void LoadBox5(const CUtensorMap* map, BarrierAt full, void* to, int c0, int c1, int c2, int c3,
-                                         int c4) {
+__device__ __forceinline__ void LoadBox5(const CUtensorMap* map, BarrierAt full, void* to, int c0, int c1, int c2,
+                                         int c3, int c4) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
       "[%2];" ::"r"(SharedAddress(to)),

@@ -1,5 +1,5 @@
-// The online softmax of 64 query rows held by one warpgroup: two rows a thread, in accumulator layout (wgmma.cuh). Logits
-// count in units of log 2.
+// The online softmax of 64 query rows held by one warpgroup: two rows a thread, in accumulator layout (wgmma.cuh).
+// Logits count in units of log 2.
 #ifndef BACKSTORY_KERNELS_CUDA_SOFTMAX_CUH_
 #define BACKSTORY_KERNELS_CUDA_SOFTMAX_CUH_
 
@@ -9,6 +9,7 @@
 namespace backstory::cuda {
 
 constexpr float kNegativeInfinity = -__builtin_huge_valf();
+constexpr float kLog2E = 1.44269504088896341f;
 
 // The bias of one page for this thread's two rows, as it comes from the table, before scaling.
 struct PageBias {
@@ -29,8 +30,8 @@ __device__ __forceinline__ float QuadSum(float x) {
 // What normalises a row; no row sum is a subnormal, 0 is the empty row's.
 __device__ __forceinline__ float Inverse(float sum) { return sum > 0 ? __fdividef(1, sum) : 0; }
 
-// Pages that are SPLIT or not full: the rows below the boundary get the difference to the bias above it, rows beyond the
-// valid ones vanish.
+// Pages that are SPLIT or not full: the rows below the boundary get the difference to the bias above it, rows beyond
+// the valid ones vanish.
 __device__ __forceinline__ void ApplyBoundaries(int boundary, int valid, const PageBias& bias, float (&s)[64]) {
   const int first = 2 * static_cast<int>(threadIdx.x % 4);
   const float more[2] = {bias.below[0] - bias.above[0], bias.below[1] - bias.above[1]};
@@ -49,17 +50,18 @@ __device__ __forceinline__ void ApplyBoundaries(int boundary, int valid, const P
   }
 }
 
-// Running state of two rows: the reference logit (a maximum, a little stale on purpose), this thread's share of the sum.
+// Running state of two rows: the reference logit (a maximum, a little stale on purpose), this thread's share of the
+// sum.
 struct OnlineSoftmax {
-  // How far, in powers of two, logits may exceed the reference before it moves: moving it costs a pass over O and is rarely
-  // needed, and 2^8 is harmless to fp32 sums. Each row decides by itself.
+  // How far, in powers of two, logits may exceed the reference before it moves: moving it costs a pass over O and is
+  // rarely needed, and 2^8 is harmless to fp32 sums. Each row decides by itself.
   static constexpr float kSlack = 8;
 
   float top[2] = {kNegativeInfinity, kNegativeInfinity};
   float sum[2] = {0, 0};
 
-  // Replaces the dot products s by exp2 of their logits over the reference. Returns in `rescale` what O of former pages has
-  // to be multiplied by: 1 nearly always, 0 for the first page. The sums are already.
+  // Replaces the dot products s by exp2 of their logits over the reference. Returns in `rescale` what O of former pages
+  // has to be multiplied by: 1 nearly always, 0 for the first page. The sums are already.
   __device__ __forceinline__ void Step(float scale, const float (&bias)[2], float (&s)[64], float (&rescale)[2]) {
     const bool first = top[0] == kNegativeInfinity;  // of both rows
     const float base[2] = {first ? 0 : top[0], first ? 0 : top[1]};

@@ -29,10 +29,6 @@ template <int kPending>
 __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// The same as WgmmaWait<0>, told apart by the compiler: two branches that both wait must not be merged into one wait above.
-__device__ __forceinline__ void WgmmaWaitRare() {
-  asm volatile("{.reg .b32 rare; wgmma.wait_group.sync.aligned 0;}" ::: "memory");
-}
 // Keeps the compiler from moving uses of accumulators across a fence or wait.
 template <int kCount>
 __device__ __forceinline__ void Pin(float (&d)[kCount]) {

@@ -12,10 +12,9 @@ size_t bench_args_bytes() { return sizeof(AttendArgs); }
 
 AttendPlan* bench_plan(const backstory::cuda::Problem* problems, int count, int heads, int d_h, int blocks,
                        int split_pages, int item_splits) {
-  return new AttendPlan(
-      backstory::cuda::PlanAttend({problems, static_cast<size_t>(count)},
-                 {.heads = heads, .d_h = d_h, .blocks = blocks, .split_pages = split_pages,
-                                   .item_splits = item_splits}));
+  return new AttendPlan(backstory::cuda::PlanAttend(
+      {problems, static_cast<size_t>(count)},
+      {.heads = heads, .d_h = d_h, .blocks = blocks, .split_pages = split_pages, .item_splits = item_splits}));
 }
 void bench_plan_free(AttendPlan* plan) { delete plan; }
 size_t bench_items(const AttendPlan* plan, void* to) {

@@ -134,7 +134,8 @@ inline Answer Reference(const HostCase& c, const Problem& problem, int row, int 
       q2 += double{FromBf16(q[x])} * FromBf16(q[x]);
       k2 += double{FromBf16(k[x])} * FromBf16(k[x]);
     }
-    if (segment >= 0) bias = c.bias[problem.bias + (int64_t{head} * problem.segments + segment) * problem.bias_stride + row];
+    if (segment >= 0)
+      bias = c.bias[problem.bias + (int64_t{head} * problem.segments + segment) * problem.bias_stride + row];
     logits.push_back((dot + bias) * c.scale);
     values.push_back(v);
     magnitude = std::max(magnitude, (std::sqrt(q2 * k2) + 2 * std::abs(bias)) * c.scale);
@@ -147,7 +148,8 @@ inline Answer Reference(const HostCase& c, const Problem& problem, int row, int 
     const PageEntry& entry = c.pages[problem.first_page + j];
     const size_t page = (size_t(entry.page) * c.shape.kv_heads + kv_head) * kPageRows * d;
     for (int y = 0; y < entry.valid; ++y) {
-      see(&c.k_pool[page + y * d], &c.v_pool[page + y * d], y < entry.boundary ? entry.segment_below : entry.segment_above);
+      see(&c.k_pool[page + y * d], &c.v_pool[page + y * d],
+          y < entry.boundary ? entry.segment_below : entry.segment_above);
     }
   }
   Answer answer{std::vector<double>(d), std::vector<double>(d), -INFINITY, 0};
@@ -164,15 +166,16 @@ inline Answer Reference(const HostCase& c, const Problem& problem, int row, int 
     }
   }
   answer.lse = top + std::log(sum);
-  // A logit: d products and additions and a few operations more, each off by 2^-23 of the magnitudes (tensor cores do not
-  // round sums, they cut). Weights: e to that and exp2's 2^-22, sums one 2^-23 a term (pages are summed by 8). Only P V
-  // sees P in bf16, off by 2^-8. The result is rounded to fp32 or bf16.
+  // A logit: d products and additions and a few operations more, each off by 2^-23 of the magnitudes (tensor cores do
+  // not round sums, they cut). Weights: e to that and exp2's 2^-22, sums one 2^-23 a term (pages are summed by 8). Only
+  // P V sees P in bf16, off by 2^-8. The result is rounded to fp32 or bf16.
   const double eps = 0x1p-23, logit = magnitude * (d + 8) * eps + 4 * eps * std::abs(answer.lse);
   const double weight = std::expm1(logit) + 2 * eps + (double(logits.size()) / 8 + 16) * eps;
   const double relative = 2 * weight + 0x1p-8;
   for (int x = 0; x < d; ++x) {
     answer.o[x] /= sum;
-    answer.o_bound[x] = relative * absolute[x] / sum + (c.shape.o_is_float ? 0 : 0x1p-8 * std::abs(answer.o[x])) + 1e-30;
+    answer.o_bound[x] =
+        relative * absolute[x] / sum + (c.shape.o_is_float ? 0 : 0x1p-8 * std::abs(answer.o[x])) + 1e-30;
   }
   answer.lse_bound = logit + weight + 4 * eps * std::abs(answer.lse) + 1e-30;
   return answer;

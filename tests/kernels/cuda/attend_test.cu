@@ -1,4 +1,5 @@
-// The Hopper attention kernel against double precision: odd shapes, every page kind, splits, batches. Skipped without a GPU.
+// The Hopper attention kernel against double precision: odd shapes, every page kind, splits, batches. Skipped without a
+// GPU.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
@@ -57,8 +58,11 @@ int Multiprocessors() {
 // Launches `times` times, poisoning the output before each.
 Result RunCase(const HostCase& c, int times = 1) {
   const CaseShape& s = c.shape;
-  const AttendPlan plan = PlanAttend(c.problems, {.heads = s.heads, .d_h = s.d_h, .blocks = Multiprocessors(),
-                                                  .split_pages = s.split_pages, .item_splits = s.item_splits});
+  const AttendPlan plan = PlanAttend(c.problems, {.heads = s.heads,
+                                                  .d_h = s.d_h,
+                                                  .blocks = Multiprocessors(),
+                                                  .split_pages = s.split_pages,
+                                                  .item_splits = s.item_splits});
   const OnDevice q(c.q), self_k(c.self_k), self_v(c.self_v), k_pool(c.k_pool), v_pool(c.v_pool);
   const OnDevice bias(c.bias);
   const OnDevice pages(c.pages);
@@ -71,14 +75,30 @@ Result RunCase(const HostCase& c, int times = 1) {
   for (int i = 0; i < times; ++i) {
     const OnDevice o(poison_o);
     const OnDevice lse(poison_lse);
-    const AttendArgs args{.heads = s.heads, .kv_heads = s.kv_heads, .d_h = s.d_h, .scale = c.scale,
-                          .total_rows = c.total_rows, .q = q.get(), .q_stride = c.width,
-                          .self_k = s.self ? self_k.get() : nullptr, .self_v = s.self ? self_v.get() : nullptr,
-                          .self_stride = c.kv_width, .k_pool = k_pool.get(), .v_pool = v_pool.get(),
-                          .page_stride = c.kv_width * kPageRows, .pool_pages = c.pool_pages, .bias = bias.get(),
-                          .pages = pages.get(), .items = items.get(), .blocks = plan.blocks, .o = o.get(),
-                          .o_is_float = s.o_is_float, .o_stride = c.width, .lse = lse.get(),
-                          .parts = parts.get(), .counters = counters.get()};
+    const AttendArgs args{.heads = s.heads,
+                          .kv_heads = s.kv_heads,
+                          .d_h = s.d_h,
+                          .scale = c.scale,
+                          .total_rows = c.total_rows,
+                          .q = q.get(),
+                          .q_stride = c.width,
+                          .self_k = s.self ? self_k.get() : nullptr,
+                          .self_v = s.self ? self_v.get() : nullptr,
+                          .self_stride = c.kv_width,
+                          .k_pool = k_pool.get(),
+                          .v_pool = v_pool.get(),
+                          .page_stride = c.kv_width * kPageRows,
+                          .pool_pages = c.pool_pages,
+                          .bias = bias.get(),
+                          .pages = pages.get(),
+                          .items = items.get(),
+                          .blocks = plan.blocks,
+                          .o = o.get(),
+                          .o_is_float = s.o_is_float,
+                          .o_stride = c.width,
+                          .lse = lse.get(),
+                          .parts = parts.get(),
+                          .counters = counters.get()};
     const char* wrong = Attend(args, nullptr);
     EXPECT_EQ(wrong, nullptr) << wrong;
     Ok(cudaDeviceSynchronize());
@@ -88,7 +108,8 @@ Result RunCase(const HostCase& c, int times = 1) {
   return result;
 }
 
-// The largest |error| / bound over the checked rows; also that nothing was left unwritten and nobody else's row touched.
+// The largest |error| / bound over the checked rows; also that nothing was left unwritten and nobody else's row
+// touched.
 double WorstRatio(const HostCase& c, const Result& got, int rows_checked = 1 << 30) {
   std::vector<bool> owned(c.total_rows, false);
   struct Job {
@@ -159,7 +180,8 @@ void ExpectRight(const CaseShape& shape, uint64_t seed, int rows_checked = 1 << 
   const double worst = WorstRatio(c, RunCase(c), rows_checked);
   EXPECT_LT(worst, 1);
   std::string what;
-  for (const UserShape& user : shape.users) what += std::to_string(user.rows) + "x" + std::to_string(user.history) + " ";
+  for (const UserShape& user : shape.users)
+    what += std::to_string(user.rows) + "x" + std::to_string(user.history) + " ";
   printf("  d_h %d, %s: worst error %.3f of the bound\n", shape.d_h, what.substr(0, 60).c_str(), worst);
 }
 
@@ -186,8 +208,9 @@ TEST_F(CudaAttend, UsersOfDifferentLengths) {
     const std::vector<UserShape> users = {{100, 0}, {1, 5000}, {300, 129}, {64, 2048}, {7, 1}, {130, 700}};
     for (int split_pages : {0, 1, 3, 1000}) {
       for (int item_splits : {0, 1, 3}) {
-        ExpectRight({.users = users, .d_h = d_h, .split_pages = split_pages, .item_splits = item_splits,
-                     .short_pages = true}, split_pages, 60);
+        ExpectRight(
+            {.users = users, .d_h = d_h, .split_pages = split_pages, .item_splits = item_splits, .short_pages = true},
+            split_pages, 60);
       }
     }
     ExpectRight({.users = users, .heads = 4, .kv_heads = 2, .d_h = d_h, .o_is_float = false}, 11, 60);
