@@ -38,7 +38,8 @@ deploy/install.sh
 
 say "build (the first time takes minutes)"
 launcher=(); command -v ccache >/dev/null && launcher=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-cmake --preset release "${launcher[@]}" >"$home/configure.log" || { cat "$home/configure.log" >&2; exit 1; }
+cuda=OFF; nvidia-smi >/dev/null 2>&1 && cuda=AUTO
+cmake --preset release -DBACKSTORY_CUDA=$cuda "${launcher[@]}" >"$home/configure.log" || { cat "$home/configure.log" >&2; exit 1; }
 before=$(stat -c %Y "$binary" 2>/dev/null || echo none)
 cmake --build --preset release --target backstory --parallel "$(nproc)" >"$home/build.log" 2>&1 ||
   { grep -E -A12 'error|FAILED' "$home/build.log" | head -40 >&2; exit 1; }

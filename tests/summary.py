@@ -7,6 +7,7 @@ reason. Exit code 1 if anything failed or nothing ran.
 import glob
 import json
 import os
+import re
 import sys
 import xml.etree.ElementTree as xml
 
@@ -27,6 +28,12 @@ def google_cases(path):
                 yield name, "passed", ""
 
 
+def skip_reason(output):
+    """What GTEST_SKIP said; Debian's GoogleTest leaves it out of the JSON."""
+    said = re.search(r": Skipped\n(.*)", output)
+    return said.group(1) if said else ""
+
+
 def main(results):
     count = {"passed": 0, "failed": 0, "skipped": 0}
     for junit in sorted(glob.glob(os.path.join(results, "*.xml"))):
@@ -41,6 +48,8 @@ def main(results):
                 cases.append((name, "failed" if broken else "skipped" if skipped else "passed", entry.findtext("system-out") or ""))
             for case, state, message in cases:
                 count[state] += 1
+                if state == "skipped" and not message:
+                    message = skip_reason(entry.findtext("system-out") or "")
                 if state != "passed":
                     print(f"{state} {tree}/{name}: {case}: {' '.join(message.split())[-300:]}")
     print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
