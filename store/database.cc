@@ -42,7 +42,7 @@ class Database::Listener : public rocksdb::EventListener {
   void OnBackgroundError(rocksdb::BackgroundErrorReason /*reason*/, rocksdb::Status* status) override {
     if (status->severity() < rocksdb::Status::kHardError) return;  // a compaction waits for space; writes go on
     std::lock_guard<std::mutex> lock(database_->mutex_);
-    database_->last_failure_ = database_->background_error_ = FromRocks(*status, database_->directory());
+    database_->background_error_ = FromRocks(*status, database_->directory());
   }
   void OnErrorRecoveryEnd(const rocksdb::BackgroundErrorRecoveryInfo& info) override {
     {
@@ -278,10 +278,6 @@ absl::Status Database::Write(rocksdb::WriteBatch* batch, bool sync) {
   PassKillPoint(KillPoint::kBeforeWrite);
   // Never with WriteOptions::sync: the log is synced by SyncLog, which may fail and be tried again.
   const rocksdb::Status status = db_->Write(rocksdb::WriteOptions(), batch);
-  if (status.IsIncomplete()) {  // it waited for a flush that failed: say why the flush did, even if that is over by now
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!last_failure_.ok()) return last_failure_;
-  }
   if (!status.ok()) return FromRocks(status, directory());
   unsynced_ = true;
   PassKillPoint(KillPoint::kAfterWrite);

@@ -103,8 +103,7 @@ class Database {
   std::condition_variable wake_;
   bool stopping_ = false;
   bool record_stale_ = false;
-  absl::Status background_error_;  // of now
-  absl::Status last_failure_;      // the last one there was
+  absl::Status background_error_;
   std::thread maintenance_;
 };
 

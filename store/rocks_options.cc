@@ -15,7 +15,9 @@ namespace backstory {
 absl::Status FromRocks(const rocksdb::Status& status, const std::string& directory) {
   if (status.ok()) return absl::OkStatus();
   const std::string text = absl::StrCat("store ", directory, ": ", status.ToString());
-  if (status.IsNoSpace() || status.subcode() == rocksdb::Status::SubCode::kSpaceLimit) {
+  // A write that waited for a flush which then failed is Incomplete, and its cause survives as text alone.
+  const bool waited_in_vain = status.IsIncomplete() && text.find("No space left on device") != std::string::npos;
+  if (waited_in_vain || status.IsNoSpace() || status.subcode() == rocksdb::Status::SubCode::kSpaceLimit) {
     return absl::ResourceExhaustedError(absl::StrCat(text, "; free disk space, writes resume by themselves"));
   }
   if (status.IsCorruption() || status.IsPathNotFound() || status.IsNotFound()) {

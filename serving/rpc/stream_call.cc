@@ -29,7 +29,6 @@ void StreamCall::BeginDrain() {
 
 void StreamCall::OnReadDone(bool ok) {
   std::unique_lock lock(mutex_);
-  reading_ = false;
   read_closed_ = read_closed_ || !ok;
   const bool take = ok && !draining_ && !gone_;
   if (take) {
@@ -40,6 +39,8 @@ void StreamCall::OnReadDone(bool ok) {
     OnMessage(std::move(bytes));
     lock.lock();
   }
+  // Not earlier: a reply on another thread would start the next read, and its message could overtake this one.
+  reading_ = false;
   Advance(std::move(lock));
 }
 

@@ -29,6 +29,7 @@ class StreamCall : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
 
  protected:
   ~StreamCall() override = default;
+  // One at a time, in the order of the stream.
   virtual void OnMessage(grpc::ByteBuffer bytes) = 0;
   virtual void OnGone() {}  // the client cancelled: work for it may stop; replies are still owed
   void Reply(grpc::ByteBuffer bytes);
