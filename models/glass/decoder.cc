@@ -193,4 +193,28 @@ void Decoder::AttendRetrieved(size_t index, size_t beams) {
   for (size_t i = 0; i < beams; ++i) std::copy_n(sorted_o_.data() + i * inner, inner, o_.data() + order_[i] * inner);
 }
 
+std::vector<float> Decoder::SearchAttention(size_t w, const RetrievedSet& set) const {
+  const size_t inner = network_->inner_, heads = network_->shape_.kv_heads, d_kv = network_->shape_.d_k;
+  const size_t layer = network_->weights_.decoder.size() - 1, pages = set.log_count.size() / kPageRows;
+  std::vector<float> mass(set.members.size()), logit(set.members.size() * heads), k(inner), v(inner);
+  for (size_t i = 0; i < set.members.size(); ++i) {
+    const size_t row = set.members[i].row, page = row / kPageRows;
+    const PageView view = set.pages.empty() ? set.gathered[layer * pages + page].view()
+                                            : network_->token_pages_[layer][set.pages[page]].view();
+    ReadRow(network_->shape_, row % kPageRows, view, k.data(), v.data());
+    for (size_t h = 0; h < heads; ++h) {
+      const float* q = q_.data() + w * inner + h * d_kv;  // of the last layer still
+      logit[h * mass.size() + i] = std::inner_product(q, q + d_kv, k.data() + h * d_kv, set.log_count[row]);
+    }
+  }
+  for (size_t h = 0; h < heads && !mass.empty(); ++h) {
+    float* p = logit.data() + h * mass.size();
+    const float top = *std::max_element(p, p + mass.size());
+    float sum = 0;
+    for (size_t i = 0; i < mass.size(); ++i) sum += p[i] = std::exp(p[i] - top);
+    for (size_t i = 0; i < mass.size(); ++i) mass[i] += p[i] / (sum * static_cast<float>(heads));
+  }
+  return mass;
+}
+
 }  // namespace backstory::glass

@@ -25,6 +25,9 @@ class Decoder {
   // gate_sum, if not null: [beams], each layer's mean gate is added.
   void Step(std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
             double* gate_sum = nullptr);
+  // After Step: how the search's attention of the last layer was spread for beam `w`, whose set is `set`: mean over heads,
+  // [set.members], sums to 1. Zeros for an empty set. For explanations.
+  std::vector<float> SearchAttention(size_t w, const RetrievedSet& set) const;
   // Beam w of the next position goes on from beam parents[w] of the last one.
   void Follow(std::span<const uint32_t> parents);
 
