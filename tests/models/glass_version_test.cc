@@ -71,7 +71,8 @@ void SetWeight(VersionParts* parts, const std::string& name, std::function<void(
     std::vector<float> values(view->data, view->data + view->size);
     std::vector<int64_t> shape = view->shape;
     if (each == name) edit(&values, &shape);
-    if (!values.empty()) EXPECT_TRUE(edited.Add(each, shape, values).ok());
+    const bool added = values.empty() || edited.Add(each, shape, values).ok();
+    EXPECT_TRUE(added) << each;
   }
   parts->weights = std::move(edited);
 }

@@ -55,6 +55,7 @@ class GenerativeState {
   int64_t view_us() const { return view_us_; }
   uint64_t events() const { return taken_; }  // that the state was made of
   size_t Bytes() const { return bytes_; }
+  glass::History* mutable_history_for_test() { return &history_; }
 
  private:
   void Take(const GenerativeModel& model, std::vector<Event> events, int64_t view_us);
