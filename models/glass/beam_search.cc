@@ -74,7 +74,7 @@ class Searching {
   }
 
   std::vector<Beam> Run(const Memory& memory) {
-    Decoder decoder(&network_, &memory, options_.beam);
+    Decoder decoder(&network_, &memory, options_.beam, options_.pool);
     std::vector<float> logits(options_.beam * static_cast<size_t>(config_.vocabulary));
     std::vector<Beam> beams(1);
     std::vector<uint32_t> tokens(1, config_.bos()), parents;

@@ -49,6 +49,7 @@ struct SearchOptions {
   size_t beam = 20;  // 1..1024
   SearchMode mode = SearchMode::kValid;
   const Trie* trie = nullptr;  // kValid
+  ThreadPool* pool = nullptr;  // null: the calling thread. Changes no bit
   // The reply of each step, best first, if wanted (tests).
   std::array<std::vector<Beam>, kLevels>* steps = nullptr;
   // One per beam of the reply, if wanted (explanations).

@@ -217,6 +217,7 @@ GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, 
   SearchOptions options;
   options.beam = golden.beam;
   options.trie = &catalogue.trie();
+  options.pool = pool;
   const std::vector<Beam> beams = Search(network, memory, BucketsOf(catalogue, history), options);
   for (const Beam& beam : beams) {
     found.sids.push_back(catalogue.sid(catalogue.Items(beam.node)[0]));

@@ -11,7 +11,7 @@
 namespace backstory::glass {
 namespace {
 
-constexpr size_t kRowsPerTask = 24;  // the GEMM's row block: finer tasks balance threads at no cost
+constexpr size_t kRowsPerTask = 12;  // the height of a GEMM tile: finer tasks balance threads at no cost
 constexpr float kMinusInf = -HUGE_VALF;
 
 size_t Size(int value) { return static_cast<size_t>(value); }

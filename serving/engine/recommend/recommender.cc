@@ -118,6 +118,7 @@ Recommender::Found Recommender::Search(const GenerativeState& state, size_t beam
   glass::SearchOptions options;
   options.beam = beam;
   options.trie = &state.catalogue().trie();
+  options.pool = request->served->generative->pool();
   if (explain) options.steering = &found.steering;
   found.beams = glass::Search(request->served->generative->network(), state.memory(),
                               glass::BucketsOf(state.catalogue(), state.history()), options);
