@@ -17,6 +17,9 @@ struct Item {
   std::vector<std::string> categories;  // e.g. genres, <= 64
   std::vector<uint32_t> sid;            // semantic id, one code per level; empty = none
   int32_t year = 0;                     // release year or 0; a coarse immutable number
+  // What generative models make a semantic ID of, <= 4096 numbers; may come later than the item, and stays if a later
+  // version of the item has none. Empty = none.
+  std::vector<float> embedding;
   // Mutable.
   std::string title;                           // <= 512 bytes
   std::string text;                            // <= 8192 bytes

@@ -10,6 +10,8 @@ namespace backstory {
 namespace {
 
 constexpr uint8_t kItemVersion = 1;
+constexpr uint8_t kItemVersionEmbedded = 2;  // with an embedding at the end; binaries before it refuse such an item
+constexpr size_t kEmbeddingMax = 4096;
 constexpr size_t kCategoriesMax = 64;
 constexpr size_t kCategoryBytesMax = 256;
 constexpr size_t kSidLevelsMax = 16;
@@ -26,7 +28,7 @@ std::string OverLimit(const char* field, size_t size, size_t limit, const char* 
 
 std::string EncodeItem(const Item& item) {
   std::string out;
-  out.push_back(static_cast<char>(kItemVersion));
+  out.push_back(static_cast<char>(item.embedding.empty() ? kItemVersion : kItemVersionEmbedded));
   PutVarint(&out, item.categories.size());
   for (const std::string& category : item.categories) PutBytes(&out, category);
   PutVarint(&out, item.sid.size());
@@ -44,6 +46,14 @@ std::string EncodeItem(const Item& item) {
     PutBytes(&out, name);
     PutBytes(&out, value);
   }
+  if (!item.embedding.empty()) {
+    std::string numbers;
+    for (const float value : item.embedding) {
+      const uint32_t bits = std::bit_cast<uint32_t>(value);
+      for (int shift = 0; shift < 32; shift += 8) numbers.push_back(static_cast<char>(bits >> shift));
+    }
+    PutBytes(&out, numbers);
+  }
   return out;
 }
 
@@ -52,7 +62,7 @@ bool DecodeItem(std::string_view bytes, Item* item) {
   uint8_t version = 0;
   uint64_t count = 0, year = 0;
   std::string_view text, name;
-  if (!reader.ReadByte(&version) || version != kItemVersion) return false;
+  if (!reader.ReadByte(&version) || (version != kItemVersion && version != kItemVersionEmbedded)) return false;
   if (!reader.ReadVarint(&count)) return false;
   for (uint64_t i = 0; i < count; ++i) {
     if (!reader.ReadBytes(&text)) return false;
@@ -81,6 +91,14 @@ bool DecodeItem(std::string_view bytes, Item* item) {
     if (!reader.ReadBytes(&name) || !reader.ReadBytes(&text)) return false;
     item->strings[std::string(name)] = text;
   }
+  if (version == kItemVersionEmbedded) {
+    if (!reader.ReadBytes(&text) || text.empty() || text.size() % 4 != 0 || text.size() / 4 > kEmbeddingMax) return false;
+    for (size_t i = 0; i < text.size(); i += 4) {
+      uint32_t bits = 0;
+      for (size_t byte = 0; byte < 4; ++byte) bits |= uint32_t{static_cast<uint8_t>(text[i + byte])} << (8 * byte);
+      item->embedding.push_back(std::bit_cast<float>(bits));
+    }
+  }
   return reader.remaining() == 0;
 }
 
@@ -92,6 +110,12 @@ std::string WhyItemRejected(const Item& item) {
       return OverLimit("categories", category.size(), kCategoryBytesMax, "bytes");
   }
   if (item.sid.size() > kSidLevelsMax) return OverLimit("sid", item.sid.size(), kSidLevelsMax, "levels");
+  if (item.embedding.size() > kEmbeddingMax) {
+    return OverLimit("embedding", item.embedding.size(), kEmbeddingMax, "numbers");
+  }
+  for (const float value : item.embedding) {
+    if (!std::isfinite(value)) return "embedding: a number is not finite";
+  }
   if (item.title.size() > kTitleBytesMax) return OverLimit("title", item.title.size(), kTitleBytesMax, "bytes");
   if (item.text.size() > kTextBytesMax) return OverLimit("text", item.text.size(), kTextBytesMax, "bytes");
   if (item.numbers.size() > kMapEntriesMax) return OverLimit("numbers", item.numbers.size(), kMapEntriesMax, "entries");
@@ -113,6 +137,7 @@ std::string_view ImmutableDifference(const Item& a, const Item& b) {
   if (a.categories != b.categories) return "categories";
   if (a.sid != b.sid) return "sid";
   if (a.year != b.year) return "year";
+  if (!a.embedding.empty() && !b.embedding.empty() && a.embedding != b.embedding) return "embedding";
   return "";
 }
 

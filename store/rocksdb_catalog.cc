@@ -106,8 +106,13 @@ absl::Status RocksDbCatalog::Load() {
 
 absl::Status RocksDbCatalog::Prepare(const std::string& ns, const std::vector<std::shared_ptr<const Item>>& items,
                                      bool allow, std::vector<std::shared_ptr<const Item>>* changed, uint64_t* version) {
-  for (const auto& item : items) {
+  for (std::shared_ptr<const Item> item : items) {
     const std::shared_ptr<const Item> known = Find(ns, item->item_id);
+    if (known != nullptr && item->embedding.empty() && !known->embedding.empty()) {
+      auto kept = std::make_shared<Item>(*item);
+      kept->embedding = known->embedding;
+      item = std::move(kept);
+    }
     if (known != nullptr && *known == *item) continue;
     const std::string_view field = known == nullptr ? "" : ImmutableDifference(*known, *item);
     if (!field.empty() && !allow) {

@@ -74,13 +74,15 @@ class Searching {
   }
 
   std::vector<Beam> Run(const Memory& memory) {
-    Decoder decoder(&network_, &memory, options_.beam);
+    Decoder decoder(&network_, &memory, options_.beam, options_.pool);
     std::vector<float> logits(options_.beam * static_cast<size_t>(config_.vocabulary));
     std::vector<Beam> beams(1);
     std::vector<uint32_t> tokens(1, config_.bos()), parents;
     std::vector<const RetrievedSet*> sets;
     for (size_t step = 0; step < kLevels; ++step) {
-      decoder.Step(tokens, sets, logits.data());
+      const bool explained = step + 1 == kLevels && options_.steering != nullptr;
+      std::vector<double> gates(explained ? tokens.size() : 0);
+      decoder.Step(tokens, sets, logits.data(), explained ? gates.data() : nullptr);
       const std::vector<Candidate> best = Extend(step, beams, logits.data());
       std::vector<Beam> next(best.size());
       parents.resize(best.size());
@@ -92,6 +94,7 @@ class Searching {
         parents[i] = best[i].parent;
       }
       beams = std::move(next);
+      if (explained) Explain(decoder, sets, gates, parents);
       if (options_.steps != nullptr) (*options_.steps)[step] = beams;
       if (step + 1 == kLevels || beams.empty()) break;
       decoder.Follow(parents);
@@ -132,6 +135,19 @@ class Searching {
     return best.Take();
   }
 
+  void Explain(const Decoder& decoder, const std::vector<const RetrievedSet*>& sets, const std::vector<double>& gates,
+               const std::vector<uint32_t>& parents) const {
+    options_.steering->resize(parents.size());
+    for (size_t i = 0; i < parents.size(); ++i) {
+      const RetrievedSet* set = sets[parents[i]];
+      if (set == nullptr) continue;
+      Steering& steering = (*options_.steering)[i];
+      steering.tokens = set->members;
+      steering.mass = decoder.SearchAttention(parents[i], *set);
+      steering.gate = static_cast<float>(gates[parents[i]] / config_.decoder_layers);
+    }
+  }
+
   // A token outside level 1 reads the nearest bucket, as in the public code.
   const RetrievedSet* SetOf(uint32_t first_token) {
     if (config_.retrieved_items == 0) return nullptr;
@@ -154,11 +170,18 @@ class Searching {
 
 }  // namespace
 
+Memory Encode(const Network& network, const History& history, ThreadPool* pool) {
+  const Config& config = network.config();
+  std::vector<float> tiers(static_cast<size_t>(config.levels[0]) * config.bins());
+  history.TierFeatures(tiers.data());
+  return network.Encode(history.ShortTokens(), tiers.data(), pool);
+}
+
 BucketTokens BucketsOf(const Catalogue& catalogue, const History& history) {
   return [&catalogue, &history](uint16_t code) {
     std::vector<uint32_t> tokens;
-    for (const uint32_t row : history.Bucket(code)) {
-      for (const uint32_t token : catalogue.Tokens(row)) tokens.push_back(token);
+    for (const Behaviour& behaviour : history.Bucket(code)) {
+      for (const uint32_t token : catalogue.Tokens(behaviour.row)) tokens.push_back(token);
     }
     return tokens;
   };

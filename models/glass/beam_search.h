@@ -29,17 +29,31 @@ struct Beam {
   uint32_t node = 0;  // kValid: the SID, a last-level node of the trie
 };
 
-// Rows of the items that a first-level code retrieves from the user's long history.
+// Encodes what a history has to say before the first token.
+Memory Encode(const Network& network, const History& history, ThreadPool* pool);
+
+// Tokens of the items that a first-level code retrieves from the user's long history.
 using BucketTokens = std::function<std::vector<uint32_t>(uint16_t code)>;
 // Of a user's history, with repeats.
 BucketTokens BucketsOf(const Catalogue& catalogue, const History& history);
+
+// What steered the last step of a beam: its retrieved tokens by share of the search's attention (Decoder::SearchAttention),
+// and how far the gates of all layers let them in.
+struct Steering {
+  std::vector<RetrievedSet::Member> tokens;
+  std::vector<float> mass;  // [tokens]
+  float gate = 0;           // 0..1
+};
 
 struct SearchOptions {
   size_t beam = 20;  // 1..1024
   SearchMode mode = SearchMode::kValid;
   const Trie* trie = nullptr;  // kValid
+  ThreadPool* pool = nullptr;  // null: the calling thread. Changes no bit
   // The reply of each step, best first, if wanted (tests).
   std::array<std::vector<Beam>, kLevels>* steps = nullptr;
+  // One per beam of the reply, if wanted (explanations).
+  std::vector<Steering>* steering = nullptr;
 };
 
 // At most `beam` beams, best first; fewer where fewer are valid. Ties go to the better parent, then the smaller token.

@@ -51,20 +51,44 @@ std::vector<float> MeanEmbeddings(const Config& config, const CatalogueInput& in
   return means;
 }
 
+absl::Status CheckSids(const Config& config, std::span<const uint64_t> item_ids, std::span<const Sid> sids) {
+  const auto wrong = [](const std::string& what) { return absl::InvalidArgumentError(what); };
+  if (sids.size() != item_ids.size()) {
+    return wrong(absl::StrCat("field sid: ", sids.size(), " SIDs for ", item_ids.size(), " items"));
+  }
+  for (size_t i = 0; i < sids.size(); ++i) {
+    for (size_t l = 0; l < kLevels; ++l) {
+      if (sids[i][l] < config.levels[l]) continue;
+      return wrong(absl::StrCat("item ", item_ids[i], ", field sid: code ", sids[i][l], " of level ", l,
+                                ", must be below ", config.levels[l]));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTierBins(const Config& config, std::span<const uint64_t> item_ids, std::span<const uint8_t> bins) {
+  if (bins.empty()) return absl::OkStatus();
+  const size_t codes = Size(config.levels[0]);
+  if (bins.size() != item_ids.size() * codes) {
+    return absl::InvalidArgumentError(absl::StrCat("field tier_bin: ", bins.size(), " bins for ", item_ids.size(),
+                                                   " items of ", codes, " codes"));
+  }
+  for (size_t i = 0; i < bins.size(); ++i) {
+    if (bins[i] < config.bins() || bins[i] == TierTable::kNoBin) continue;
+    return absl::InvalidArgumentError(absl::StrCat("item ", item_ids[i / codes], ", field tier_bin[", i % codes, "] is ",
+                                                   static_cast<int>(bins[i]), ", must be below ", config.bins(), " or 255"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckInput(const Config& config, const CatalogueInput& input) {
   const size_t n = input.item_ids.size(), width = Size(config.embedding_width);
   const auto wrong = [](const std::string& what) { return absl::InvalidArgumentError(what); };
   if (n == 0) return wrong("catalogue: no items");
   if (n > UINT32_MAX) return wrong(absl::StrCat("catalogue: ", n, " items, at most ", UINT32_MAX));
-  if (input.sids.size() != n) return wrong(absl::StrCat("field sid: ", input.sids.size(), " SIDs for ", n, " items"));
-  for (size_t i = 0; i < n; ++i) {
-    for (size_t l = 0; l < kLevels; ++l) {
-      if (input.sids[i][l] < config.levels[l]) continue;
-      return wrong(absl::StrCat("item ", input.item_ids[i], ", field sid: code ", input.sids[i][l], " of level ", l,
-                                ", must be below ", config.levels[l]));
-    }
-  }
-  const bool wanted = config.bins() > 0 || (config.neighbours > 0 && input.prototypes.empty());
+  if (auto s = CheckSids(config, input.item_ids, input.sids); !s.ok()) return s;
+  const bool wanted = (config.bins() > 0 && input.tier_bins.empty()) || (config.neighbours > 0 && input.prototypes.empty());
+  if (auto s = CheckTierBins(config, input.item_ids, input.tier_bins); !s.ok()) return s;
   if (wanted || !input.embeddings.empty()) {
     if (input.embeddings.size() != n * width) {
       return wrong(absl::StrCat("field embedding: ", input.embeddings.size(), " numbers for ", n, " items of width ", width));
@@ -139,6 +163,28 @@ absl::StatusOr<std::unique_ptr<const Catalogue>> Catalogue::Create(const Config&
   return catalogue;
 }
 
+absl::StatusOr<std::unique_ptr<const Catalogue>> Catalogue::With(const CatalogueAddition& more) const {
+  if (absl::Status status = CheckSids(config_, more.item_ids, more.sids); !status.ok()) return status;
+  if (absl::Status status = CheckTierBins(config_, more.item_ids, more.tier_bins); !status.ok()) return status;
+  if (config_.bins() > 0 && more.tier_bins.empty() && !more.item_ids.empty()) {
+    return absl::InvalidArgumentError("field tier_bin is missing");
+  }
+  std::unique_ptr<Catalogue> catalogue(new Catalogue(config_));
+  catalogue->item_ids_ = item_ids_;
+  catalogue->sids_ = sids_;
+  catalogue->bins_ = bins_;
+  catalogue->neighbours_ = neighbours_;
+  catalogue->item_ids_.insert(catalogue->item_ids_.end(), more.item_ids.begin(), more.item_ids.end());
+  catalogue->sids_.insert(catalogue->sids_.end(), more.sids.begin(), more.sids.end());
+  catalogue->bins_.insert(catalogue->bins_.end(), more.tier_bins.begin(), more.tier_bins.end());
+  if (absl::Status status = catalogue->IndexIds(); !status.ok()) return status;
+  // The order of today's postings stands for the prior, which is not kept; new rows come after all of them.
+  std::vector<float> order(catalogue->size(), -HUGE_VALF);
+  for (size_t i = 0; i < postings_.size(); ++i) order[postings_[i]] = -static_cast<float>(i);
+  catalogue->IndexSids(order);
+  return catalogue;
+}
+
 absl::Status Catalogue::IndexIds() {
   rows_by_id_.resize(item_ids_.size());
   std::iota(rows_by_id_.begin(), rows_by_id_.end(), 0u);
@@ -174,12 +220,14 @@ void Catalogue::IndexSids(std::span<const float> prior) {
 }
 
 void Catalogue::AddTiers(const CatalogueInput& input) {
-  if (config_.bins() == 0 && config_.neighbours == 0) return;
+  const bool from_embeddings = config_.bins() > 0 && input.tier_bins.empty();
+  if (!from_embeddings) bins_.assign(input.tier_bins.begin(), input.tier_bins.end());
+  if (!from_embeddings && config_.neighbours == 0) return;
   const std::vector<float> computed =
       input.prototypes.empty() ? MeanEmbeddings(config_, input) : std::vector<float>();
   const TierTable table(config_, input.prototypes.empty() ? std::span<const float>(computed) : input.prototypes);
   const size_t codes = Size(config_.levels[0]), width = Size(config_.embedding_width);
-  if (config_.bins() > 0) {
+  if (from_embeddings) {
     bins_.resize(size() * codes);
     for (size_t i = 0; i < size(); ++i) table.Bins(input.embeddings.data() + i * width, bins_.data() + i * codes);
   }

@@ -38,10 +38,18 @@ class TierTable {
 struct CatalogueInput {
   std::span<const uint64_t> item_ids;  // distinct
   std::span<const Sid> sids;           // one per item
-  // [items][embedding_width], finite; empty if the configuration has neither tiers nor neighbours.
+  // [items][embedding_width], finite; empty if the configuration has neither tiers nor neighbours, or with tier_bins.
   std::span<const float> embeddings;
   std::span<const float> prototypes;  // [levels[0]][embedding_width]; empty: computed from the items
   std::span<const float> prior;       // one per item, orders the items of one SID, larger first; empty: input order
+  std::span<const uint8_t> tier_bins = {};  // [items][levels[0]], as TierTable::Bins gives; empty: from embeddings
+};
+
+// Items that a finished catalogue is to know as well.
+struct CatalogueAddition {
+  std::vector<uint64_t> item_ids;  // distinct, none of them in the catalogue
+  std::vector<Sid> sids;           // one per item
+  std::vector<uint8_t> tier_bins;  // [items][levels[0]]; empty without tiers
 };
 
 // Immutable once made, thread-safe. Rows number the items in input order.
@@ -50,6 +58,9 @@ class Catalogue {
   // INVALID_ARGUMENT naming the item and the field: an id twice, a code beyond its level, a number that is not finite, a
   // wrong width.
   static absl::StatusOr<std::unique_ptr<const Catalogue>> Create(const Config& config, const CatalogueInput& input);
+
+  // Rows of the items that are there already stay; inside an SID the new ones come last. Errors as of Create.
+  absl::StatusOr<std::unique_ptr<const Catalogue>> With(const CatalogueAddition& more) const;
 
   const Config& config() const { return config_; }
   size_t size() const { return item_ids_.size(); }

@@ -11,6 +11,24 @@ absl::Status Bad(const char* field, double value, const std::string& rule) {
   return absl::InvalidArgumentError(absl::StrCat("field ", field, " is ", value, ", must be ", rule));
 }
 
+absl::Status ValidateQuantiser(const Config& c) {
+  constexpr int kWidthMax = 16'384;
+  if (c.quantiser == QuantiserKind::kNone) return absl::OkStatus();
+  if (c.quantiser_latent < 1 || c.quantiser_latent > kWidthMax) {
+    return Bad("quantiser.latent", c.quantiser_latent, absl::StrCat("1..", kWidthMax));
+  }
+  if (c.quantiser == QuantiserKind::kRqKMeans && c.quantiser_latent != c.embedding_width) {
+    return Bad("quantiser.latent", c.quantiser_latent, absl::StrCat("embedding_width, ", c.embedding_width));
+  }
+  if (c.quantiser_hidden.size() > 16) {
+    return Bad("quantiser.hidden", static_cast<double>(c.quantiser_hidden.size()), "at most 16 widths");
+  }
+  for (const int width : c.quantiser_hidden) {
+    if (width < 1 || width > kWidthMax) return Bad("quantiser.hidden", width, absl::StrCat("1..", kWidthMax));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Validate(const Config& c) {
@@ -57,7 +75,15 @@ absl::Status Validate(const Config& c) {
   if (!std::isfinite(c.first_step_epsilon) || c.first_step_epsilon < 0 || c.first_step_epsilon > 0.1) {
     return Bad("first_step_epsilon", c.first_step_epsilon, "0..0.1");
   }
-  return absl::OkStatus();
+  return ValidateQuantiser(c);
+}
+
+bool IsBehaviour(const Config& config, const Event& event) {
+  if (event.kind != EventKind::kAction) return false;
+  for (const HistoryRule& rule : config.history) {
+    if (event.action == rule.action && event.value >= rule.min_value && event.value < rule.max_value) return true;
+  }
+  return config.history.empty();
 }
 
 }  // namespace backstory::glass

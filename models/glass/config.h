@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "features/event.h"
 
 namespace backstory::glass {
 
@@ -22,6 +23,15 @@ enum class TokenLayout { kStrided, kDense };  // level offsets 1 + l * largest l
 enum class TierSimilarity { kDot, kCosine };
 enum class TierPosition { kFirst, kLast };
 enum class GateInput { kState, kMemory };  // what the gate reads beside the retrieved branch
+
+// An action of this type with min_value <= value < max_value is a behaviour.
+struct HistoryRule {
+  ActionType action = ActionType::kNone;
+  float min_value = -3.4e38f;
+  float max_value = 3.4e38f;
+};
+
+enum class QuantiserKind { kNone, kRqVae, kRqKMeans };  // kNone: no new item can be encoded
 
 struct Config {
   std::string name;  // model name, [a-z0-9_-]{1,64}
@@ -39,6 +49,7 @@ struct Config {
   TokenLayout tokens = TokenLayout::kStrided;
   int vocabulary = 1000;  // softmax width; more than the last token
 
+  std::vector<HistoryRule> history;  // which actions are behaviours; none = every action
   int short_items = 50;      // newest behaviours, read by the encoder
   int long_items = 0;        // older ones that are kept; 0 = all
   int retrieved_items = 30;  // of a bucket, newest; 0 = no search
@@ -52,7 +63,10 @@ struct Config {
   int beam = 20;                      // default width
   double first_step_epsilon = 1e-9;   // > 0: the first step scores log(p + epsilon)
   int embedding_width = 128;          // of item embeddings and prototypes
-  std::string sid_version;
+  QuantiserKind quantiser = QuantiserKind::kNone;
+  std::vector<int> quantiser_hidden;  // widths between embedding and latent
+  int quantiser_latent = 0;           // width of a code
+  std::string sid_version;            // 16 hex digits over SIDs, codebooks and prototypes
 
   size_t bins() const { return tier_edges.empty() ? 0 : tier_edges.size() - 1; }
   size_t inner() const { return static_cast<size_t>(heads) * static_cast<size_t>(d_kv); }
@@ -74,6 +88,9 @@ struct Config {
 
 // INVALID_ARGUMENT naming the field and the limit.
 absl::Status Validate(const Config& config);
+
+// Whether an event belongs to the history that the model reads; that its item has a SID is for the caller to see.
+bool IsBehaviour(const Config& config, const Event& event);
 
 }  // namespace backstory::glass
 

@@ -9,49 +9,84 @@
 #include "kernels/dispatch.h"
 
 namespace backstory::glass {
+namespace {
 
-Decoder::Decoder(const Network* network, const Memory* memory, size_t beams_max)
+// The tiles of a product are 12, 6 and 3 rows high; single rows after them cost as much as six.
+size_t PaddedRows(size_t rows) { return rows <= 3 ? rows : (rows + 5) / 6 * 6; }
+
+constexpr size_t kRowsPerPartMin = 6;  // fewer are not worth another thread
+
+}  // namespace
+
+Decoder::Decoder(const Network* network, const Memory* memory, size_t beams_max, ThreadPool* pool)
     : network_(network),
       memory_(memory),
       beams_max_(beams_max),
+      pool_(pool),
       self_kv_(network->weights_.decoder.size() * kLevels * beams_max * 2 * network->inner_, AlignedFloats::kUninitialised),
-      follow_(beams_max * 2 * network->inner_, AlignedFloats::kUninitialised),
-      x_(beams_max * network->d_),
-      z_(beams_max * network->d_),
-      near_(beams_max * network->d_),
-      far_(beams_max * network->d_),
-      gate_in_(2 * beams_max * network->d_),
-      gate_(beams_max * network->d_),
-      q_(beams_max * network->inner_),
-      o_(beams_max * network->inner_),
-      sorted_q_(beams_max * network->inner_),
-      sorted_o_(beams_max * network->inner_),
-      lse_(beams_max * network->shape_.kv_heads),
-      hidden_(beams_max * static_cast<size_t>(network->config_.ffn)),
-      workspace_(AttendWorkspaceFloats(network->shape_)),
-      order_(beams_max) {}
+      follow_(beams_max * 2 * network->inner_, AlignedFloats::kUninitialised) {}
+
+// Splits `beams` into as many parts as there are threads, whole tiles each where that is possible.
+void Decoder::Deal(size_t beams) {
+  const size_t threads = pool_ == nullptr ? 1 : pool_->threads();
+  const size_t wanted = std::max<size_t>(1, std::min(threads, beams / kRowsPerPartMin));
+  const size_t rows = wanted == 1 ? beams : PaddedRows((beams + wanted - 1) / wanted);
+  used_parts_ = (beams + rows - 1) / rows;
+  if (parts_.size() < used_parts_) parts_.resize(used_parts_);
+  for (size_t i = 0; i < used_parts_; ++i) {
+    Part& part = parts_[i];
+    part.first = i * rows;
+    part.rows = std::min(rows, beams - part.first);
+    part.padded = PaddedRows(part.rows);
+    if (part.q.size() < part.padded * network_->inner_) Allocate(&part, part.padded);
+    std::fill(part.x.data() + part.rows * network_->d_, part.x.data() + part.padded * network_->d_, 0.0f);
+  }
+}
+
+void Decoder::Allocate(Part* part, size_t rows) const {
+  const size_t d = network_->d_, inner = network_->inner_;
+  const auto make = [rows](size_t width) { return AlignedFloats(rows * width); };
+  part->x = make(d), part->z = make(d), part->near = make(d), part->far = make(d), part->gate = make(d);
+  part->gate_in = make(2 * d), part->kv = make(2 * inner);
+  part->q = make(inner), part->o = make(inner), part->sorted_q = make(inner), part->sorted_o = make(inner);
+  part->lse = make(network_->shape_.kv_heads);
+  part->hidden = make(static_cast<size_t>(network_->config_.ffn));
+  part->logits = make(static_cast<size_t>(network_->config_.vocabulary));
+  part->workspace = AlignedFloats(AttendWorkspaceFloats(network_->shape_));
+}
 
 void Decoder::Step(std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
                    double* gate_sum) {
-  const size_t beams = tokens.size(), d = network_->d_;
-  assert(beams <= beams_max_ && position_ < kLevels);
-  for (size_t w = 0; w < beams; ++w) {
-    std::copy_n(network_->weights_.embedding.data() + tokens[w] * d, d, x_.data() + w * d);
+  assert(tokens.size() <= beams_max_ && position_ < kLevels);
+  assert(position_ == 0 || network_->config_.retrieved_items == 0 || retrieved.size() == tokens.size());
+  Deal(tokens.size());
+  const size_t vocabulary = static_cast<size_t>(network_->config_.vocabulary);
+  ParallelFor(used_parts_ > 1 ? pool_ : nullptr, used_parts_, [&](size_t i) {
+    Part& part = parts_[i];
+    Run(&part, tokens.subspan(part.first, part.rows),
+        retrieved.empty() ? retrieved : retrieved.subspan(part.first, part.rows), logits + part.first * vocabulary,
+        gate_sum == nullptr ? nullptr : gate_sum + part.first);
+  });
+  ++position_;
+}
+
+void Decoder::Run(Part* part, std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved,
+                  float* logits, double* gate_sum) {
+  const size_t d = network_->d_, vocabulary = static_cast<size_t>(network_->config_.vocabulary);
+  for (size_t w = 0; w < part->rows; ++w) {
+    std::copy_n(network_->weights_.embedding.data() + tokens[w] * d, d, part->x.data() + w * d);
   }
-  if (position_ > 0 && network_->config_.retrieved_items > 0) {
-    assert(retrieved.size() == beams);
-    GroupBySet(retrieved);
-  }
+  if (position_ > 0 && network_->config_.retrieved_items > 0) GroupBySet(retrieved, part);
   for (size_t i = 0; i < network_->weights_.decoder.size(); ++i) {
     const DecoderLayer& layer = network_->weights_.decoder[i];
-    SelfAttention(layer, i, beams);
-    Cross(layer, i, beams, gate_sum);
-    AddFfn(layer.ffn, beams, d, z_.data(), hidden_.data(), x_.data());
+    SelfAttention(layer, i, part);
+    Cross(layer, i, part, gate_sum);
+    AddFfn(layer.ffn, part->padded, d, part->z.data(), part->hidden.data(), part->x.data());
   }
-  RmsNorm(x_.data(), beams, d, network_->weights_.decoder_norm.data(), z_.data());
-  Kernels().gemm({.a = z_.data(), .lda = d, .m = beams, .b = &network_->weights_.head, .c = logits,
-                  .ldc = static_cast<size_t>(network_->config_.vocabulary)});
-  ++position_;
+  RmsNorm(part->x.data(), part->padded, d, network_->weights_.decoder_norm.data(), part->z.data());
+  Kernels().gemm({.a = part->z.data(), .lda = d, .m = part->padded, .b = &network_->weights_.head,
+                  .c = part->logits.data(), .ldc = vocabulary});
+  std::copy_n(part->logits.data(), part->rows * vocabulary, logits);
 }
 
 void Decoder::Follow(std::span<const uint32_t> parents) {
@@ -66,102 +101,109 @@ void Decoder::Follow(std::span<const uint32_t> parents) {
 }
 
 // At most three keys a beam: plain loops.
-void Decoder::SelfAttention(const DecoderLayer& layer, size_t index, size_t beams) {
+void Decoder::SelfAttention(const DecoderLayer& layer, size_t index, Part* part) {
   const KernelTable& kernels = Kernels();
   const size_t d = network_->d_, inner = network_->inner_, heads = network_->shape_.kv_heads, d_kv = network_->shape_.d_k;
   const Config& config = network_->config_;
-  RmsNorm(x_.data(), beams, d, layer.norm.data(), z_.data());
-  kernels.gemm({.a = z_.data(), .lda = d, .m = beams, .b = &layer.q, .c = q_.data(), .ldc = inner});
-  kernels.gemm({.a = z_.data(), .lda = d, .m = beams, .b = &layer.kv, .c = Keys(index, position_), .ldc = 2 * inner});
-  for (size_t w = 0; w < beams; ++w) {
+  RmsNorm(part->x.data(), part->padded, d, layer.norm.data(), part->z.data());
+  kernels.gemm({.a = part->z.data(), .lda = d, .m = part->padded, .b = &layer.q, .c = part->q.data(), .ldc = inner});
+  kernels.gemm({.a = part->z.data(), .lda = d, .m = part->padded, .b = &layer.kv, .c = part->kv.data(), .ldc = 2 * inner});
+  std::copy_n(part->kv.data(), part->rows * 2 * inner, Keys(index, position_) + part->first * 2 * inner);
+  for (size_t w = 0; w < part->rows; ++w) {
     for (size_t h = 0; h < heads; ++h) {
-      const float* q = q_.data() + w * inner + h * d_kv;
+      const float* q = part->q.data() + w * inner + h * d_kv;
       float weight[kLevels], top = -HUGE_VALF, sum = 0;
       for (size_t p = 0; p <= position_; ++p) {
-        const float* k = Keys(index, p) + w * 2 * inner + h * d_kv;
+        const float* k = Keys(index, p) + (part->first + w) * 2 * inner + h * d_kv;
         const int bucket = RelativeBucket(static_cast<int>(p) - static_cast<int>(position_), config.relative_buckets,
                                           config.relative_distance_max);
         weight[p] = std::inner_product(q, q + d_kv, k, network_->weights_.decoder_bias[static_cast<size_t>(bucket) * heads + h]);
         top = std::max(top, weight[p]);
       }
       for (size_t p = 0; p <= position_; ++p) sum += weight[p] = std::exp(weight[p] - top);
-      float* o = o_.data() + w * inner + h * d_kv;
+      float* o = part->o.data() + w * inner + h * d_kv;
       std::fill_n(o, d_kv, 0.0f);
       for (size_t p = 0; p <= position_; ++p) {
-        const float* v = Keys(index, p) + (w * 2 + 1) * inner + h * d_kv;
+        const float* v = Keys(index, p) + ((part->first + w) * 2 + 1) * inner + h * d_kv;
         for (size_t i = 0; i < d_kv; ++i) o[i] += weight[p] / sum * v[i];
       }
     }
   }
-  kernels.gemm({.a = o_.data(), .lda = inner, .m = beams, .b = &layer.o, .c = z_.data(), .ldc = d});
-  kernels.add(z_.data(), beams * d, x_.data());
+  kernels.gemm({.a = part->o.data(), .lda = inner, .m = part->padded, .b = &layer.o, .c = part->z.data(), .ldc = d});
+  kernels.add(part->z.data(), part->padded * d, part->x.data());
 }
 
-void Decoder::Cross(const DecoderLayer& layer, size_t index, size_t beams, double* gate_sum) {
+void Decoder::Cross(const DecoderLayer& layer, size_t index, Part* part, double* gate_sum) const {
   const KernelTable& kernels = Kernels();
-  const size_t d = network_->d_, inner = network_->inner_;
-  RmsNorm(x_.data(), beams, d, layer.cross_norm.data(), z_.data());
-  kernels.gemm({.a = z_.data(), .lda = d, .m = beams, .b = &layer.memory_q, .c = q_.data(), .ldc = inner});
-  AttendMemory(index, beams);
-  kernels.gemm({.a = o_.data(), .lda = inner, .m = beams, .b = &layer.memory_o, .c = near_.data(), .ldc = d});
+  const size_t d = network_->d_, inner = network_->inner_, m = part->padded;
+  RmsNorm(part->x.data(), m, d, layer.cross_norm.data(), part->z.data());
+  kernels.gemm({.a = part->z.data(), .lda = d, .m = m, .b = &layer.memory_q, .c = part->q.data(), .ldc = inner});
+  AttendMemory(index, part);
+  kernels.gemm({.a = part->o.data(), .lda = inner, .m = m, .b = &layer.memory_o, .c = part->near.data(), .ldc = d});
   // The first position predicts the first code and must not see what that code retrieves.
   if (position_ == 0 || network_->config_.retrieved_items == 0) {
-    kernels.add(near_.data(), beams * d, x_.data());
+    kernels.add(part->near.data(), m * d, part->x.data());
     return;
   }
-  kernels.gemm({.a = z_.data(), .lda = d, .m = beams, .b = &layer.retrieved_q, .c = q_.data(), .ldc = inner});
-  AttendRetrieved(index, beams);
-  kernels.gemm({.a = o_.data(), .lda = inner, .m = beams, .b = &layer.retrieved_o, .c = far_.data(), .ldc = d});
-  const float* source = network_->config_.gate_input == GateInput::kState ? z_.data() : near_.data();
-  for (size_t w = 0; w < beams; ++w) {
-    std::copy_n(source + w * d, d, gate_in_.data() + w * 2 * d);
-    std::copy_n(far_.data() + w * d, d, gate_in_.data() + (w * 2 + 1) * d);
+  kernels.gemm({.a = part->z.data(), .lda = d, .m = m, .b = &layer.retrieved_q, .c = part->q.data(), .ldc = inner});
+  AttendRetrieved(index, part);
+  kernels.gemm({.a = part->o.data(), .lda = inner, .m = m, .b = &layer.retrieved_o, .c = part->far.data(), .ldc = d});
+  const float* source = network_->config_.gate_input == GateInput::kState ? part->z.data() : part->near.data();
+  for (size_t w = 0; w < m; ++w) {
+    std::copy_n(source + w * d, d, part->gate_in.data() + w * 2 * d);
+    std::copy_n(part->far.data() + w * d, d, part->gate_in.data() + (w * 2 + 1) * d);
   }
-  kernels.gemm({.a = gate_in_.data(), .lda = 2 * d, .m = beams, .b = &layer.gate, .bias = layer.gate_b.data(),
-                .c = gate_.data(), .ldc = d});
-  kernels.sigmoid(beams * d, gate_.data());
-  for (size_t i = 0; i < beams * d; ++i) x_[i] += (1 - gate_[i]) * near_[i] + gate_[i] * far_[i];
-  for (size_t w = 0; gate_sum != nullptr && w < beams; ++w) {
-    gate_sum[w] += std::accumulate(gate_.data() + w * d, gate_.data() + (w + 1) * d, 0.0) / static_cast<double>(d);
+  kernels.gemm({.a = part->gate_in.data(), .lda = 2 * d, .m = m, .b = &layer.gate, .bias = layer.gate_b.data(),
+                .c = part->gate.data(), .ldc = d});
+  kernels.sigmoid(m * d, part->gate.data());
+  for (size_t i = 0; i < m * d; ++i) {
+    part->x[i] += (1 - part->gate[i]) * part->near[i] + part->gate[i] * part->far[i];
+  }
+  for (size_t w = 0; gate_sum != nullptr && w < part->rows; ++w) {
+    const float* gate = part->gate.data() + w * d;
+    gate_sum[w] += std::accumulate(gate, gate + d, 0.0) / static_cast<double>(d);
   }
 }
 
-void Decoder::AttendMemory(size_t index, size_t beams) {
+void Decoder::AttendMemory(size_t index, Part* part) const {
   const size_t pages = (memory_->rows + kPageRows - 1) / kPageRows;
-  views_.clear();
-  for (size_t p = 0; p < pages; ++p) views_.push_back(memory_->pages[index * pages + p].view());
+  part->views.clear();
+  for (size_t p = 0; p < pages; ++p) part->views.push_back(memory_->pages[index * pages + p].view());
   const KeyRun all{0, static_cast<uint32_t>(memory_->rows), 0, KeyRun::kNoBias};
   AttendArgs args;
-  args.queries = beams;
+  args.queries = part->rows;
   args.heads = network_->shape_.kv_heads;
   args.shape = network_->shape_;
-  args.q = q_.data();
-  args.pages = views_;
+  args.q = part->q.data();
+  args.pages = part->views;
   args.shared_runs = {&all, memory_->rows > 0 ? size_t{1} : size_t{0}};
-  args.o = o_.data();
-  args.lse = lse_.data();
-  args.workspace = workspace_.data();
+  args.o = part->o.data();
+  args.lse = part->lse.data();
+  args.workspace = part->workspace.data();
   Kernels().attend(args);
 }
 
-void Decoder::GroupBySet(std::span<const RetrievedSet* const> retrieved) {
-  order_.resize(retrieved.size());
-  std::iota(order_.begin(), order_.end(), 0u);
-  std::stable_sort(order_.begin(), order_.end(),
+void Decoder::GroupBySet(std::span<const RetrievedSet* const> retrieved, Part* part) {
+  part->order.resize(retrieved.size());
+  std::iota(part->order.begin(), part->order.end(), 0u);
+  std::stable_sort(part->order.begin(), part->order.end(),
                    [&](uint32_t a, uint32_t b) { return std::less<>()(retrieved[a], retrieved[b]); });
-  groups_.clear();
-  for (size_t i = 0; i < order_.size(); ++i) {
-    if (groups_.empty() || groups_.back().set != retrieved[order_[i]]) groups_.push_back({i, i, retrieved[order_[i]]});
-    groups_.back().end = i + 1;
+  part->groups.clear();
+  for (size_t i = 0; i < part->order.size(); ++i) {
+    const RetrievedSet* set = retrieved[part->order[i]];
+    if (part->groups.empty() || part->groups.back().set != set) part->groups.push_back({i, i, set});
+    part->groups.back().end = i + 1;
   }
 }
 
-void Decoder::AttendRetrieved(size_t index, size_t beams) {
+void Decoder::AttendRetrieved(size_t index, Part* part) const {
   const size_t inner = network_->inner_, heads = network_->shape_.kv_heads;
-  for (size_t i = 0; i < beams; ++i) std::copy_n(q_.data() + order_[i] * inner, inner, sorted_q_.data() + i * inner);
-  for (const Group& group : groups_) {
+  for (size_t i = 0; i < part->rows; ++i) {
+    std::copy_n(part->q.data() + part->order[i] * inner, inner, part->sorted_q.data() + i * inner);
+  }
+  for (const Group& group : part->groups) {
     const RetrievedSet& set = *group.set;
-    float* o = sorted_o_.data() + group.begin * inner;
+    float* o = part->sorted_o.data() + group.begin * inner;
     if (set.empty) {  // attention over nothing but pads
       for (size_t i = group.begin; i < group.end; ++i, o += inner) {
         std::copy_n(network_->pad_v_.data() + index * inner, inner, o);
@@ -169,28 +211,57 @@ void Decoder::AttendRetrieved(size_t index, size_t beams) {
       continue;
     }
     const size_t pages = set.log_count.size() / kPageRows;
-    views_.clear();
-    log_w_.clear();
+    part->views.clear();
+    part->log_w.clear();
     for (size_t p = 0; p < pages; ++p) {
-      views_.push_back(set.pages.empty() ? set.gathered[index * pages + p].view()
-                                         : network_->token_pages_[index][set.pages[p]].view());
-      log_w_.push_back(set.log_count.data() + p * kPageRows);
+      part->views.push_back(set.pages.empty() ? set.gathered[index * pages + p].view()
+                                              : network_->token_pages_[index][set.pages[p]].view());
+      part->log_w.push_back(set.log_count.data() + p * kPageRows);
     }
     const KeyRun all{0, static_cast<uint32_t>(pages * kPageRows), 0, KeyRun::kNoBias};
     AttendArgs args;
     args.queries = group.end - group.begin;
     args.heads = heads;
     args.shape = network_->shape_;
-    args.q = sorted_q_.data() + group.begin * inner;
-    args.pages = views_;
-    args.log_w = log_w_.data();
+    args.q = part->sorted_q.data() + group.begin * inner;
+    args.pages = part->views;
+    args.log_w = part->log_w.data();
     args.shared_runs = {&all, 1};
     args.o = o;
-    args.lse = lse_.data();
-    args.workspace = workspace_.data();
+    args.lse = part->lse.data();
+    args.workspace = part->workspace.data();
     Kernels().attend(args);
   }
-  for (size_t i = 0; i < beams; ++i) std::copy_n(sorted_o_.data() + i * inner, inner, o_.data() + order_[i] * inner);
+  for (size_t i = 0; i < part->rows; ++i) {
+    std::copy_n(part->sorted_o.data() + i * inner, inner, part->o.data() + part->order[i] * inner);
+  }
+}
+
+std::vector<float> Decoder::SearchAttention(size_t w, const RetrievedSet& set) const {
+  const size_t inner = network_->inner_, heads = network_->shape_.kv_heads, d_kv = network_->shape_.d_k;
+  const size_t layer = network_->weights_.decoder.size() - 1, pages = set.log_count.size() / kPageRows;
+  size_t i_part = 0;
+  while (w >= parts_[i_part].first + parts_[i_part].rows) ++i_part;
+  const float* query = parts_[i_part].q.data() + (w - parts_[i_part].first) * inner;  // of the last layer still
+  std::vector<float> mass(set.members.size()), logit(set.members.size() * heads), k(inner), v(inner);
+  for (size_t i = 0; i < set.members.size(); ++i) {
+    const size_t row = set.members[i].row, page = row / kPageRows;
+    const PageView view = set.pages.empty() ? set.gathered[layer * pages + page].view()
+                                            : network_->token_pages_[layer][set.pages[page]].view();
+    ReadRow(network_->shape_, row % kPageRows, view, k.data(), v.data());
+    for (size_t h = 0; h < heads; ++h) {
+      const float* q = query + h * d_kv;
+      logit[h * mass.size() + i] = std::inner_product(q, q + d_kv, k.data() + h * d_kv, set.log_count[row]);
+    }
+  }
+  for (size_t h = 0; h < heads && !mass.empty(); ++h) {
+    float* p = logit.data() + h * mass.size();
+    const float top = *std::max_element(p, p + mass.size());
+    float sum = 0;
+    for (size_t i = 0; i < mass.size(); ++i) sum += p[i] = std::exp(p[i] - top);
+    for (size_t i = 0; i < mass.size(); ++i) mass[i] += p[i] / (sum * static_cast<float>(heads));
+  }
+  return mass;
 }
 
 }  // namespace backstory::glass

@@ -8,15 +8,17 @@
 #include <vector>
 
 #include "kernels/aligned.h"
+#include "kernels/thread_pool.h"
 #include "models/glass/network.h"
 
 namespace backstory::glass {
 
-// Not thread-safe; network and memory must outlive it. Memory is allocated once, for beams_max beams. The bits of a beam
-// do not depend on the beams beside it.
+// Not thread-safe; network, memory and pool must outlive it. Memory is allocated once, for beams_max beams. The bits of a
+// beam do not depend on the beams beside it, nor on threads.
 class Decoder {
  public:
-  Decoder(const Network* network, const Memory* memory, size_t beams_max);
+  // `pool` may be null. Beams are dealt out to its threads.
+  Decoder(const Network* network, const Memory* memory, size_t beams_max, ThreadPool* pool = nullptr);
 
   size_t position() const { return position_; }  // the next one, 0..2
 
@@ -25,19 +27,45 @@ class Decoder {
   // gate_sum, if not null: [beams], each layer's mean gate is added.
   void Step(std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
             double* gate_sum = nullptr);
+  // After Step: how the search's attention of the last layer was spread for beam `w`, whose set is `set`: mean over heads,
+  // [set.members], sums to 1. Zeros for an empty set. For explanations.
+  std::vector<float> SearchAttention(size_t w, const RetrievedSet& set) const;
   // Beam w of the next position goes on from beam parents[w] of the last one.
   void Follow(std::span<const uint32_t> parents);
 
  private:
   struct Group {
-    size_t begin, end;  // of order_
+    size_t begin, end;  // of order
     const RetrievedSet* set;
   };
-  void SelfAttention(const DecoderLayer& layer, size_t index, size_t beams);
-  void Cross(const DecoderLayer& layer, size_t index, size_t beams, double* gate_sum);
-  void AttendMemory(size_t index, size_t beams);
-  void AttendRetrieved(size_t index, size_t beams);
-  void GroupBySet(std::span<const RetrievedSet* const> retrieved);
+  // Neighbouring beams that one thread decodes, and its scratch. `padded` >= `rows`: products run over rows that mean
+  // nothing where that is faster than a ragged tile.
+  struct Part {
+    size_t first = 0, rows = 0, padded = 0;
+    AlignedFloats x, z;            // [padded][d]
+    AlignedFloats near, far;       // [padded][d]: output of the memory and the retrieved branch
+    AlignedFloats gate_in;         // [padded][2 d]
+    AlignedFloats gate;            // [padded][d]
+    AlignedFloats q, o, kv;        // [padded][inner], [padded][inner], [padded][2 inner]
+    AlignedFloats sorted_q, sorted_o;  // [padded][inner], beams of one set together
+    AlignedFloats lse;             // [padded][heads]
+    AlignedFloats hidden;          // [padded][ffn]
+    AlignedFloats logits;          // [padded][vocabulary]
+    AlignedFloats workspace;
+    std::vector<uint32_t> order;
+    std::vector<Group> groups;
+    std::vector<PageView> views;
+    std::vector<const float*> log_w;
+  };
+  void Deal(size_t beams);
+  void Allocate(Part* part, size_t rows) const;
+  void Run(Part* part, std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
+           double* gate_sum);
+  void SelfAttention(const DecoderLayer& layer, size_t index, Part* part);
+  void Cross(const DecoderLayer& layer, size_t index, Part* part, double* gate_sum) const;
+  void AttendMemory(size_t index, Part* part) const;
+  void AttendRetrieved(size_t index, Part* part) const;
+  static void GroupBySet(std::span<const RetrievedSet* const> retrieved, Part* part);
   float* Keys(size_t layer, size_t position) {
     return self_kv_.data() + (layer * kLevels + position) * beams_max_ * 2 * network_->inner_;
   }
@@ -45,22 +73,12 @@ class Decoder {
   const Network* network_;
   const Memory* memory_;
   const size_t beams_max_;
+  ThreadPool* const pool_;
   size_t position_ = 0;
-  AlignedFloats self_kv_;   // [layer][position][beam][2 inner]: key, then value
-  AlignedFloats follow_;    // [beam][2 inner]
-  AlignedFloats x_, z_;     // [beam][d]
-  AlignedFloats near_, far_;  // [beam][d]: output of the memory and the retrieved branch
-  AlignedFloats gate_in_;   // [beam][2 d]
-  AlignedFloats gate_;      // [beam][d]
-  AlignedFloats q_, o_;     // [beam][inner]
-  AlignedFloats sorted_q_, sorted_o_;  // [beam][inner], beams of one set together
-  AlignedFloats lse_;       // [beam][heads]
-  AlignedFloats hidden_;    // [beam][ffn]
-  AlignedFloats workspace_;
-  std::vector<uint32_t> order_;
-  std::vector<Group> groups_;
-  std::vector<PageView> views_;
-  std::vector<const float*> log_w_;
+  AlignedFloats self_kv_;  // [layer][position][beam][2 inner]: key, then value
+  AlignedFloats follow_;   // [beam][2 inner]
+  std::vector<Part> parts_;
+  size_t used_parts_ = 0;  // of the last Step
 };
 
 }  // namespace backstory::glass

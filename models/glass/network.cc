@@ -11,7 +11,7 @@
 namespace backstory::glass {
 namespace {
 
-constexpr size_t kRowsPerTask = 24;  // the GEMM's row block: finer tasks balance threads at no cost
+constexpr size_t kRowsPerTask = 12;  // the height of a GEMM tile: finer tasks balance threads at no cost
 constexpr float kMinusInf = -HUGE_VALF;
 
 size_t Size(int value) { return static_cast<size_t>(value); }
@@ -133,45 +133,47 @@ bool Network::Place(uint32_t token, uint32_t* page, uint32_t* row) const {
 }
 
 RetrievedSet Network::Retrieve(std::span<const uint32_t> tokens, size_t pages_max) const {
-  TokenCounts counts;
+  uint32_t page = 0, row = 0;
+  std::vector<uint32_t> sorted;
+  sorted.reserve(tokens.size());
   for (const uint32_t token : tokens) {
-    uint32_t page = 0, row = 0;
-    if (token != 0 && Place(token, &page, &row)) ++counts[{page, row}];
+    if (token != 0 && Place(token, &page, &row)) sorted.push_back(token);
   }
+  std::sort(sorted.begin(), sorted.end());
   RetrievedSet set;
-  set.empty = counts.empty();
-  for (const auto& [place, count] : counts) {
-    if (set.pages.empty() || set.pages.back() != place.first) set.pages.push_back(place.first);
+  set.empty = sorted.empty();
+  for (const uint32_t token : sorted) {
+    if (set.members.empty() || set.members.back().token != token) set.members.push_back({token, 0, 0});
+    ++set.members.back().count;
   }
-  if (set.pages.size() > pages_max) {
-    Gather(counts, &set);
-    return set;
+  for (RetrievedSet::Member& member : set.members) {  // pages rise with tokens
+    Place(member.token, &page, &row);
+    if (set.pages.empty() || set.pages.back() != page) set.pages.push_back(page);
+    member.row = static_cast<uint32_t>((set.pages.size() - 1) * kPageRows + row);
   }
-  set.log_count.assign(set.pages.size() * kPageRows, kMinusInf);
-  size_t at = 0;
-  for (const auto& [place, count] : counts) {
-    while (set.pages[at] != place.first) ++at;
-    set.log_count[at * kPageRows + place.second] = std::log(static_cast<float>(count));
+  if (set.pages.size() > pages_max) Gather(&set);
+  const size_t pages = set.pages.empty() ? Pages(set.members.size()) : set.pages.size();
+  set.log_count.assign(pages * kPageRows, kMinusInf);
+  for (const RetrievedSet::Member& member : set.members) {
+    set.log_count[member.row] = std::log(static_cast<float>(member.count));
   }
   return set;
 }
 
-void Network::Gather(const TokenCounts& counts, RetrievedSet* set) const {
-  set->pages.clear();
-  const size_t pages = Pages(counts.size());
+void Network::Gather(RetrievedSet* set) const {
+  const size_t pages = Pages(set->members.size());
   std::vector<float> k(inner_), v(inner_);
   for (size_t layer = 0; layer < token_pages_.size(); ++layer) {
     for (size_t p = 0; p < pages; ++p) set->gathered.emplace_back(shape_);
-    size_t i = 0;
-    for (const auto& [place, count] : counts) {
-      ReadRow(shape_, place.second, token_pages_[layer][place.first].view(), k.data(), v.data());
+    for (size_t i = 0; i < set->members.size(); ++i) {
+      uint32_t page = 0, row = 0;
+      Place(set->members[i].token, &page, &row);
+      ReadRow(shape_, row, token_pages_[layer][page].view(), k.data(), v.data());
       WriteRow(shape_, i % kPageRows, k.data(), v.data(), &set->gathered[layer * pages + i / kPageRows]);
-      ++i;
     }
   }
-  set->log_count.assign(pages * kPageRows, kMinusInf);
-  size_t i = 0;
-  for (const auto& [place, count] : counts) set->log_count[i++] = std::log(static_cast<float>(count));
+  for (size_t i = 0; i < set->members.size(); ++i) set->members[i].row = static_cast<uint32_t>(i);
+  set->pages.clear();
 }
 
 // ---- Encoder ----

@@ -14,10 +14,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -49,6 +47,11 @@ struct RetrievedSet {
   std::vector<uint32_t> pages;   // of the network's token pages; empty if gathered
   std::vector<Page> gathered;    // [decoder layer], where the tokens are spread over too many token pages
   std::vector<float> log_count;  // [pages][128]: ln(count), -inf for a token that is not in the set
+  // Where each distinct token stands in log_count, ascending by token.
+  struct Member {
+    uint32_t token = 0, row = 0, count = 0;
+  };
+  std::vector<Member> members;
 };
 
 // Thread-safe.
@@ -76,8 +79,7 @@ class Network {
   Network(const Config& config, Weights weights);
   void MakeEncoderBias();
   void MakeTokenPages();
-  using TokenCounts = std::map<std::pair<uint32_t, uint32_t>, uint32_t>;  // (page, row) -> count, in order
-  void Gather(const TokenCounts& counts, RetrievedSet* set) const;
+  void Gather(RetrievedSet* set) const;
   // Where a token's row stands: page and row. false for pad, BOS and unused ids.
   bool Place(uint32_t token, uint32_t* page, uint32_t* row) const;
   void EncoderLayerForward(const EncoderLayer& layer, const Memory& memory, std::span<const KeyRun> runs, float* x,

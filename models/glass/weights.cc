@@ -1,8 +1,11 @@
 #include "models/glass/weights.h"
 
 #include <cstring>
+#include <set>
 #include <string>
 #include <utility>
+
+#include "absl/strings/str_cat.h"
 
 namespace backstory::glass {
 namespace {
@@ -12,6 +15,15 @@ class Reader {
  public:
   Reader(const Config& config, const TensorMap& tensors) : config_(config), tensors_(tensors) {}
   const absl::Status& status() const { return status_; }
+  // Also a tensor that nothing has read is wrong.
+  absl::Status Finish() const {
+    if (!status_.ok() || read_.size() == tensors_.size()) return status_;
+    for (const std::string& name : tensors_.Names()) {
+      if (read_.contains(name)) continue;
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": the configuration calls for no such tensor"));
+    }
+    return absl::OkStatus();
+  }
 
   // [out][in] matrices that read one input, side by side.
   PackedMatrix Matrix(std::initializer_list<std::string> names, int64_t out, int64_t in) {
@@ -48,6 +60,7 @@ class Reader {
   TensorView Get(const std::string& name, std::initializer_list<int64_t> shape) {
     if (!status_.ok()) return {};
     absl::StatusOr<TensorView> view = tensors_.Get(name, shape);
+    read_.insert(name);
     if (view.ok()) return *std::move(view);
     status_ = view.status();
     return {};
@@ -56,6 +69,7 @@ class Reader {
   const Config& config_;
   const TensorMap& tensors_;
   absl::Status status_;
+  std::set<std::string> read_;
 };
 
 }  // namespace
@@ -110,7 +124,7 @@ absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tenso
     }
     layer.ffn = read.Ffn(p);
   }
-  if (!read.status().ok()) return read.status();
+  if (absl::Status status = read.Finish(); !status.ok()) return status;
   return w;
 }
 

@@ -7,13 +7,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "models/calibration.h"
 #include "models/grab/config_text.h"
 #include "models/grab/init_random.h"
 #include "models/grab/model.h"
-#include "models/grab/version.h"
 #include "models/manifest.h"
 #include "models/mapped_file.h"
 #include "models/safetensors.h"
+#include "models/version_files.h"
 
 namespace backstory::grab {
 namespace {

@@ -1,7 +1,6 @@
 #include "models/grab/version.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <filesystem>
 #include <string_view>
 #include <utility>
@@ -11,7 +10,7 @@
 #include "models/grab/tensors.h"
 #include "models/manifest.h"
 #include "models/mapped_file.h"
-#include "models/safetensors.h"
+#include "models/version_files.h"
 
 namespace backstory::grab {
 namespace {
@@ -21,21 +20,13 @@ namespace fs = std::filesystem;
 constexpr char kConfigName[] = "model.textproto";
 constexpr char kGoldensName[] = "goldens.jsonl";
 constexpr std::string_view kCalibrationFolder = "calibration/";
-constexpr std::string_view kWeightsPrefix = "weights-";
-constexpr int kWeightsFilesMax = 99'999;
 
 std::string CalibrationPath(uint32_t number) {
   return absl::StrCat(std::string(kCalibrationFolder), number, ".textproto");
 }
 
-absl::StatusOr<const MappedFile*> Required(const VerifiedFiles& files, const std::string& name) {
-  const MappedFile* file = files.Find(name);
-  if (file != nullptr) return file;
-  return absl::InvalidArgumentError(absl::StrCat(files.directory, "/", name, ": missing"));
-}
-
 absl::Status ReadConfig(const VerifiedFiles& files, Config* config) {
-  const auto file = Required(files, kConfigName);
+  const auto file = RequiredFile(files, kConfigName);
   if (!file.ok()) return file.status();
   auto parsed = ConfigFromText((*file)->text(), absl::StrCat(files.directory, "/", kConfigName));
   if (!parsed.ok()) return parsed.status();
@@ -44,21 +35,7 @@ absl::Status ReadConfig(const VerifiedFiles& files, Config* config) {
 }
 
 absl::Status ReadWeights(const VerifiedFiles& files, const Config& config, TensorMap* tensors) {
-  int count = 0;
-  for (const auto& [name, file] : files.files) count += name.starts_with(kWeightsPrefix);
-  if (count == 0) return absl::InvalidArgumentError(absl::StrCat(files.directory, ": no weights-*.safetensors"));
-  if (count > kWeightsFilesMax)
-    return absl::InvalidArgumentError(absl::StrCat(files.directory, ": too many weight files"));
-  for (int i = 1; i <= count; ++i) {
-    // Another number of files, or another name, shows here as one that is missing.
-    const std::string name = WeightsFileName(i, count);
-    const auto mapped = Required(files, name);
-    if (!mapped.ok()) return mapped.status();
-    const std::string path = absl::StrCat(files.directory, "/", name);
-    const auto parsed = SafetensorsFile::Parse((*mapped)->owner, (*mapped)->size, path);
-    if (!parsed.ok()) return parsed.status();
-    if (absl::Status s = parsed->AddTo(tensors); !s.ok()) return s;
-  }
+  if (absl::Status s = ReadWeightFiles(files, tensors); !s.ok()) return s;
   if (absl::Status s = CheckTensors(config, *tensors); !s.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(files.directory, ": ", s.message()));
   }
@@ -66,7 +43,7 @@ absl::Status ReadWeights(const VerifiedFiles& files, const Config& config, Tenso
 }
 
 absl::Status ReadGoldens(const VerifiedFiles& files, const Config& config, std::vector<GoldenCase>* goldens) {
-  const auto file = Required(files, kGoldensName);
+  const auto file = RequiredFile(files, kGoldensName);
   if (!file.ok()) return file.status();
   const std::string path = absl::StrCat(files.directory, "/", kGoldensName);
   auto parsed = ParseGoldens((*file)->text(), path);
@@ -108,20 +85,12 @@ absl::Status ReadCalibrations(const VerifiedFiles& files, const Config& config, 
 
 }  // namespace
 
-std::string WeightsFileName(int index, int count) {
-  char name[64];
-  std::snprintf(name, sizeof(name), "weights-%05d-of-%05d.safetensors", index, count);
-  return name;
-}
-
 absl::StatusOr<VersionFiles> ReadVersion(const std::string& path) {
   const auto files = VerifyDirectory(path);
   if (!files.ok()) return files.status();
   VersionFiles out;
   out.path = path;
-  // "a/b/" and "a/b/." are b.
-  const fs::path absolute = (fs::absolute(path) / ".").lexically_normal();
-  out.version = absolute.parent_path().filename().string();
+  out.version = VersionNameOf(path);
   out.hash = files->hash;
   for (const auto& [name, file] : files->files) out.files.emplace(name, file.size);
   if (absl::Status s = ReadConfig(*files, &out.config); !s.ok()) return s;

@@ -46,9 +46,6 @@ absl::StatusOr<std::shared_ptr<const Calibration>> ReadCalibration(const std::st
 absl::StatusOr<uint32_t> AddCalibration(const std::string& path, const Calibration::Entries& entries,
                                         const std::vector<std::string>& tasks);
 
-// "weights-00001-of-00002.safetensors"
-std::string WeightsFileName(int index, int count);
-
 }  // namespace backstory::grab
 
 #endif  // BACKSTORY_MODELS_GRAB_VERSION_H_

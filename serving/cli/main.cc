@@ -13,6 +13,7 @@
 #include "serving/cli/exit_codes.h"
 #include "serving/cli/history_command.h"
 #include "serving/cli/rank_command.h"
+#include "serving/cli/recommend_command.h"
 #include "serving/cli/serve_command.h"
 #include "serving/cli/version_command.h"
 #include "serving/engine/closest_word.h"
@@ -53,6 +54,7 @@ Data goes to standard output, messages and progress to standard error. `backstor
 void AddCommands(CLI::App& app) {
   AddServeCommand(app);
   AddRankCommand(app);
+  AddRecommendCommand(app);
   AddHistoryCommand(app);
 #ifdef BACKSTORY_CLI_INGEST
   AddIngestCommand(app);
@@ -101,7 +103,7 @@ bool Mistyped(const CLI::App& app, int argc, char** argv) {
 }
 
 int Run(int argc, char** argv) {
-  CLI::App app("Backstory: ranks candidates against everything a user ever did", "backstory");
+  CLI::App app("Backstory: ranks and recommends from everything a user ever did", "backstory");
   app.footer(kFooter);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);

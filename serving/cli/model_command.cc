@@ -13,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "kernels/thread_pool.h"
+#include "models/glass/loader.h"
 #include "models/grab/init_random.h"
 #include "models/grab/loader.h"
 #include "models/grab/random_version.h"
@@ -73,7 +74,46 @@ std::unique_ptr<ThreadPool> MakePool(const Flags& flags) {
   return std::make_unique<ThreadPool>(threads);
 }
 
+// A generative version has no scale of logits and no precision to choose.
+void LoadAndPrintGenerative(const std::string& command, const Flags& flags, const std::string& path) {
+  const auto pool = MakePool(flags);
+  const auto loaded = glass::LoadGlassVersion(path, {.pool = pool.get()});
+  if (!loaded.ok()) Fail(command, loaded.status());
+  const glass::LoadedGlass& version = **loaded;
+  const glass::GoldenReport& goldens = version.goldens;
+  if (flags.json) {
+    return Print(json({{"path", path},
+                       {"name", version.name},
+                       {"version", version.version},
+                       {"content_hash", version.hash},
+                       {"kind", "generative"},
+                       {"sid_version", version.config.sid_version},
+                       {"parameter_bytes", version.parameter_bytes},
+                       {"items", version.catalogue->size()},
+                       {"sids", version.catalogue->trie().size()},
+                       {"decode_bytes", version.catalogue->decode_bytes()},
+                       {"tier_bytes", version.catalogue->tier_bytes()},
+                       {"goldens",
+                        {{"cases", goldens.cases},
+                         {"beams", goldens.beams},
+                         {"worst", goldens.worst},
+                         {"worst_case", goldens.worst_case},
+                         {"tolerance", glass::kGoldenTolerance}}}})
+                     .dump() +
+                 "\n");
+  }
+  Print(absl::StrFormat("%s: %s version %s, content %s, generative, sids %s\n", path, version.name, version.version,
+                        version.hash, version.config.sid_version));
+  Print(absl::StrFormat("catalogue: %d items, %d semantic IDs, %.1f bytes an item to decode, %.1f of tiers\n",
+                        version.catalogue->size(), version.catalogue->trie().size(),
+                        static_cast<double>(version.catalogue->decode_bytes()) / static_cast<double>(version.catalogue->size()),
+                        static_cast<double>(version.catalogue->tier_bytes()) / static_cast<double>(version.catalogue->size())));
+  Print(absl::StrFormat("goldens: %d cases, %d beams, largest difference of a log-probability %.2g (allowed %.2g) at %s\n",
+                        goldens.cases, goldens.beams, goldens.worst, glass::kGoldenTolerance, goldens.worst_case));
+}
+
 void Inspect(const Flags& flags) {
+  if (glass::IsGlassVersion(flags.path)) return LoadAndPrintGenerative("inspect", flags, flags.path);
   const auto files = grab::ReadVersion(flags.path);
   if (!files.ok()) Fail("inspect", files.status());
   const auto model = grab::CreateModel(files->config, files->tensors, nullptr);
@@ -106,6 +146,7 @@ void PrintLoaded(const Flags& flags, const grab::LoadedGrab& loaded, const std::
 }
 
 void LoadAndPrint(const std::string& command, const Flags& flags, const std::string& path) {
+  if (glass::IsGlassVersion(path)) return LoadAndPrintGenerative(command, flags, path);
   const auto pool = MakePool(flags);
   const auto loaded = grab::LoadGrabVersion(path, {.pool = pool.get(), .precision = flags.dtype()});
   if (!loaded.ok()) Fail(command, loaded.status());

@@ -10,14 +10,12 @@
 #include <iostream>
 #include <memory>
 #include <numeric>
-#include <unordered_map>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
-#include "backstory/v1/catalog.grpc.pb.h"
 #include "backstory/v1/ranking.grpc.pb.h"
 #include "fmt/format.h"
+#include "serving/cli/catalog_titles.h"
 #include "serving/cli/client_options.h"
 #include "serving/cli/exit_codes.h"
 
@@ -84,39 +82,6 @@ v1::RankRequest RequestOf(const Options& options) {
   return request;
 }
 
-using Titles = std::unordered_map<uint64_t, std::string>;
-
-// Titles are decoration: if the catalog does not answer, ids do.
-Titles TitlesOf(const Options& options, const std::shared_ptr<grpc::Channel>& channel, std::vector<uint64_t> ids) {
-  constexpr size_t kIdsMax = 10'000;
-  Titles titles;
-  std::sort(ids.begin(), ids.end());
-  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-  ids.resize(std::min(ids.size(), kIdsMax));
-  if (ids.empty()) return titles;
-  v1::GetItemsRequest request;
-  request.set_namespace_(options.ns);
-  request.mutable_item_ids()->Assign(ids.begin(), ids.end());
-  v1::GetItemsResponse response;
-  auto context = options.client.Context();
-  if (!v1::Catalog::NewStub(channel)->Get(context.get(), request, &response).ok()) return titles;
-  for (auto& item : *response.mutable_items()) titles[item.item_id()] = std::move(*item.mutable_title());
-  return titles;
-}
-
-std::string TitleOf(const Titles& titles, uint64_t item) {
-  const auto it = titles.find(item);
-  return it == titles.end() || it->second.empty() ? absl::StrCat("item ", item) : it->second;
-}
-
-void PrintExplanation(const v1::Explanation& explanation, const Titles& titles) {
-  for (const auto& event : explanation.events()) {
-    const int64_t days = event.time_us() / 86'400'000'000;
-    fmt::print("      {:5.1f} % of channel {}: {} (day {})\n", 100 * event.mass(), event.channel(),
-               TitleOf(titles, event.item_id()), days);
-  }
-}
-
 void PrintTable(const Options& options, const v1::RankRequest& request, const v1::RankResponse& response,
                 const Titles& titles) {
   if (response.scores_size() == 0) return;
@@ -131,8 +96,8 @@ void PrintTable(const Options& options, const v1::RankRequest& request, const v1
     const int i = order[r];
     fmt::print("{:>4}", r + 1);
     for (const auto& score : response.scores()) fmt::print("  {:>10.4f}", score.calibrated(i));
-    fmt::print("  {:>12}  {}\n", request.candidates().item_ids(i), TitleOf(titles, request.candidates().item_ids(i)));
-    if (i < response.explanations_size()) PrintExplanation(response.explanations(i), titles);
+    fmt::print("  {:>12}  {}\n", request.candidates().item_ids(i), titles.Of(request.candidates().item_ids(i)));
+    if (i < response.explanations_size()) PrintExplanation(response.explanations(i), titles, true);
   }
   const auto& cache = response.cache();
   fmt::print("model {}/{} · seq {} · state {}: {} rows reused, {} computed", response.model(), response.version(),
@@ -167,7 +132,7 @@ void Rank(const Options& options) {
   for (const auto& explanation : response.explanations()) {
     for (const auto& event : explanation.events()) ids.push_back(event.item_id());
   }
-  PrintTable(options, request, response, TitlesOf(options, channel, std::move(ids)));
+  PrintTable(options, request, response, Titles(options.client, channel, options.ns, std::move(ids)));
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <thread>
 #include <utility>
 
-#include "serving/embedded/grab_loader.h"
+#include "serving/embedded/version_loader.h"
 #include "serving/engine/experiments/shadow.h"
 #include "serving/engine/request_log.h"
 
@@ -62,7 +62,7 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   options->exposure_sink =
       extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;
   auto engine = Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),
-                               GrabLoader(stack->pool.get(), parameters), SystemClock(), &stack->metrics);
+                               VersionLoader(stack->pool.get(), parameters), SystemClock(), &stack->metrics);
   if (!engine.ok()) return engine.status();
   stack->engine = *std::move(engine);
   if (config.has_shadow()) {

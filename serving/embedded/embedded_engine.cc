@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/thread_pool.h"
+#include "models/glass/loader.h"
 #include "serving/embedded/grab_loader.h"
 #include "serving/engine/repository_files.h"
 #include "store/rocksdb_history_store.h"
@@ -16,8 +17,12 @@ namespace {
 // Which version a choice means, as ModelRepository would resolve it after it loaded everything: but only this one is
 // loaded.
 absl::StatusOr<ModelChoice> ExactVersion(const std::string& root, ModelChoice choice) {
-  const absl::StatusOr<RepositoryListing> listing = ListRepository(root);
+  absl::StatusOr<RepositoryListing> listing = ListRepository(root);
   if (!listing.ok()) return listing.status();
+  // Models that recommend cannot score a table; they are left out where none is named.
+  std::erase_if(*listing, [&](const auto& model) {
+    return model.first != choice.model && glass::IsGlassVersion(absl::StrCat(root, "/", model.first, "/", model.second.back()));
+  });
   if (choice.model.empty()) {
     if (listing->size() != 1) {
       std::string names;

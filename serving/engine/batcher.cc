@@ -37,6 +37,11 @@ void Batcher::Run(std::unique_ptr<Job> job) {
     hooks_.prefetch(std::unique_ptr<PrefetchJob>(prefetch));
     return;
   }
+  if (auto* recommend = dynamic_cast<RecommendJob*>(job.get()); recommend != nullptr) {
+    job.release();  // NOLINT(bugprone-unused-return-value): owned by the next line
+    hooks_.recommend(std::unique_ptr<RecommendJob>(recommend));
+    return;
+  }
   RunBatch(std::unique_ptr<RankJob>(static_cast<RankJob*>(job.release())));
 }
 

@@ -29,6 +29,7 @@ class Batcher {
     // Answers a job, exactly once.
     std::function<void(std::unique_ptr<RankJob>, absl::Status)> finish;
     std::function<void(std::unique_ptr<PrefetchJob>)> prefetch;
+    std::function<void(std::unique_ptr<RecommendJob>)> recommend;
     std::function<void(std::unique_ptr<Job>)> expired;
   };
   Batcher(RequestQueue* queue, const Ranker* ranker, const Clock* clock, BatchLimits limits, Hooks hooks)

@@ -97,7 +97,9 @@ EngineImpl::EngineImpl(EngineOptions options, ParameterSet parameters, int threa
                                                   "Refreshes after an append that found their queue full")),
       cache_(static_cast<size_t>(launch_.Int("cache_bytes"))),
       states_(store, catalog, &cache_, clock, metrics),
+      generative_states_(store, catalog, &cache_, clock, metrics),
       ranker_(store, catalog, &states_, clock, metrics),
+      recommender_(&generative_states_, catalog, &ranker_, clock, metrics),
       models_(
           options_.repository, std::move(loader),
           [this](const std::shared_ptr<const ServedModel>& served) { return WarmUp(served); },
@@ -109,6 +111,7 @@ EngineImpl::EngineImpl(EngineOptions options, ParameterSet parameters, int threa
                {[this](std::unique_ptr<RankJob>& job) { return StartJob(job); },
                 [this](std::unique_ptr<RankJob> job, absl::Status status) { FinishRank(std::move(job), status); },
                 [this](std::unique_ptr<PrefetchJob> job) { RunPrefetch(std::move(job)); },
+                [this](std::unique_ptr<RecommendJob> job) { RunRecommend(std::move(job)); },
                 [this](std::unique_ptr<Job> job) { FinishAny(std::move(job), DeadlinePassed()); }}) {
   batcher_.Start(threads);
 }
@@ -120,43 +123,53 @@ EngineImpl::~EngineImpl() {
   for (std::unique_ptr<Job>& job : left) FinishAny(std::move(job), ShedStatus("server is shutting down", 1000));
 }
 
-void EngineImpl::Rank(RankQuery query, RankCallback done) {
-  auto job = std::make_unique<RankJob>();
+void EngineImpl::Begin(RankQuery query, RankJob* job) {
   job->entered_us = clock_->MonotonicMicros();
   job->id = next_id_++;
   job->job_class = ClassOf(query.criticality);
   job->deadline_us = query.deadline_us;
   job->rank.query = std::move(query);
   job->rank.parameters = launch_;
+}
+
+void EngineImpl::Rank(RankQuery query, RankCallback done) {
+  auto job = std::make_unique<RankJob>();
+  Begin(std::move(query), job.get());
   job->done = std::move(done);
   absl::Status status = Admit(job.get());
   if (status.ok()) status = Enqueue(job);
   if (status.ok()) return;
   FinishExposure(*job, status);
-  job->done(status);
+  job->Answer(status);
 }
 
 // Everything that can be refused before the queue; the job holds no slot yet.
 absl::Status EngineImpl::Admit(RankJob* job) {
   PreparedRank& rank = job->rank;
-  RankQuery& query = rank.query;
-  if (absl::Status status = ValidateRankQuery(query); !status.ok()) return status;
-  if (absl::Status status = gate_.CheckQuota(query.ns); !status.ok()) return status;
-  if (query.cancel != nullptr && query.cancel->cancelled()) return absl::CancelledError("cancelled by the caller");
-  if (query.deadline_us <= clock_->MonotonicMicros()) return DeadlinePassed();
-  if (query.now_us == 0) query.now_us = clock_->WallMicros();
-  const std::string config_version = AssignExperiments(job);
-  if (absl::Status status = rank.parameters.SetAll(query.parameters, ParameterSource::kRequest); !status.ok()) {
-    // A caller cannot tell a parameter from a field: an unknown one is a bad request, not a missing thing.
-    return absl::InvalidArgumentError(absl::StrCat("parameters: ", std::string(status.message())));
-  }
-  ModelChoice choice = query.model;
+  if (absl::Status status = ValidateRankQuery(rank.query); !status.ok()) return status;
+  if (absl::Status status = AdmitRequest(job); !status.ok()) return status;
+  ModelChoice choice = rank.query.model;
   if (choice.version.empty() && choice.label.empty()) choice.version = rank.parameters.Text("model_version");
   absl::StatusOr<std::shared_ptr<const ServedModel>> served = models_.Resolve(choice);
   if (!served.ok()) return served.status();
   rank.served = *std::move(served);
-  rank.reply.config_version = absl::StrCat(rank.served->calibration.config_version(), "/", config_version);
+  rank.reply.config_version = absl::StrCat(rank.served->calibration.config_version(), "/", rank.reply.config_version);
   job->batch_key = rank.served.get();
+  return absl::OkStatus();
+}
+
+absl::Status EngineImpl::AdmitRequest(RankJob* job) {
+  PreparedRank& rank = job->rank;
+  RankQuery& query = rank.query;
+  if (absl::Status status = gate_.CheckQuota(query.ns); !status.ok()) return status;
+  if (query.cancel != nullptr && query.cancel->cancelled()) return absl::CancelledError("cancelled by the caller");
+  if (query.deadline_us <= clock_->MonotonicMicros()) return DeadlinePassed();
+  if (query.now_us == 0) query.now_us = clock_->WallMicros();
+  rank.reply.config_version = AssignExperiments(job);
+  if (absl::Status status = rank.parameters.SetAll(query.parameters, ParameterSource::kRequest); !status.ok()) {
+    // A caller cannot tell a parameter from a field: an unknown one is a bad request, not a missing thing.
+    return absl::InvalidArgumentError(absl::StrCat("parameters: ", std::string(status.message())));
+  }
   return absl::OkStatus();
 }
 
@@ -189,7 +202,7 @@ std::string EngineImpl::AssignExperiments(RankJob* job) const {
     record.exposures = exposures;
     record.id = job->id;
     record.model = query.model.model;
-    record.version = query.model.version.empty() ? job->rank.parameters.Text("model_version") : query.model.version;
+    record.version = query.model.version.empty() ? job->rank.parameters.Text(job->version_parameter()) : query.model.version;
     options_.exposure_sink->Write(record);
     job->exposed = true;
   }
@@ -271,11 +284,12 @@ bool EngineImpl::StartJob(std::unique_ptr<RankJob>& job) {
 void EngineImpl::CountOutcome(const RankJob& job, const absl::Status& status, int64_t latency_us) {
   const std::string criticality = ClassName(job.job_class);
   metrics_
-      ->GetCounter("backstory_rank_requests_total", "Requests that entered the queue, by outcome",
+      ->GetCounter(absl::StrCat("backstory_", std::string(job.operation()), "_requests_total"),
+                   "Requests that entered the queue, by outcome",
                    {{"criticality", criticality}, {"code", absl::StatusCodeToString(status.code())}})
       ->Add();
   metrics_
-      ->GetHistogram("backstory_rank_seconds", "Time from call to answer", LatencyBoundsSeconds(),
+      ->GetHistogram(absl::StrCat("backstory_", std::string(job.operation()), "_seconds"), "Time from call to answer", LatencyBoundsSeconds(),
                      {{"criticality", criticality}})
       ->Observe(static_cast<double>(latency_us) * 1e-6);
   metrics_->GetGauge("backstory_queue_waiting", "Requests that wait")->Set(static_cast<double>(queue_.Waiting()));
@@ -297,13 +311,11 @@ void EngineImpl::FinishRank(std::unique_ptr<RankJob> job, absl::Status status) {
   }
   CountOutcome(*job, status, now_us - job->entered_us);
   FinishExposure(*job, status);
-  if (!status.ok()) {
-    job->done(status);
-  } else if (options_.recorder != nullptr && InSample(rank.query, launch_.Real("request_log_fraction"))) {
+  if (status.ok() && job->done && options_.recorder != nullptr && InSample(rank.query, launch_.Real("request_log_fraction"))) {
     job->done(rank.reply);
     options_.recorder->Record(rank.query, rank.reply);
   } else {
-    job->done(std::move(rank.reply));
+    job->Answer(status);
   }
   gate_.Leave(job->job_class);
 }

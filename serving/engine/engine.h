@@ -1,4 +1,4 @@
-// Start here in serving/engine: ranks candidates against users' whole histories. Wires store, models, user states,
+// Start here in serving/engine: ranks candidates against users' whole histories, and recommends from them. Wires store, models, user states,
 // queue and workers together; knows no transport.
 #ifndef BACKSTORY_SERVING_ENGINE_ENGINE_H_
 #define BACKSTORY_SERVING_ENGINE_ENGINE_H_
@@ -17,6 +17,7 @@
 #include "serving/engine/metrics.h"
 #include "serving/engine/model_repository.h"
 #include "serving/engine/rank_query.h"
+#include "serving/engine/recommend/recommend_query.h"
 #include "store/catalog.h"
 #include "store/history_store.h"
 
@@ -64,6 +65,8 @@ class Engine {
   // Answers exactly once: on the caller's thread if refused at once, else on a worker's. The callback must not block.
   // Errors as documented for Ranking.Rank; a refusal under load carries RetryPushbackMs (shed.h).
   virtual void Rank(RankQuery query, RankCallback done) = 0;
+  // The items most likely next, by a generative version. Answers, refuses and exposes as Rank does.
+  virtual void Recommend(RecommendQuery query, RecommendCallback done) = 0;
 
   // Store passthroughs which keep cached states in step: an append queues a refresh of the states this user has
   // (bounded queue, drops counted), a delete or merge drops them at once. Blocking; statuses are the store's, plus
@@ -79,6 +82,16 @@ class Engine {
   // state of this user. Never logs an exposure. Answers once, as Rank does.
   virtual void Prefetch(const UserKey& user, const std::vector<ModelChoice>& models, int64_t deadline_us,
                         PrefetchCallback done) = 0;
+
+  // Stores catalog items. Those with an embedding get a semantic ID from every ready generative version that can encode it
+  // and can be recommended from then on. INVALID_ARGUMENT "items[i].embedding ..." if there are such versions and none
+  // takes it; else as Catalog::Upsert. Blocking.
+  struct EncodedItem {
+    uint64_t item_id = 0;
+    std::string model, version;
+    std::vector<uint32_t> sid;
+  };
+  virtual absl::StatusOr<std::vector<EncodedItem>> UpsertItems(const std::string& ns, std::span<const Item> items) = 0;
 
   virtual absl::Status LoadModels() = 0;  // = models().LoadAtStart()
   virtual ModelRepository& models() = 0;

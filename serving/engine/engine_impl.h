@@ -15,6 +15,8 @@
 #include "serving/engine/engine.h"
 #include "serving/engine/jobs.h"
 #include "serving/engine/ranker.h"
+#include "serving/engine/recommend/generative_state_provider.h"
+#include "serving/engine/recommend/recommender.h"
 #include "serving/engine/request_log.h"
 #include "serving/engine/request_queue.h"
 #include "serving/engine/user_state_cache.h"
@@ -30,6 +32,8 @@ class EngineImpl : public Engine {
   ~EngineImpl() override;
 
   void Rank(RankQuery query, RankCallback done) override;
+  void Recommend(RecommendQuery query, RecommendCallback done) override;
+  absl::StatusOr<std::vector<EncodedItem>> UpsertItems(const std::string& ns, std::span<const Item> items) override;
   absl::StatusOr<AppendResult> Append(const UserKey& user, std::span<const Event> events,
                                       Durability durability) override;
   absl::StatusOr<std::vector<AppendResult>> AppendMany(std::span<const HistoryStore::UserBatch> batches,
@@ -51,7 +55,11 @@ class EngineImpl : public Engine {
   UserStateCache& cache_for_test() { return cache_; }
 
  private:
+  void Begin(RankQuery query, RankJob* job);
   absl::Status Admit(RankJob* job);
+  absl::Status AdmitRecommend(RecommendJob* job);
+  // What Rank and Recommend ask of a request alike: quota, time, experiments, parameters.
+  absl::Status AdmitRequest(RankJob* job);
   std::string AssignExperiments(RankJob* job) const;
   void FinishExposure(const RankJob& job, const absl::Status& status) const;
   absl::Status Enqueue(std::unique_ptr<RankJob>& job);
@@ -60,8 +68,11 @@ class EngineImpl : public Engine {
   void FinishPrefetch(std::unique_ptr<PrefetchJob> job, absl::StatusOr<std::vector<CacheReport>> result);
   void FinishAny(std::unique_ptr<Job> job, absl::Status status);
   void RunPrefetch(std::unique_ptr<PrefetchJob> job);
+  void RunRecommend(std::unique_ptr<RecommendJob> job);
+  absl::StatusOr<CacheReport> BringUpToDate(const UserKey& user, const ServedModel& served);
   absl::StatusOr<std::vector<CacheReport>> BringUpToDate(const PrefetchJob& job);
   void QueueRefresh(const UserKey& user);
+  std::string StateKeyOf(const ServedModel& served) const;
   std::vector<std::shared_ptr<const ServedModel>> ModelsWithStateOf(const UserKey& user) const;
   absl::Status WarmUp(const std::shared_ptr<const ServedModel>& served);
   void DropStatesOf(const ServedModel& unloaded);
@@ -78,7 +89,9 @@ class EngineImpl : public Engine {
 
   UserStateCache cache_;
   UserStateProvider states_;
+  GenerativeStateProvider generative_states_;
   Ranker ranker_;
+  Recommender recommender_;
   ModelRepository models_;
   AdmissionGate gate_;
   RequestQueue queue_;

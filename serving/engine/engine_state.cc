@@ -45,13 +45,19 @@ absl::StatusOr<UserHead> EngineImpl::Merge(const UserKey& alias, const UserKey& 
   return store_->Head(primary);
 }
 
+std::string EngineImpl::StateKeyOf(const ServedModel& served) const {
+  return served.kind() == ModelKind::kGenerative
+             ? GenerativeStateProvider::StateKey(*served.generative, launch_.StateHash())
+             : UserStateProvider::StateKey(served, launch_.StateHash());
+}
+
 std::vector<std::shared_ptr<const ServedModel>> EngineImpl::ModelsWithStateOf(const UserKey& user) const {
   const std::vector<std::string> keys = cache_.StateKeysOf(user);
   std::vector<std::shared_ptr<const ServedModel>> models;
   if (keys.empty()) return models;
   std::set<std::string> taken;  // versions that share state are served by one of them
   for (const std::shared_ptr<const ServedModel>& served : models_.Ready()) {
-    const std::string key = UserStateProvider::StateKey(*served, launch_.StateHash());
+    const std::string key = StateKeyOf(*served);
     if (std::find(keys.begin(), keys.end(), key) != keys.end() && taken.insert(key).second) models.push_back(served);
   }
   return models;
@@ -95,7 +101,8 @@ void EngineImpl::Prefetch(const UserKey& user, const std::vector<ModelChoice>& m
     }
   }
   for (const ModelChoice& choice : models) {
-    absl::StatusOr<std::shared_ptr<const ServedModel>> served = models_.Resolve(choice);
+    absl::StatusOr<std::shared_ptr<const ServedModel>> served = models_.Resolve(choice, ModelKind::kRanking);
+    if (!served.ok()) served = models_.Resolve(choice, ModelKind::kGenerative);
     status.Update(served.status());
     if (served.ok()) job->models.push_back(*std::move(served));
   }
@@ -135,22 +142,41 @@ void EngineImpl::RunPrefetch(std::unique_ptr<PrefetchJob> job) {
 absl::StatusOr<std::vector<CacheReport>> EngineImpl::BringUpToDate(const PrefetchJob& job) {
   std::vector<CacheReport> reports;
   for (const std::shared_ptr<const ServedModel>& served : job.models) {
-    StateRequest request;
-    request.user = job.user;
-    request.served = served.get();
-    request.events_max = launch_.Int("state_events_max");
-    request.parameter_hash = launch_.StateHash();
-    request.view_us = clock_->WallMicros();
-    absl::StatusOr<StateAnswer> answer = states_.Acquire(request);
-    if (!answer.ok()) return answer.status();
-    reports.push_back(std::move(answer->report));
+    absl::StatusOr<CacheReport> report = BringUpToDate(job.user, *served);
+    if (!report.ok()) return report.status();
+    reports.push_back(*std::move(report));
   }
   return reports;
+}
+
+absl::StatusOr<CacheReport> EngineImpl::BringUpToDate(const UserKey& user, const ServedModel& served) {
+  const int64_t events_max = launch_.Int("state_events_max");
+  if (served.kind() == ModelKind::kGenerative) {
+    GenerativeStateRequest request;
+    request.user = user;
+    request.model = served.generative.get();
+    request.events_max = events_max;
+    request.parameter_hash = launch_.StateHash();
+    request.view_us = clock_->WallMicros();
+    absl::StatusOr<GenerativeStateAnswer> answer = generative_states_.Acquire(request);
+    if (!answer.ok()) return answer.status();
+    return std::move(answer->report);
+  }
+  StateRequest request;
+  request.user = user;
+  request.served = &served;
+  request.events_max = events_max;
+  request.parameter_hash = launch_.StateHash();
+  request.view_us = clock_->WallMicros();
+  absl::StatusOr<StateAnswer> answer = states_.Acquire(request);
+  if (!answer.ok()) return answer.status();
+  return std::move(answer->report);
 }
 
 // A version is ready once a made-up request and the recorded ones of <root>/<model>/warmup.jsonl gave finite scores.
 // Recorded requests that fail for another reason (a user whose slot has moved, say) are no fault of the model.
 absl::Status EngineImpl::WarmUp(const std::shared_ptr<const ServedModel>& served) {
+  if (served->kind() == ModelKind::kGenerative) return recommender_.Probe(*served->generative);
   if (absl::Status status = ranker_.Probe(served); !status.ok()) return status;
   const size_t records_max = static_cast<size_t>(launch_.Int("warmup_requests_max"));
   if (options_.repository.root.empty() || records_max == 0) return absl::OkStatus();
@@ -180,9 +206,9 @@ absl::Status EngineImpl::WarmUp(const std::shared_ptr<const ServedModel>& served
 
 void EngineImpl::DropStatesOf(const ServedModel& unloaded) {
   for (const std::shared_ptr<const ServedModel>& served : models_.Ready()) {
-    if (served->model->state_id() == unloaded.model->state_id()) return;  // shared with a version that still serves
+    if (served->state_id() == unloaded.state_id()) return;  // shared with a version that still serves
   }
-  cache_.EraseStateKeys(unloaded.model->state_id() + ":");
+  cache_.EraseStateKeys(unloaded.state_id() + ":");
 }
 
 }  // namespace backstory

@@ -254,15 +254,38 @@ absl::StatusOr<uint32_t> ModelRepository::SetCalibration(const std::string& mode
   return (*served)->calibration.number;
 }
 
-absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::Resolve(const ModelChoice& choice) const {
-  std::lock_guard lock(mutex_);
-  std::string name = choice.model.empty() ? options_.default_model : choice.model;
-  if (name.empty()) {
-    if (models_.size() != 1) {
-      return absl::NotFoundError(
-          absl::StrCat("no model was named and the server has ", models_.size(), " models and no default"));
+// A model without a loaded version may be of either kind: naming it tells what is wrong with it.
+absl::StatusOr<std::string> ModelRepository::DefaultModel(ModelKind kind) const {
+  const auto fits = [kind](const Model& model) {
+    bool known = false;
+    for (const auto& [version, entry] : model.versions) {
+      if (entry.served == nullptr) continue;
+      known = true;
+      if (entry.served->kind() == kind) return true;
     }
-    name = models_.begin()->first;
+    return !known;
+  };
+  if (const auto found = models_.find(options_.default_model); found != models_.end() && fits(found->second)) {
+    return options_.default_model;
+  }
+  std::vector<std::string> names;
+  for (const auto& [name, model] : models_) {
+    if (fits(model)) names.push_back(name);
+  }
+  if (names.size() == 1) return names.front();
+  return absl::NotFoundError(absl::StrCat("no model was named and the server has ", names.size(), " ",
+                                          kind == ModelKind::kRanking ? "ranking" : "generative",
+                                          " models and no default"));
+}
+
+absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::Resolve(const ModelChoice& choice,
+                                                                            ModelKind kind) const {
+  std::lock_guard lock(mutex_);
+  std::string name = choice.model;
+  if (name.empty()) {
+    auto chosen = DefaultModel(kind);
+    if (!chosen.ok()) return chosen.status();
+    name = *std::move(chosen);
   }
   const auto found = models_.find(name);
   if (found == models_.end()) return absl::NotFoundError(absl::StrCat("unknown model \"", name, "\""));
@@ -283,6 +306,12 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::Resolve(cons
     return absl::FailedPreconditionError(
         absl::StrCat("model ", name, " version ", version, " is ", std::string(VersionStateName(entry->second.state))));
   }
+  if (entry->second.served->kind() != kind) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("model ", name, " version ", version,
+                     kind == ModelKind::kRanking ? " recommends and does not rank: ask Retrieval.Recommend"
+                                                 : " ranks and does not recommend: ask Ranking.Rank"));
+  }
   return entry->second.served;
 }
 
@@ -297,9 +326,9 @@ std::vector<VersionInfo> ModelRepository::List(std::string_view model) const {
         if (target == version) info.labels.push_back(label);
       }
       if (state.served != nullptr) {
-        info.state_id = state.served->model->state_id();
-        info.parameter_bytes = state.served->model->parameter_bytes();
-        info.tasks = state.served->model->config().tasks;
+        info.state_id = state.served->state_id();
+        info.parameter_bytes = state.served->parameter_bytes();
+        if (state.served->model != nullptr) info.tasks = state.served->model->config().tasks;
         info.content_hash = state.served->content_hash;
         info.calibration = state.served->calibration.number;
       }

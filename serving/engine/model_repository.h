@@ -28,20 +28,20 @@ struct VersionInfo {
   std::vector<std::string> labels;  // sorted
   std::string state_id;             // empty unless READY
   uint64_t parameter_bytes = 0;
-  std::vector<std::string> tasks;
+  std::vector<std::string> tasks;  // empty: generative
   std::string content_hash;
   uint32_t calibration = 0;  // in force; 0 = none
 };
 
 // Which version a request asks for: an exact version, or else a label, or else "stable". An empty model means the
-// repository's default one.
+// repository's default one of the kind that the request needs.
 struct ModelChoice {
   std::string model, version, label;
 };
 
 struct RepositoryOptions {
   std::string root;           // empty: no directory, versions come from Load of the loader alone (tests)
-  std::string default_model;  // empty: the only model, if there is exactly one
+  std::string default_model;  // empty: the only model of the wanted kind, if there is exactly one
   bool keep_choices =
       true;  // false: labels and calibrations chosen here are not written to `root` (tools that read it)
 };
@@ -79,8 +79,9 @@ class ModelRepository {
   absl::StatusOr<uint32_t> SetCalibration(const std::string& model, const std::string& version, uint32_t number);
 
   // NOT_FOUND naming model, version or label; FAILED_PRECONDITION if the version exists but is not READY (says its
-  // state).
-  absl::StatusOr<std::shared_ptr<const ServedModel>> Resolve(const ModelChoice& choice) const;
+  // state), or is of another kind. Without a name: the default model if it is of this kind, else the only model of it.
+  absl::StatusOr<std::shared_ptr<const ServedModel>> Resolve(const ModelChoice& choice,
+                                                             ModelKind kind = ModelKind::kRanking) const;
   std::vector<VersionInfo> List(std::string_view model = {}) const;
   // Every READY version.
   std::vector<std::shared_ptr<const ServedModel>> Ready() const;
@@ -100,6 +101,7 @@ class ModelRepository {
   void SetState(const std::string& model, const std::string& version, VersionState state);
   absl::StatusOr<std::shared_ptr<const ServedModel>> Calibrated(std::shared_ptr<const ServedModel> served) const;
   void CountReady();  // with mutex_ held
+  absl::StatusOr<std::string> DefaultModel(ModelKind kind) const;  // with mutex_ held
 
   const RepositoryOptions options_;
   const ModelLoader loader_;

@@ -44,6 +44,27 @@ std::vector<ParameterSpec> StateAndRequestSpecs() {
   };
 }
 
+std::vector<ParameterSpec> RecommendSpecs() {
+  using enum ParameterScope;
+  return {
+      {"recommend_model_version", kRequest, std::string(), 0, 0, 64,
+       "immutable generative version that answers when the request names neither version nor label; empty: the stable one"},
+      {"recommend_beam", kRequest, int64_t{0}, 0, 1024, 0,
+       "semantic IDs that a recommendation follows; decoding time grows with it; 0: the model's own"},
+      {"degrade_beam", kRequest, int64_t{10}, 1, 1024, 0, "most beams under pressure (degrade step 1)"},
+      {"recommend_exclude_seen", kRequest, true, 0, 0, 0,
+       "leave out items of the visible history where the request does not say; false: repeat purchases are welcome"},
+      {"recommend_per_sid_max", kRequest, int64_t{0}, 0, 1000, 0,
+       "items of one semantic ID that one recommendation may hold, for diversity; 0: no limit"},
+      {"recommend_rank", kRequest, false, 0, 0, 0,
+       "pass recommended items through the ranking model where the request does not ask for it"},
+      {"recommend_rank_candidates", kRequest, int64_t{100}, 1, 10000, 0,
+       "most likely items that are ranked when ranking was asked for (at least the count asked for)"},
+      {"recommend_blend", kRequest, 1.0, 0, 1, 0,
+       "order of ranked recommendations: (1 - blend) log P(semantic ID) + blend log P(first task); 0: as generated"},
+  };
+}
+
 std::vector<ParameterSpec> ProcessSpecs() {
   using enum ParameterScope;
   return {
@@ -127,6 +148,7 @@ std::string ToText(const ParameterValue& value) {
 const ParameterRegistry& ParameterRegistry::Builtin() {
   static const ParameterRegistry registry([] {
     std::vector<ParameterSpec> specs = StateAndRequestSpecs();
+    for (ParameterSpec& spec : RecommendSpecs()) specs.push_back(std::move(spec));
     for (ParameterSpec& spec : ProcessSpecs()) specs.push_back(std::move(spec));
     return specs;
   }());

@@ -144,7 +144,7 @@ absl::Status ValidateUser(const std::string& user) {
   return absl::OkStatus();
 }
 
-absl::Status ValidateRankQuery(const RankQuery& query) {
+absl::Status ValidateRequest(const RankQuery& query) {
   if (const absl::Status status = ValidateNamespace(query.ns); !status.ok()) return status;
   if (query.scene.size() > kSceneBytesMax) return TooLong("scene", query.scene.size(), kSceneBytesMax);
   if (const absl::Status status = ValidateUser(query.units.user); !status.ok()) return status;
@@ -163,7 +163,11 @@ absl::Status ValidateRankQuery(const RankQuery& query) {
     return absl::InvalidArgumentError(
         absl::StrCat("parameters has ", query.parameters.size(), " entries, the limit is ", kParameterOverridesMax));
   }
-  if (const absl::Status status = CheckFeatures(query.features); !status.ok()) return status;
+  return CheckFeatures(query.features);
+}
+
+absl::Status ValidateRankQuery(const RankQuery& query) {
+  if (const absl::Status status = ValidateRequest(query); !status.ok()) return status;
   return CheckCandidates(query.candidates);
 }
 

@@ -66,6 +66,7 @@ struct RankQuery {
 
 // INVALID_ARGUMENT naming the field and the limit.
 absl::Status ValidateRankQuery(const RankQuery& query);
+absl::Status ValidateRequest(const RankQuery& query);  // everything but the candidates
 absl::Status ValidateNamespace(const std::string& ns);
 absl::Status ValidateUser(const std::string& user);
 
@@ -80,7 +81,7 @@ struct CacheReport {
 };
 
 struct StageTiming {
-  std::string stage;  // queue, store, state, features, score
+  std::string stage;  // queue, store, state, features, score; of a recommendation: queue, store, state, decode, items, rank
   int64_t duration_us = 0;
 };
 

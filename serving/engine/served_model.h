@@ -14,6 +14,10 @@
 
 namespace backstory {
 
+class GenerativeModel;
+
+enum class ModelKind { kRanking, kGenerative };
+
 // How probabilities are made of logits. Immutable.
 struct ServedCalibration {
   uint32_t number = 0;  // n of calibration/<n>.textproto; 0: the version has none
@@ -26,12 +30,19 @@ struct ServedCalibration {
 struct ServedModel {
   std::string name;
   std::string version;
-  std::string content_hash;                  // of the version directory's MANIFEST
-  std::shared_ptr<const grab::Model> model;  // may alias whatever keeps its weights alive
+  std::string content_hash;                           // of the version directory's MANIFEST
+  std::shared_ptr<const grab::Model> model;           // may alias whatever keeps its weights alive; null: generative
+  std::shared_ptr<const GenerativeModel> generative;  // of a version that recommends: then the rest stays empty
+  std::string generative_state_id;                    // what `generative` calls its user states
+  uint64_t generative_bytes = 0;                      // of its parameters
   ServedCalibration calibration;             // in force
   // Reads another one of this version, without the weights. NOT_FOUND, INVALID_ARGUMENT or DATA_LOSS says what was
   // found in which file. Empty: there is nothing to read from.
   std::function<absl::StatusOr<ServedCalibration>(uint32_t number)> read_calibration;
+
+  ModelKind kind() const { return generative != nullptr ? ModelKind::kGenerative : ModelKind::kRanking; }
+  uint64_t parameter_bytes() const { return generative != nullptr ? generative_bytes : model->parameter_bytes(); }
+  const std::string& state_id() const { return generative != nullptr ? generative_state_id : model->state_id(); }
 };
 
 // Where a version lies and what it has to be.

@@ -4,12 +4,17 @@
 #include <cassert>
 #include <functional>
 
+#include "serving/engine/recommend/generative_state.h"
+
 namespace backstory {
 namespace {
 
 std::string KeyOf(const UserKey& user) { return user.ns + '\n' + user.user; }
 
 }  // namespace
+
+CacheEntry::CacheEntry(std::string state_key) : state_key_(std::move(state_key)) {}
+CacheEntry::~CacheEntry() = default;
 
 StatePin& StatePin::operator=(StatePin&& other) noexcept {
   if (this == &other) return *this;
@@ -33,6 +38,12 @@ StatePin StatePin::Private(std::unique_ptr<UserState> state) {
   pin.entry_ = std::make_shared<CacheEntry>("");
   pin.entry_->state_ = std::move(state);
   pin.entry_->readers_ = 1;
+  return pin;
+}
+
+StatePin StatePin::Private(std::unique_ptr<GenerativeState> state) {
+  StatePin pin = Private(std::unique_ptr<UserState>());
+  pin.entry_->generative_ = std::move(state);
   return pin;
 }
 

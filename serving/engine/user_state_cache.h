@@ -1,4 +1,4 @@
-// User states in host memory: sharded, least recently used out first, within a budget of bytes. One state per
+// User states of ranking and generative models in host memory: sharded, least recently used out first, within a budget of bytes. One state per
 // (namespace, user, state key); the state key names model state_id and STATE parameters. Anchor and epoch are part of a
 // state and checked on use (UserState::IsOf): a state of another epoch or anchor is replaced in place.
 #ifndef BACKSTORY_SERVING_ENGINE_USER_STATE_CACHE_H_
@@ -21,10 +21,14 @@
 
 namespace backstory {
 
-// One cached user: a state, many readers or one writer. Waiting writers go before new readers.
+class GenerativeState;
+
+// One cached user: a state, many readers or one writer. Waiting writers go before new readers. The key says of which kind
+// the state is; the other pointer stays null.
 class CacheEntry : public std::enable_shared_from_this<CacheEntry> {
  public:
-  explicit CacheEntry(std::string state_key) : state_key_(std::move(state_key)) {}
+  explicit CacheEntry(std::string state_key);
+  ~CacheEntry();
   const std::string& state_key() const { return state_key_; }
 
  private:
@@ -37,7 +41,8 @@ class CacheEntry : public std::enable_shared_from_this<CacheEntry> {
   int readers_ = 0;                   // guarded by mutex_
   bool writer_ = false;               // guarded by mutex_
   int waiting_writers_ = 0;           // guarded by mutex_
-  std::unique_ptr<UserState> state_;  // guarded by being a reader or the writer
+  std::unique_ptr<UserState> state_;             // guarded by being a reader or the writer
+  std::unique_ptr<GenerativeState> generative_;  // the same
   size_t bytes_ = 0;                  // guarded by the shard's mutex
   bool cached_ = true;                // guarded by the shard's mutex: false once erased or evicted
   uint64_t used_ = 0;                 // guarded by the shard's mutex: tick of the last use
@@ -54,8 +59,10 @@ class StatePin {
   static bool TryAcquire(const std::shared_ptr<CacheEntry>& entry, StatePin* pin);
   // A state outside of any cache, alone in its pin.
   static StatePin Private(std::unique_ptr<UserState> state);
+  static StatePin Private(std::unique_ptr<GenerativeState> state);
   void Release();
   const UserState* state() const { return entry_ == nullptr ? nullptr : entry_->state_.get(); }
+  const GenerativeState* generative() const { return entry_ == nullptr ? nullptr : entry_->generative_.get(); }
 
  private:
   friend class StateLease;
@@ -73,6 +80,7 @@ class StateLease {
   static StateLease TryAcquire(const std::shared_ptr<CacheEntry>& entry);
   explicit operator bool() const { return entry_ != nullptr; }
   std::unique_ptr<UserState>& state() { return entry_->state_; }
+  std::unique_ptr<GenerativeState>& generative() { return entry_->generative_; }
   // Turns into read access, without a moment in between.
   StatePin Downgrade() &&;
 

@@ -115,9 +115,8 @@ CallContext WithPatience(const ServiceContext& service, const grpc::CallbackServ
   return call;
 }
 
-absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, const v1::RankRequest& request,
-                            Method method) {
-  if (request.parameters().empty()) return absl::OkStatus();
+absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, bool overrides, Method method) {
+  if (!overrides) return absl::OkStatus();
   return service.roles->Require(caller, Role::kOverride,
                                 absl::StrCat("parameters in ", std::string(MethodName(method))));
 }

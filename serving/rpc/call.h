@@ -24,9 +24,8 @@ CallContext MakeCallContext(const ServiceContext& service, const grpc::CallbackS
 // BATCH and SHADOW work without a deadline of its own may take the cap instead of the default.
 CallContext WithPatience(const ServiceContext& service, const grpc::CallbackServerContext& context,
                          v1::Criticality criticality, CallContext call);
-// What Rank and each request of RankStream need beyond a valid message: overrides ask for a role.
-absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, const v1::RankRequest& request,
-                            Method method);
+// What Rank, Recommend and each request of RankStream need beyond a valid message: parameter overrides ask for a role.
+absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, bool overrides, Method method);
 
 // Bookkeeping of one call: gate, metrics, log line of a failure, pushback trailer. Leaves the gate when destroyed.
 class CallScope {

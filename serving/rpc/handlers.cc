@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "serving/rpc/rank_wire.h"
+#include "serving/rpc/recommend_wire.h"
 #include "serving/rpc/wire.h"
 
 namespace backstory::rpc {
@@ -21,6 +22,20 @@ void Handlers::Rank(const v1::RankRequest& request, const CallContext& context, 
                                     done = std::move(done)](absl::StatusOr<RankReply> reply) {
     if (!reply.ok()) return done(reply.status());
     RankReplyToWire(*reply, timings, response);
+    done(absl::OkStatus());
+  });
+}
+
+void Handlers::Recommend(const v1::RecommendRequest& request, const CallContext& context,
+                         v1::RecommendResponse* response, Done done) const {
+  auto query = RecommendQueryFromWire(request);
+  if (!query.ok()) return done(query.status());
+  query->request.deadline_us = context.deadline_us;
+  query->request.cancel = context.cancel;
+  engine_->Recommend(*std::move(query), [response, timings = request.stage_timings(),
+                                         done = std::move(done)](absl::StatusOr<RecommendReply> reply) {
+    if (!reply.ok()) return done(reply.status());
+    RecommendReplyToWire(*reply, timings, response);
     done(absl::OkStatus());
   });
 }
@@ -100,7 +115,15 @@ absl::Status Handlers::UpsertItems(const v1::UpsertItemsRequest& request, v1::Up
     if (!item.ok()) return item.status();
     items.push_back(*std::move(item));
   }
-  if (auto s = engine_->catalog().Upsert(*ns, items); !s.ok()) return s;
+  auto encoded = engine_->UpsertItems(*ns, items);
+  if (!encoded.ok()) return encoded.status();
+  for (const Engine::EncodedItem& one : *encoded) {
+    auto* out = response->add_encoded();
+    out->set_item_id(one.item_id);
+    out->set_model(one.model);
+    out->set_version(one.version);
+    out->mutable_sid()->Assign(one.sid.begin(), one.sid.end());
+  }
   response->set_version(engine_->catalog().Version(*ns));
   return absl::OkStatus();
 }

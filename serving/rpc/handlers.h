@@ -13,6 +13,7 @@
 #include "backstory/v1/catalog.pb.h"
 #include "backstory/v1/history.pb.h"
 #include "backstory/v1/ranking.pb.h"
+#include "backstory/v1/retrieval.pb.h"
 #include "serving/engine/engine.h"
 
 namespace backstory::rpc {
@@ -37,6 +38,10 @@ class Handlers {
 
   // ---- Ranking. `response` must stay valid until `done`, which runs exactly once and must not block.
   void Rank(const v1::RankRequest& request, const CallContext& context, v1::RankResponse* response, Done done) const;
+
+  // ---- Retrieval: as Rank.
+  void Recommend(const v1::RecommendRequest& request, const CallContext& context, v1::RecommendResponse* response,
+                 Done done) const;
 
   // ---- History.
   absl::Status Append(const v1::AppendRequest& request, v1::AppendResponse* response) const;

@@ -40,7 +40,7 @@ class RankStreamCall final : public StreamCall {
     if (status.ok() && id == 0) {
       status = absl::InvalidArgumentError("request_id must be nonzero on a stream");
     }
-    if (status.ok()) status = CheckOverrides(*service_, caller_, slot->request, method_);
+    if (status.ok()) status = CheckOverrides(*service_, caller_, !slot->request.parameters().empty(), method_);
     slot->call = WithPatience(*service_, *context_, slot->request.criticality(), MakeCallContext(*service_, *context_));
     if (status.ok()) status = Register(id, slot->call.cancel);
     if (!status.ok()) return Answer(slot, status);
@@ -93,7 +93,7 @@ class RankingService final : public Base {
     return RunAsync<v1::RankRequest, v1::RankResponse>(
         service_, Method::kRank, context, in, out,
         [this, context](const v1::RankRequest& request, const CallContext& call, v1::RankResponse* response, Done done) {
-          const auto status = CheckOverrides(*service_, CallerOf(*context), request, Method::kRank);
+          const auto status = CheckOverrides(*service_, CallerOf(*context), !request.parameters().empty(), Method::kRank);
           if (!status.ok()) return done(status);
           service_->handlers->Rank(request, WithPatience(*service_, *context, request.criticality(), call), response,
                                    std::move(done));

@@ -28,6 +28,7 @@ constexpr std::string_view kStreamMessages = "backstory_rpc_stream_messages_tota
 
 std::string_view MethodName(Method method) {
   constexpr std::string_view kNames[] = {"backstory.v1.Ranking/Rank",       "backstory.v1.Ranking/RankStream",
+                                         "backstory.v1.Retrieval/Recommend",
                                          "backstory.v1.History/Append",     "backstory.v1.History/AppendStream",
                                          "backstory.v1.History/Get",        "backstory.v1.History/Head",
                                          "backstory.v1.History/Delete",     "backstory.v1.History/Merge",

@@ -15,6 +15,7 @@ namespace backstory::rpc {
 enum class Method {
   kRank,
   kRankStream,
+  kRecommend,
   kAppend,
   kAppendStream,
   kGetHistory,

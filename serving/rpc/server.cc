@@ -156,7 +156,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Server::Impl::Listen(const std::st
 }
 
 void Server::Impl::NameServices() {
-  for (const char* name : {"backstory.v1.Ranking", "backstory.v1.History", "backstory.v1.Catalog"}) {
+  for (const char* name : {"backstory.v1.Ranking", "backstory.v1.Retrieval", "backstory.v1.History", "backstory.v1.Catalog"}) {
     data->GetHealthCheckService()->SetServingStatus(name, false);
   }
   if (admin == nullptr) return;
@@ -225,6 +225,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
 
   std::vector<std::unique_ptr<grpc::Service>> own;
   own.push_back(MakeRankingService(&impl->service));
+  own.push_back(MakeRetrievalService(&impl->service));
   own.push_back(MakeHistoryService(&impl->service));
   own.push_back(MakeCatalogService(&impl->service));
   auto data = impl->Listen(config.listen().host(), config.listen().port(), false, std::move(own), &impl->port);

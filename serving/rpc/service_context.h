@@ -57,6 +57,7 @@ struct ServiceContext {
 };
 
 std::unique_ptr<grpc::Service> MakeRankingService(const ServiceContext* context);
+std::unique_ptr<grpc::Service> MakeRetrievalService(const ServiceContext* context);
 std::unique_ptr<grpc::Service> MakeHistoryService(const ServiceContext* context);
 std::unique_ptr<grpc::Service> MakeCatalogService(const ServiceContext* context);
 std::unique_ptr<grpc::Service> MakeModelsService(const ServiceContext* context);

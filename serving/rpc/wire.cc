@@ -179,6 +179,10 @@ absl::StatusOr<Item> ItemFromWire(std::string_view field, const v1::Item& item) 
     if (auto s = CheckBytes(At(field, "categories", i), item.categories(i), 1, kNameBytesMax); !s.ok()) return s;
   }
   if (auto s = CheckCount(At(field, "sid"), item.sid_size(), 0, kSidLevelsMax); !s.ok()) return s;
+  if (auto s = CheckCount(At(field, "embedding"), item.embedding_size(), 0, kEmbeddingMax); !s.ok()) return s;
+  for (int i = 0; i < item.embedding_size(); ++i) {
+    if (!std::isfinite(item.embedding(i))) return BadField(At(field, "embedding", i), "must be finite");
+  }
   if (auto s = CheckBytes(At(field, "title"), item.title(), 0, kTitleBytesMax); !s.ok()) return s;
   if (auto s = CheckBytes(At(field, "text"), item.text(), 0, kTextBytesMax); !s.ok()) return s;
   if (auto s = CheckCount(At(field, "numbers"), item.numbers_size(), 0, kItemMapEntriesMax); !s.ok()) return s;
@@ -198,6 +202,7 @@ absl::StatusOr<Item> ItemFromWire(std::string_view field, const v1::Item& item) 
   out.categories.assign(item.categories().begin(), item.categories().end());
   out.sid.assign(item.sid().begin(), item.sid().end());
   out.year = item.year();
+  out.embedding.assign(item.embedding().begin(), item.embedding().end());
   out.title = item.title();
   out.text = item.text();
   return out;
@@ -208,6 +213,7 @@ void ItemToWire(const Item& item, v1::Item* out) {
   for (const auto& category : item.categories) out->add_categories(category);
   out->mutable_sid()->Assign(item.sid.begin(), item.sid.end());
   out->set_year(item.year);
+  out->mutable_embedding()->Assign(item.embedding.begin(), item.embedding.end());
   out->set_title(item.title);
   out->set_text(item.text);
   for (const auto& [name, number] : item.numbers) (*out->mutable_numbers())[name] = number;

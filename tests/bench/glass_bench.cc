@@ -1,6 +1,7 @@
 // GLASS in process at the released size: encode and decode apart, beside the fp32 bound of the threads used.
 // Run: build/release/bin/glass_bench. Weights are random; time does not depend on them.
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "models/glass/beam_search.h"
@@ -54,12 +55,76 @@ void BM_Decode(benchmark::State& state) {
   SearchOptions options;
   options.beam = static_cast<size_t>(state.range(0));
   options.trie = &w.catalogue->trie();
+  ThreadPool pool(static_cast<size_t>(state.range(1)));
+  options.pool = &pool;
   const Memory memory = w.network->Encode(w.history.ShortTokens(), w.tier.data(), nullptr);
   const BucketTokens buckets = BucketsOf(*w.catalogue, w.history);
   for (auto _ : state) benchmark::DoNotOptimize(Search(*w.network, memory, buckets, options));
-  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)), Dtype::kF32);
+  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)), Dtype::kF32,
+              static_cast<double>(state.range(1)));
 }
-BENCHMARK(BM_Decode)->Arg(20)->Arg(50)->Arg(256)->UseRealTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_Decode)->ArgsProduct({{20, 50, 256}, {1, 2}})->UseRealTime()->Unit(benchmark::kMicrosecond);
+
+// A catalogue of a million items over codebooks of 8,192: what the trie costs against no constraint but the level, and what
+// it takes. Without SID-Tier, whose table would be 8,192 bytes an item.
+struct LargeWorld {
+  Config config;
+  std::vector<uint64_t> ids;
+  std::vector<Sid> sids;
+  std::unique_ptr<const Catalogue> catalogue;
+  std::unique_ptr<const Network> network;
+  std::unique_ptr<History> history;
+  LargeWorld() {
+    constexpr size_t kItems = 1'000'000;
+    config.levels = {8192, 8192, 8192};
+    config.tokens = TokenLayout::kDense;
+    config.vocabulary = 24'584;
+    config.tier_edges = {};
+    std::mt19937 random(1);
+    for (size_t i = 0; i < kItems; ++i) {
+      ids.push_back(10 * i + 3);
+      sids.push_back({static_cast<uint16_t>(random() % 8192), static_cast<uint16_t>(random() % 8192),
+                      static_cast<uint16_t>(random() % 8192)});
+    }
+    catalogue = *Catalogue::Create(config, {ids, sids, {}, {}, {}});
+    network = *Network::Create(config, RandomTensors(config, 5));
+    history = std::make_unique<History>(catalogue.get());
+    for (uint32_t i = 0; i < 1'000; ++i) history->Append(i * 7919 % kItems);
+  }
+};
+
+LargeWorld& TheLargeWorld() {
+  static LargeWorld world;
+  return world;
+}
+
+void BM_MillionItems(benchmark::State& state) {
+  LargeWorld& w = TheLargeWorld();
+  SearchOptions options;
+  options.beam = static_cast<size_t>(state.range(0));
+  options.mode = state.range(1) == 0 ? SearchMode::kLevel : SearchMode::kValid;
+  options.trie = &w.catalogue->trie();
+  const Memory memory = Encode(*w.network, *w.history, nullptr);
+  const BucketTokens buckets = BucketsOf(*w.catalogue, *w.history);
+  size_t beams = 0, valid = 0;
+  for (auto _ : state) {
+    for (const Beam& beam : Search(*w.network, memory, buckets, options)) {
+      ++beams;
+      valid += options.mode == SearchMode::kValid && !w.catalogue->Items(beam.node).empty() ? 1 : 0;
+    }
+  }
+  state.SetLabel(options.mode == SearchMode::kLevel ? "level mask only" : "valid items only");
+  state.counters["valid_share"] = static_cast<double>(valid) / static_cast<double>(beams);
+  state.counters["decode_bytes_per_item"] =
+      static_cast<double>(w.catalogue->decode_bytes()) / static_cast<double>(w.catalogue->size());
+}
+BENCHMARK(BM_MillionItems)->ArgsProduct({{20, 256}, {0, 1}})->UseRealTime()->Unit(benchmark::kMillisecond);
+
+void BM_MillionItemsIndex(benchmark::State& state) {
+  LargeWorld& w = TheLargeWorld();
+  for (auto _ : state) benchmark::DoNotOptimize(Catalogue::Create(w.config, {w.ids, w.sids, {}, {}, {}}));
+}
+BENCHMARK(BM_MillionItemsIndex)->UseRealTime()->Unit(benchmark::kMillisecond);
 
 void BM_RebuildHistory(benchmark::State& state) {
   World& w = TheWorld();

@@ -74,7 +74,9 @@ TEST_P(GlassHistory, IncrementalEqualsRecounted) {
     history.TierFeatures(tiers.data());
     ASSERT_EQ(tiers, SlowTiers(*catalogue, long_part)) << "after " << i + 1;
     for (uint16_t code = 0; code < config.levels[0]; ++code) {
-      ASSERT_EQ(history.Bucket(code), SlowBucket(*catalogue, long_part, code)) << "code " << code << " after " << i + 1;
+      std::vector<uint32_t> rows;
+      for (const Behaviour& behaviour : history.Bucket(code)) rows.push_back(behaviour.row);
+      ASSERT_EQ(rows, SlowBucket(*catalogue, long_part, code)) << "code " << code << " after " << i + 1;
     }
     ASSERT_EQ(history.ShortTokens().size(), 3 * (all.size() - cut));
   }

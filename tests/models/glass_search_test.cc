@@ -111,6 +111,26 @@ TEST_P(GlassSearch, AWideBeamIsExhaustiveSearch) {
   for (const auto& [score, sid] : want) ASSERT_NEAR(by_sid.at(sid), score, 1e-3);
 }
 
+TEST_P(GlassSearch, ThreadsChangeNothing) {
+  const World world(GetParam());
+  const Memory memory = world.Encode();
+  const BucketTokens buckets = BucketsOf(*world.catalogue, world.history);
+  ThreadPool pool(3);
+  for (const size_t beam : {5, 13, 40}) {
+    SearchOptions options;
+    options.beam = beam;
+    options.trie = &world.catalogue->trie();
+    const std::vector<Beam> want = glass::Search(*world.network, memory, buckets, options);
+    options.pool = &pool;
+    const std::vector<Beam> found = glass::Search(*world.network, memory, buckets, options);
+    ASSERT_EQ(found.size(), want.size());
+    for (size_t i = 0; i < want.size(); ++i) {
+      EXPECT_EQ(found[i].tokens, want[i].tokens);
+      EXPECT_EQ(std::memcmp(&found[i].score, &want[i].score, sizeof(float)), 0);
+    }
+  }
+}
+
 TEST_P(GlassSearch, ValidBeamsExistAndScoreAsFreeOnes) {
   const World world(GetParam());
   const std::vector<Beam> beams = world.Search(7);

@@ -12,7 +12,7 @@ from backstory.buckets import bucket
 from backstory.client import AsyncClient, Client
 from backstory.table import TableError
 from backstory.types import (AppendResult, BackstoryError, CacheReport, Event, Explained, Exposure, Item, Model,
-                             NotServedError, RankResult, Recommendation)
+                             NotServedError, RankResult, Recommendation, RecommendResult)
 
 __all__ = ["AppendResult", "AsyncClient", "BackstoryError", "CacheReport", "Client", "Event", "Explained", "Exposure",
-           "Item", "Model", "NotServedError", "RankResult", "Recommendation", "TableError", "bucket"]
+           "Item", "Model", "NotServedError", "RankResult", "Recommendation", "RecommendResult", "TableError", "bucket"]

@@ -11,7 +11,7 @@ from grpc import aio
 
 from backstory import schema, table, wire
 from backstory.types import (AppendResult, BackstoryError, CacheReport, Event, Item, Model, NotServedError, RankResult,
-                             Recommendation, Time, UserId)
+                             RecommendResult, Time, UserId)
 
 _SERVICE_CONFIG = pathlib.Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
 _IN_FLIGHT = 32  # requests that wait for their reply while a table is scored; the server allows 64 a stream
@@ -114,14 +114,17 @@ class Client(_Calls):
             parameters=parameters, explain_top=explain_top, timings=timings, suppress_exposure=suppress_exposure)
         return wire.rank_result(items, self._call("Ranking", "Rank", request, timeout))
 
-    def recommend(self, user: UserId, count: int, *, scene: str = "", beam: int = 0, now: Optional[Time] = None,
-                  as_of: Optional[Time] = None, exclude: Sequence[int] = (), exclude_seen: bool = False,
-                  timeout: Optional[float] = None) -> List[Recommendation]:
-        """The items most likely next, the most likely one first. NotServedError unless the server has a generative
-        model."""
-        request = wire.recommend_request(self.namespace, user, count, scene=scene, beam=beam, now=now, as_of=as_of,
-                                         exclude=exclude, exclude_seen=exclude_seen)
-        return wire.recommendations(self._call("Retrieval", "Recommend", request, timeout))
+    def recommend(self, user: UserId, count: int, *, beam: int = 0, exclude: Sequence[int] = (),
+                  categories: Sequence[str] = (), exclude_seen: Optional[bool] = None,
+                  per_sid_max: Optional[int] = None, rank: bool = False, rank_model: Optional[Model] = None,
+                  rank_candidates: int = 0, timeout: Optional[float] = None, **options) -> RecommendResult:
+        """The `count` items most likely next, by a generative model; retrieval.proto says what each option means.
+        exclude_seen and per_sid_max: None leaves them to the server. rank: pass them through a ranking model as well.
+        Other options as for rank (scene, model, now, as_of, explain_top, ...). NOT_FOUND without a generative model."""
+        request = wire.recommend_request(
+            self.namespace, user, count, beam=beam, exclude=exclude, categories=categories, exclude_seen=exclude_seen,
+            per_sid_max=per_sid_max, rank=rank, rank_model=rank_model, rank_candidates=rank_candidates, **options)
+        return wire.recommend_result(self._call("Retrieval", "Recommend", request, timeout))
 
     def append(self, user: UserId, events: Sequence[Event], *, durability: str = "synced",
                timeout: Optional[float] = None) -> AppendResult:
@@ -230,13 +233,15 @@ class AsyncClient(_Calls):
             parameters=parameters, explain_top=explain_top, timings=timings, suppress_exposure=suppress_exposure)
         return wire.rank_result(items, await self._call("Ranking", "Rank", request, timeout))
 
-    async def recommend(self, user: UserId, count: int, *, scene: str = "", beam: int = 0, now: Optional[Time] = None,
-                        as_of: Optional[Time] = None, exclude: Sequence[int] = (), exclude_seen: bool = False,
-                        timeout: Optional[float] = None) -> List[Recommendation]:
+    async def recommend(self, user: UserId, count: int, *, beam: int = 0, exclude: Sequence[int] = (),
+                        categories: Sequence[str] = (), exclude_seen: Optional[bool] = None,
+                        per_sid_max: Optional[int] = None, rank: bool = False, rank_model: Optional[Model] = None,
+                        rank_candidates: int = 0, timeout: Optional[float] = None, **options) -> RecommendResult:
         """As Client.recommend."""
-        request = wire.recommend_request(self.namespace, user, count, scene=scene, beam=beam, now=now, as_of=as_of,
-                                         exclude=exclude, exclude_seen=exclude_seen)
-        return wire.recommendations(await self._call("Retrieval", "Recommend", request, timeout))
+        request = wire.recommend_request(
+            self.namespace, user, count, beam=beam, exclude=exclude, categories=categories, exclude_seen=exclude_seen,
+            per_sid_max=per_sid_max, rank=rank, rank_model=rank_model, rank_candidates=rank_candidates, **options)
+        return wire.recommend_result(await self._call("Retrieval", "Recommend", request, timeout))
 
     async def append(self, user: UserId, events: Sequence[Event], *, durability: str = "synced",
                      timeout: Optional[float] = None) -> AppendResult:

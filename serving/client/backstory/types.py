@@ -58,6 +58,7 @@ class Item:
     sid: Sequence[int] = ()
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     strings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    embedding: Sequence[float] = ()  # generative models give the item a semantic ID by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +92,45 @@ class Exposure(NamedTuple):
     reason: str
 
 
-class Recommendation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """An item. log_probability is that of its semantic ID `sid`; score is what the order follows; probabilities[task] is
+    the ranking's, if it was ranked. explanation: the behaviours of the long history that steered it, with their share of
+    attention; search_gate: how far they counted, 0..1 (both when asked)."""
     item_id: int
     log_probability: float
+    sid: List[int]
+    score: float
+    probabilities: Dict[str, float]
+    explanation: List[Explained]
+    search_gate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommendResult:
+    """Items, best first. partial: fewer than asked for, partial_reason says why; filtered: how many were left out, by
+    filter."""
+    items: List[Recommendation]
+    model: str
+    version: str
+    config_version: str
+    seq: int
+    epoch: int
+    now_us: int
+    rows_visible: List[int]  # behaviours in the short window, in the long part
+    parameters: Dict[str, str]
+    degrade_step: int
+    exposures: List[Exposure]
+    cache: CacheReport
+    timings_us: Dict[str, int]
+    unknown_user: bool
+    beam: int
+    sids_found: int
+    partial: bool
+    partial_reason: str
+    filtered: Dict[str, int]
+    rank_model: str
+    rank_version: str
 
 
 @dataclasses.dataclass(frozen=True)

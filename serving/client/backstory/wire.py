@@ -1,6 +1,7 @@
 """Plain values <-> messages. Shared by the blocking and the async client; no I/O."""
 from backstory import schema
-from backstory.types import AppendResult, CacheReport, Explained, Exposure, RankResult, Recommendation, to_us
+from backstory.types import (AppendResult, CacheReport, Explained, Exposure, RankResult, Recommendation, RecommendResult,
+                             to_us)
 
 ACTIONS = {"click": 1, "conversion": 2, "like": 3, "rating": 4, "dwell": 5, "purchase": 6, "dislike": 7, "share": 8}
 
@@ -30,27 +31,41 @@ def _choice(field, enum, value):
         raise ValueError(f"{field}: {value!r} is not known") from None
 
 
-def rank_request(namespace, user, items, *, scene="", device="", session="", request_id=0, model=None, now=None,
-                 as_of=None, known_by=None, criticality="online", features=None, columns=None, parameters=None,
-                 explain_top=0, timings=False, suppress_exposure=False):
-    request = schema.message("RankRequest")(namespace=namespace, scene=scene, request_id=request_id, now_us=to_us(now),
-                                            explain_top=explain_top, stage_timings=timings,
-                                            suppress_exposure=suppress_exposure)
+def _model(target, model):
+    target.SetInParent()
+    if model is None:
+        return
+    target.name = model.name
+    if model.version:
+        target.version = model.version
+    elif model.label:
+        target.label = model.label
+
+
+def _envelope(request, namespace, user, *, scene="", device="", session="", request_id=0, model=None, now=None,
+              as_of=None, known_by=None, criticality="online", features=None, parameters=None, explain_top=0,
+              timings=False, suppress_exposure=False):
+    """What rank and recommend requests have in common."""
+    request.namespace, request.scene, request.request_id, request.now_us = namespace, scene, request_id, to_us(now)
+    request.explain_top, request.stage_timings, request.suppress_exposure = explain_top, timings, suppress_exposure
     request.criticality = _choice("criticality", "Criticality", criticality)
     user_ref(request.units.user, user)
     request.units.device, request.units.session = device, session
     if model is not None:
-        request.model.name = model.name
-        if model.version:
-            request.model.version = model.version
-        elif model.label:
-            request.model.label = model.label
+        _model(request.model, model)
     if as_of is not None:
         request.as_of.event_time_us = to_us(as_of)
     if known_by is not None:
         request.as_of.known_by_us = to_us(known_by)
     for name, value in (features or {}).items():
         _feature(request.features[name], name, value)
+    for name, value in (parameters or {}).items():
+        request.parameters[name] = str(value)
+
+
+def rank_request(namespace, user, items, *, columns=None, **envelope):
+    request = schema.message("RankRequest")()
+    _envelope(request, namespace, user, **envelope)
     request.candidates.item_ids.extend(int(item) for item in items)
     for name, values in (columns or {}).items():
         values = list(values)
@@ -58,24 +73,34 @@ def rank_request(namespace, user, items, *, scene="", device="", session="", req
         column = request.candidates.texts.add() if text else request.candidates.numbers.add()
         column.name = name
         column.values.extend(values)
-    for name, value in (parameters or {}).items():
-        request.parameters[name] = str(value)
     return request
 
 
-def recommend_request(namespace, user, count, *, scene="", beam=0, now=None, as_of=None, exclude=(),
-                      exclude_seen=False):
-    request = schema.message("RecommendRequest")(namespace=namespace, scene=scene, count=count, beam=beam,
-                                                 now_us=to_us(now), exclude_seen=exclude_seen)
-    user_ref(request.units.user, user)
-    if as_of is not None:
-        request.as_of.event_time_us = to_us(as_of)
+def recommend_request(namespace, user, count, *, beam=0, exclude=(), categories=(), exclude_seen=None, per_sid_max=None,
+                      rank=False, rank_model=None, rank_candidates=0, **envelope):
+    request = schema.message("RecommendRequest")(count=count, beam=beam, include_categories=categories)
+    _envelope(request, namespace, user, **envelope)
     request.exclude_item_ids.extend(int(item) for item in exclude)
+    if exclude_seen is not None:
+        request.exclude_seen = exclude_seen
+    if per_sid_max is not None:
+        request.per_sid_max = per_sid_max
+    if rank or rank_model is not None:
+        request.rank.candidates = rank_candidates
+        _model(request.rank.model, rank_model)
     return request
 
 
-def recommendations(response):
-    return [Recommendation(item.item_id, item.log_probability) for item in response.items]
+def recommend_result(response):
+    items = [Recommendation(i.item_id, i.log_probability, list(i.sid), i.score,
+                            {t.task: t.calibrated for t in i.ranked}, _explained(i.explanation), i.search_gate)
+             for i in response.items]
+    filtered = response.filtered
+    return RecommendResult(
+        items=items, beam=response.beam, sids_found=response.sids_found, partial=response.partial,
+        partial_reason=response.partial_reason, rank_model=response.rank_model, rank_version=response.rank_version,
+        filtered={"excluded": filtered.excluded, "seen": filtered.seen, "category": filtered.category,
+                  "per_sid": filtered.per_sid}, **_common(response))
 
 
 def delete_request(namespace, user):
@@ -90,20 +115,28 @@ def prefetch_request(namespace, user):
     return request
 
 
+def _explained(explanation):
+    return [Explained(a.channel, a.event_id, a.time_us, a.item_id, a.mass) for a in explanation.events]
+
+
+def _common(response):
+    """What rank and recommend replies have in common."""
+    return dict(
+        model=response.model, version=response.version, config_version=response.config_version, seq=response.seq,
+        epoch=response.epoch, now_us=response.now_us, rows_visible=list(response.rows_visible),
+        parameters={p.name: p.value for p in response.parameters}, degrade_step=response.degrade_step,
+        exposures=[Exposure(e.layer, e.experiment, e.arm, e.unit, e.reason) for e in response.exposures],
+        cache=cache_report(response.cache), timings_us={t.stage: t.duration_us for t in response.timings},
+        unknown_user=response.unknown_user)
+
+
 def rank_result(items, response):
     return RankResult(
         items=[int(item) for item in items],
         probabilities={column.task: list(column.calibrated) for column in response.scores},
         logits={column.task: list(column.raw_logit) for column in response.scores},
-        model=response.model, version=response.version, config_version=response.config_version, seq=response.seq,
-        epoch=response.epoch, now_us=response.now_us, rows_visible=list(response.rows_visible),
-        parameters={p.name: p.value for p in response.parameters}, degrade_step=response.degrade_step,
-        exposures=[Exposure(e.layer, e.experiment, e.arm, e.unit, e.reason) for e in response.exposures],
-        cache=cache_report(response.cache),
-        timings_us={t.stage: t.duration_us for t in response.timings},
-        explanations=[[Explained(a.channel, a.event_id, a.time_us, a.item_id, a.mass) for a in candidate.events]
-                      for candidate in response.explanations],
-        unknown_user=response.unknown_user, unknown_items=list(response.unknown_items))
+        explanations=[_explained(candidate) for candidate in response.explanations],
+        unknown_items=list(response.unknown_items), **_common(response))
 
 
 def cache_report(report):
@@ -141,7 +174,7 @@ def upsert_request(namespace, items):
     request = schema.message("UpsertItemsRequest")(namespace=namespace)
     for item in items:
         target = request.items.add(item_id=item.item_id, categories=item.categories, sid=item.sid, year=item.year,
-                                   title=item.title, text=item.text)
+                                   title=item.title, text=item.text, embedding=item.embedding)
         target.numbers.update(item.numbers)
         target.strings.update(item.strings)
     return request

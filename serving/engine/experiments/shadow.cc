@@ -72,6 +72,12 @@ class ShadowingEngine : public Engine {
     });
   }
 
+  void Recommend(RecommendQuery query, RecommendCallback done) override {
+    engine_->Recommend(std::move(query), std::move(done));
+  }
+  absl::StatusOr<std::vector<EncodedItem>> UpsertItems(const std::string& ns, std::span<const Item> items) override {
+    return engine_->UpsertItems(ns, items);
+  }
   absl::StatusOr<AppendResult> Append(const UserKey& user, std::span<const Event> events, Durability durability) override {
     return engine_->Append(user, events, durability);
   }

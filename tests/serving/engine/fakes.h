@@ -237,7 +237,14 @@ class FakeCatalog : public Catalog {
     const auto item = found->second.find(item_id);
     return item == found->second.end() ? nullptr : item->second;
   }
-  void ForEach(std::string_view, const std::function<bool(const Item&)>&) const override {}
+  void ForEach(std::string_view ns, const std::function<bool(const Item&)>& visit) const override {
+    std::lock_guard lock(mutex_);
+    const auto found = items_.find(ns);
+    if (found == items_.end()) return;
+    for (const auto& [id, item] : found->second) {
+      if (!visit(*item)) return;
+    }
+  }
   uint64_t Size(std::string_view) const override { return 0; }
   uint64_t Version(std::string_view) const override {
     std::lock_guard lock(mutex_);

@@ -1,0 +1,67 @@
+// Golden cases of a generative version: raw events in, and the SIDs, log-probabilities and items that must come out.
+// docs/reference/model-files.md lists the keys.
+#ifndef BACKSTORY_MODELS_GLASS_GOLDEN_H_
+#define BACKSTORY_MODELS_GLASS_GOLDEN_H_
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "features/event.h"
+#include "kernels/thread_pool.h"
+#include "models/glass/catalogue.h"
+#include "models/glass/network.h"
+
+namespace backstory::glass {
+
+inline constexpr size_t kGoldenBytesMax = 64 << 20;
+inline constexpr size_t kGoldenCasesMax = 1'000;
+inline constexpr size_t kGoldenEventsMax = 100'000;
+
+// Allowed |log-probability - golden|: the bound of tests/conformance/glass for fp32.
+inline constexpr double kGoldenTolerance = 2e-4;
+// Cases whose candidates lie closer than this may list them in another order (only the empty history is ever so close).
+inline constexpr double kGoldenGapMin = 5e-5;
+
+struct GoldenExpectation {
+  std::vector<uint64_t> short_items;  // item ids of the short window, oldest first
+  size_t long_items = 0;              // behaviours before it
+  std::vector<Sid> sids;              // of every beam, best first
+  std::vector<double> log_probability;
+  std::vector<uint64_t> items;  // recommended, best first
+  std::vector<Sid> item_sids;
+  double min_gap = 0;  // of a file's case only
+};
+
+struct GoldenCase {
+  std::string name;
+  std::vector<Event> events;  // of one user, in any order
+  int64_t as_of_us = 0;       // events at or after it are not seen
+  size_t beam = 1, count = 1;
+  bool exclude_seen = false;
+  GoldenExpectation expect;
+};
+
+// A whole file; INVALID_ARGUMENT "source:line: key: ...". Blank lines are skipped. Names are unique.
+absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std::string_view source);
+
+// Every step of a recommendation on one case.
+GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden, ThreadPool* pool);
+
+struct GoldenReport {
+  size_t cases = 0;
+  size_t beams = 0;
+  double worst = 0;  // largest difference of a log-probability
+  std::string worst_case;
+};
+
+// FAILED_PRECONDITION naming case, what differs, expected and found.
+absl::StatusOr<GoldenReport> CheckGoldens(const Network& network, const Catalogue& catalogue,
+                                          const std::vector<GoldenCase>& goldens, ThreadPool* pool);
+
+}  // namespace backstory::glass
+
+#endif  // BACKSTORY_MODELS_GLASS_GOLDEN_H_

@@ -1,0 +1,35 @@
+#include "serving/embedded/version_loader.h"
+
+#include <memory>
+#include <utility>
+
+#include "models/glass/loader.h"
+#include "serving/embedded/grab_loader.h"
+#include "serving/engine/recommend/generative_model.h"
+
+namespace backstory {
+namespace {
+
+absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSource& source, ThreadPool* pool) {
+  auto loaded = glass::LoadGlassVersion(source.path, {.pool = pool, .expected_name = source.model});
+  if (!loaded.ok()) return loaded.status();
+  auto served = std::make_shared<ServedModel>();
+  served->name = source.model;
+  served->version = source.version;
+  served->content_hash = (*loaded)->hash;
+  served->generative_bytes = (*loaded)->parameter_bytes;
+  auto generative = std::make_shared<const GenerativeModel>(*std::move(loaded), pool);
+  served->generative_state_id = generative->state_id();
+  served->generative = std::move(generative);
+  return std::shared_ptr<const ServedModel>(std::move(served));
+}
+
+}  // namespace
+
+ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch) {
+  return [pool, grab = GrabLoader(pool, launch)](const ModelSource& source) {
+    return glass::IsGlassVersion(source.path) ? LoadGenerative(source, pool) : grab(source);
+  };
+}
+
+}  // namespace backstory

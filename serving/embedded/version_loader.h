@@ -1,0 +1,17 @@
+// The server's ModelLoader: version directories of either kind. What ranks and what recommends share one repository.
+#ifndef BACKSTORY_SERVING_EMBEDDED_VERSION_LOADER_H_
+#define BACKSTORY_SERVING_EMBEDDED_VERSION_LOADER_H_
+
+#include "kernels/thread_pool.h"
+#include "serving/engine/parameters.h"
+#include "serving/engine/served_model.h"
+
+namespace backstory {
+
+// A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool` must
+// outlive the models. Generative versions compute in fp32 whatever the parameter `precision` says.
+ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch);
+
+}  // namespace backstory
+
+#endif  // BACKSTORY_SERVING_EMBEDDED_VERSION_LOADER_H_
