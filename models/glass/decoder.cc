@@ -76,7 +76,7 @@ void Decoder::Run(Part* part, std::span<const uint32_t> tokens, std::span<const 
   for (size_t w = 0; w < part->rows; ++w) {
     std::copy_n(network_->weights_.embedding.data() + tokens[w] * d, d, part->x.data() + w * d);
   }
-  if (position_ > 0 && network_->config_.retrieved_items > 0) GroupBySet(retrieved, part);
+  if (position_ > 0 && network_->config_.retrieved_items > 0) PrepareSets(retrieved, part);
   for (size_t i = 0; i < network_->weights_.decoder.size(); ++i) {
     const DecoderLayer& layer = network_->weights_.decoder[i];
     SelfAttention(layer, i, part);
@@ -171,7 +171,7 @@ void Decoder::AttendMemory(size_t index, Part* part) const {
   for (size_t p = 0; p < pages; ++p) part->views.push_back(memory_->pages[index * pages + p].view());
   const KeyRun all{0, static_cast<uint32_t>(memory_->rows), 0, KeyRun::kNoBias};
   AttendArgs args;
-  args.queries = part->rows;
+  args.queries = part->padded;
   args.heads = network_->shape_.kv_heads;
   args.shape = network_->shape_;
   args.q = part->q.data();
@@ -183,20 +183,80 @@ void Decoder::AttendMemory(size_t index, Part* part) const {
   Kernels().attend(args);
 }
 
-void Decoder::GroupBySet(std::span<const RetrievedSet* const> retrieved, Part* part) {
+void Decoder::PrepareSets(std::span<const RetrievedSet* const> retrieved, Part* part) const {
   part->order.resize(retrieved.size());
   std::iota(part->order.begin(), part->order.end(), 0u);
   std::stable_sort(part->order.begin(), part->order.end(),
                    [&](uint32_t a, uint32_t b) { return std::less<>()(retrieved[a], retrieved[b]); });
   part->groups.clear();
+  part->union_pages.clear();
+  bool gathered = false;
   for (size_t i = 0; i < part->order.size(); ++i) {
     const RetrievedSet* set = retrieved[part->order[i]];
-    if (part->groups.empty() || part->groups.back().set != set) part->groups.push_back({i, i, set});
+    if (part->groups.empty() || part->groups.back().set != set) {
+      part->groups.push_back({i, i, set});
+      part->union_pages.insert(part->union_pages.end(), set->pages.begin(), set->pages.end());
+      gathered |= !set->gathered.empty();
+    }
     part->groups.back().end = i + 1;
+  }
+  std::sort(part->union_pages.begin(), part->union_pages.end());
+  part->union_pages.erase(std::unique(part->union_pages.begin(), part->union_pages.end()), part->union_pages.end());
+  if (gathered || part->union_pages.size() > Network::kTokenPagesMax) part->union_pages.clear();
+  if (!part->union_pages.empty()) FillBias(part);
+}
+
+// The bias of key j is entry j of a query's row: ranks fall by one per key, and entries stand newest last (kernels/attend.h).
+void Decoder::FillBias(Part* part) const {
+  const size_t heads = network_->shape_.kv_heads, keys = part->union_pages.size() * kPageRows;
+  part->bias_stride = keys + kPanel;
+  const size_t wanted = part->padded * heads * part->bias_stride + kPanel;
+  if (part->bias.size() < wanted) part->bias = AlignedFloats(wanted);
+  for (const Group& group : part->groups) {
+    for (size_t i = group.begin; i < group.end; ++i) {
+      float* first = part->bias.data() + part->order[i] * heads * part->bias_stride;
+      std::fill_n(first, keys, -HUGE_VALF);
+      std::fill_n(first + keys, kPanel, 0.0f);  // the one time bucket
+      for (const RetrievedSet::Member& member : group.set->members) {
+        const uint32_t page = group.set->pages[member.row / kPageRows];
+        const auto at = std::lower_bound(part->union_pages.begin(), part->union_pages.end(), page) - part->union_pages.begin();
+        first[static_cast<size_t>(at) * kPageRows + member.row % kPageRows] = group.set->log_count[member.row];
+      }
+      for (size_t h = 1; h < heads; ++h) std::copy_n(first, part->bias_stride, first + h * part->bias_stride);
+    }
+  }
+  for (size_t w = part->rows; w < part->padded; ++w) {
+    std::fill_n(part->bias.data() + w * heads * part->bias_stride, heads * part->bias_stride, 0.0f);
+  }
+}
+
+void Decoder::AttendUnion(size_t index, Part* part) const {
+  const size_t inner = network_->inner_, keys = part->union_pages.size() * kPageRows;
+  part->views.clear();
+  for (const uint32_t page : part->union_pages) part->views.push_back(network_->token_pages_[index][page].view());
+  const KeyRun all{0, static_cast<uint32_t>(keys), static_cast<uint32_t>(keys - 1), 0};
+  AttendArgs args;
+  args.queries = part->padded;
+  args.heads = network_->shape_.kv_heads;
+  args.shape = network_->shape_;
+  args.q = part->q.data();
+  args.bias = {part->bias.data(), part->bias_stride, keys, 1};
+  args.pages = part->views;
+  args.shared_runs = {&all, 1};
+  args.o = part->o.data();
+  args.lse = part->lse.data();
+  args.workspace = part->workspace.data();
+  Kernels().attend(args);
+  for (const Group& group : part->groups) {
+    if (!group.set->empty) continue;  // attention over nothing but pads
+    for (size_t i = group.begin; i < group.end; ++i) {
+      std::copy_n(network_->pad_v_.data() + index * inner, inner, part->o.data() + part->order[i] * inner);
+    }
   }
 }
 
 void Decoder::AttendRetrieved(size_t index, Part* part) const {
+  if (!part->union_pages.empty()) return AttendUnion(index, part);
   const size_t inner = network_->inner_, heads = network_->shape_.kv_heads;
   for (size_t i = 0; i < part->rows; ++i) {
     std::copy_n(part->q.data() + part->order[i] * inner, inner, part->sorted_q.data() + i * inner);

@@ -47,6 +47,11 @@ class Decoder {
     AlignedFloats gate_in;         // [padded][2 d]
     AlignedFloats gate;            // [padded][d]
     AlignedFloats q, o, kv;        // [padded][inner], [padded][inner], [padded][2 inner]
+    // Retrieved sets over few token pages: all beams attend to the union of the pages, each through its own row of ln(count)
+    // (-inf for what its set lacks), so that they share the tiles of a product. Else: set by set, beams of one together.
+    std::vector<uint32_t> union_pages;  // empty: set by set
+    AlignedFloats bias;                 // [padded][heads][bias_stride]
+    size_t bias_stride = 0;
     AlignedFloats sorted_q, sorted_o;  // [padded][inner], beams of one set together
     AlignedFloats lse;             // [padded][heads]
     AlignedFloats hidden;          // [padded][ffn]
@@ -65,7 +70,9 @@ class Decoder {
   void Cross(const DecoderLayer& layer, size_t index, Part* part, double* gate_sum) const;
   void AttendMemory(size_t index, Part* part) const;
   void AttendRetrieved(size_t index, Part* part) const;
-  static void GroupBySet(std::span<const RetrievedSet* const> retrieved, Part* part);
+  void PrepareSets(std::span<const RetrievedSet* const> retrieved, Part* part) const;
+  void FillBias(Part* part) const;
+  void AttendUnion(size_t index, Part* part) const;
   float* Keys(size_t layer, size_t position) {
     return self_kv_.data() + (layer * kLevels + position) * beams_max_ * 2 * network_->inner_;
   }

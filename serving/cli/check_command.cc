@@ -10,6 +10,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "models/glass/loader.h"
 #include "models/grab/loader.h"
 #include "serving/cli/config_flags.h"
 #include "serving/cli/exit_codes.h"
@@ -51,11 +52,14 @@ void CheckModels(const std::string& root, std::vector<Problem>* problems, std::v
   }
   std::sort(versions.begin(), versions.end());
   for (const fs::path& version : versions) {
-    auto loaded = grab::LoadGrabVersion(version.string(), {.expected_name = version.parent_path().filename().string()});
-    if (loaded.ok()) {
+    const std::string name = version.parent_path().filename().string();
+    const absl::Status status = glass::IsGlassVersion(version.string())
+                                    ? glass::LoadGlassVersion(version.string(), {.expected_name = name}).status()
+                                    : grab::LoadGrabVersion(version.string(), {.expected_name = name}).status();
+    if (status.ok()) {
       good->push_back(version.string());
     } else {
-      problems->push_back({version.string(), std::string(loaded.status().message()), kExitDamaged});
+      problems->push_back({version.string(), std::string(status.message()), kExitDamaged});
     }
   }
 }

@@ -63,7 +63,7 @@ void BM_Decode(benchmark::State& state) {
   ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)), Dtype::kF32,
               static_cast<double>(state.range(1)));
 }
-BENCHMARK(BM_Decode)->ArgsProduct({{20, 50, 256}, {1, 2}})->UseRealTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_Decode)->ArgsProduct({{1, 12, 20, 24, 50, 256}, {1, 2}})->UseRealTime()->Unit(benchmark::kMicrosecond);
 
 // A catalogue of a million items over codebooks of 8,192: what the trie costs against no constraint but the level, and what
 // it takes. Without SID-Tier, whose table would be 8,192 bytes an item.

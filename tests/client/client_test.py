@@ -14,6 +14,8 @@ import time
 import unittest
 import zipfile
 
+from tests.training import glass_random_version
+
 ROOT = pathlib.Path(os.environ.get("BACKSTORY_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
 BINARY = pathlib.Path(os.environ.get("BACKSTORY_BINARY_DIR", ROOT / "build/release")) / "bin/backstory"
 START = 1_600_000_000_000_000
@@ -70,6 +72,8 @@ class Server:
         model = folder / "models/grab-tiny/1"
         subprocess.run([BINARY, "model", "init-random", "grab-tiny", "--seed", "5", "--out", model], check=True,
                        capture_output=True)
+        self.items, self.embeddings = glass_random_version.write(str(folder / "models/glass-tiny/1"))
+        self.items = [int(item) for item in self.items]
         port_file = folder / "port"
         experiments = folder / "experiments.textproto"
         experiments.write_text(EXPERIMENTS)
@@ -206,8 +210,7 @@ class ClientTest(unittest.TestCase):
                 self.assertEqual(len(await client.prefetch("fay")), 1)
                 frame = await client.score_dataframe({"u": ["fay"] * 3, "i": [1, 2, 950], "t": [LATER] * 3}, into="like",
                                                      user="u", item="i", time="t")
-                with self.assertRaises(backstory.NotServedError):
-                    await client.recommend("fay", 5)
+                self.assertEqual(len((await client.recommend("fay", 5)).items), 5)
                 with self.assertRaisesRegex(backstory.TableError, "nonesuch"):
                     await client.score_table({"u": []}, user="u", item="nonesuch")
                 with self.assertRaises(backstory.BackstoryError) as caught:
@@ -221,11 +224,44 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(len(frame["like"]), 3)
 
     def test_what_the_server_does_not_serve_says_so(self):
-        with self.assertRaises(backstory.NotServedError) as caught:
-            self.client.recommend("ann", 10, exclude=[1], exclude_seen=True)
-        self.assertEqual(caught.exception.code, "UNIMPLEMENTED")
-        self.assertIn("Retrieval/Recommend", caught.exception.message)
-        self.assertIsInstance(caught.exception, backstory.BackstoryError)
+        with self.assertRaises(backstory.BackstoryError) as caught:
+            self.client.recommend("ann", 10, model=backstory.Model("nonesuch"))
+        self.assertEqual(caught.exception.code, "NOT_FOUND")
+        self.assertIn("nonesuch", caught.exception.message)
+
+    def test_recommendations_with_reasons_filters_and_ranking(self):
+        ids = self.server.items
+        self.client.append("rex", [backstory.Event(i + 1, START + i * MINUTE, ids[i * 7 % 60], action="rating", value=5)
+                                   for i in range(30)])
+        plain = self.client.recommend("rex", 5, now=LATER)
+        self.assertEqual(len(plain.items), 5)
+        self.assertEqual(plain.model, "glass-tiny")
+        self.assertEqual(plain.rows_visible, [5, 25])
+        self.assertFalse(plain.partial)
+        self.assertEqual(sorted((i.log_probability for i in plain.items), reverse=True),
+                         [i.log_probability for i in plain.items])
+        self.assertFalse({i.item_id for i in plain.items} & {ids[i * 7 % 60] for i in range(30)})
+        ranked = self.client.recommend("rex", 3, now=LATER, rank=True, explain_top=4, timings=True, exclude=[plain.items[0].item_id])
+        self.assertEqual(ranked.rank_model, "grab-tiny")
+        self.assertNotIn(plain.items[0].item_id, [i.item_id for i in ranked.items])
+        self.assertEqual(ranked.filtered["excluded"], 1)
+        self.assertEqual(list(ranked.items[0].probabilities), ["click"])
+        self.assertGreaterEqual(ranked.items[0].score, ranked.items[1].score)
+        self.assertIn("decode", ranked.timings_us)
+        for item in ranked.items:
+            self.assertLessEqual(sum(event.mass for event in item.explanation), 1.001)
+        with self.assertRaisesRegex(backstory.BackstoryError, "include_categories"):
+            self.client.recommend("rex", 3, categories=["nonesuch"])
+        with self.assertRaisesRegex(backstory.BackstoryError, "count is 0"):
+            self.client.recommend("rex", 0)
+
+    def test_a_new_item_is_recommended_by_its_embedding(self):
+        embedding = [float(x) for x in self.server.embeddings[0]]
+        self.client.upsert_items([backstory.Item(4711, title="New", embedding=embedding)])
+        everything = self.client.recommend("sue", 91, beam=200)
+        self.assertIn(4711, [item.item_id for item in everything.items])
+        with self.assertRaisesRegex(backstory.BackstoryError, "embedding has 3 numbers"):
+            self.client.upsert_items([backstory.Item(4712, embedding=[1, 2, 3])])
 
     def test_replies_say_which_arm_and_why_and_the_bucket_can_be_computed(self):
         self.client.append("gus", self.events(40))

@@ -33,7 +33,7 @@ class Guide(unittest.TestCase):
             done = subprocess.run(["bash", "-c", "\n".join(script)], cwd=work, env=env, capture_output=True, text=True,
                                   timeout=300)
         self.assertEqual(done.returncode, 0, done.stdout[-4000:] + done.stderr[-4000:])
-        for said in ("INVALID_ARGUMENT - candidates.item_ids", "NotServedError - there is no method", "20 answers"):
+        for said in ("INVALID_ARGUMENT - candidates.item_ids", "NOT_FOUND - no model was named and the server has 0 generative models", "20 answers"):
             self.assertIn(said, done.stdout)
 
 

@@ -109,8 +109,9 @@ inline TensorMap QuantiserMap(const VersionParts& parts) {
   return map;
 }
 
-// `name`: the repository's folder. Item i has id 1000 + 3 i.
-inline VersionParts MakeParts(const std::string& name = "tiny", size_t items = 60, uint32_t seed = 5) {
+// `name`: the repository's folder. Item i has id 1000 + 3 i. `change`: of the configuration, before anything is made of it.
+inline VersionParts MakeParts(const std::string& name = "tiny", size_t items = 60, uint32_t seed = 5,
+                              const std::function<void(Config*)>& change = nullptr) {
   VersionParts parts;
   Config& c = parts.config;
   c = SmallConfig();
@@ -119,6 +120,7 @@ inline VersionParts MakeParts(const std::string& name = "tiny", size_t items = 6
   c.history = {{ActionType::kRating, 4.0f}};
   c.quantiser = QuantiserKind::kRqKMeans;
   c.quantiser_latent = c.embedding_width;
+  if (change) change(&c);
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0, 0.3f);
   const size_t width = static_cast<size_t>(c.embedding_width), codes = static_cast<size_t>(c.levels[0]);

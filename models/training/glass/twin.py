@@ -215,6 +215,9 @@ class Glass(torch.nn.Module):
         later = torch.ones(count, keys, device=x.device, dtype=x.dtype).triu(first + 1) * _HIDDEN
         bias = self._self_bias("dec", first, count, keys, x.device) + later
         hidden = ((~visible).to(x.dtype) * _HIDDEN)[:, None, None]
+        if not self.config.bins:  # without a tier token a new user has no memory at all: attention to nothing gives zero
+            some = visible.any(-1).to(x.dtype)[:, None, None, None]
+            kv = [(k, v * some) for k, v in kv]
         for i in range(self.config.decoder_layers):
             prefix = f"dec.{i}"
             z = self._norm(f"{prefix}.self.norm", x)

@@ -1,0 +1,90 @@
+"""GLASS at the released size on a CPU: ours beside its PyTorch twin, in one run, alternating.
+
+    /usr/bin/python3 -m tests.bench.cpu_peers.glass_peer [--bench build/release/bin/glass_bench] [--rounds 5]
+
+The twin runs as a careful user of PyTorch would: inference mode, all threads, K/V of earlier positions cached, K/V of the
+memory computed once and shared by all beams, K/V tables of retrieved tokens made at load, retrieved sets as distinct tokens
+with counts or as counts over the vocabulary, whichever is faster here. Ours: Network::Encode and Search of glass_bench, two
+threads. d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, levels [64, 128, 128], 151 slots, beam 20, history 1,000, fp32.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import time
+
+import numpy as np
+import torch
+
+from models.training.glass import config as glass_config
+from models.training.glass import decode, history, twin
+
+
+class Peer:
+    def __init__(self):
+        r = np.random.default_rng(1)
+        self.config = glass_config.make("COMPAT")
+        codes = np.stack([r.integers(0, size, 10_000) for size in self.config.levels], 1)
+        embedding = r.normal(size=(10_000, self.config.embedding_width)).astype(np.float32) * 0.1
+        self.catalogue = history.Catalogue(self.config, codes, embedding)
+        self.user = history.recount(self.catalogue, list(r.integers(0, 10_000, 1_000)))
+        self.model = twin.Glass(self.config, seed=1, std=0.3).eval()
+        self.trie = decode.Trie(codes, self.config.levels)
+        tables = self.model.retrieved_tables()
+        self.model.retrieved_tables = lambda: tables  # constants of the weights
+        self.short = torch.from_numpy(self.user.short_tokens()).unsqueeze(0)
+        self.features = torch.from_numpy(self.user.tier_features()).unsqueeze(0)
+        self.retrieve = {"counts": decode.retrieve_from(self.user), "tokens": decode.retrieve_from(self.user, spelled=True)}
+
+    def encode(self):
+        return self.model.encode(self.short, self.features)
+
+    def search(self, kind, encoded=None):
+        return decode.search(self.model, self.short, self.features, self.retrieve[kind], 20, "valid", self.trie, encoded)
+
+
+def milliseconds(call, least=8, seconds=1.0):
+    """Median of calls."""
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def ours(bench):
+    done = subprocess.run([bench, "--benchmark_filter=BM_Encode/2/|BM_Decode/20/2/", "--benchmark_format=json",
+                           "--benchmark_min_time=0.5"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    report = json.loads(done.stdout[done.stdout.index("{"):])
+    return [row["real_time"] / 1e3 for row in report["benchmarks"]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", default="build/release/bin/glass_bench")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    peer = Peer()
+    rows = {"ours encode": [], "ours decode": [], "torch encode": [], "torch decode, counts": [], "torch decode, tokens": []}
+    with torch.inference_mode():
+        encoded = peer.encode()
+        for _ in range(arguments.rounds):
+            encode_ms, decode_ms = ours(arguments.bench)
+            rows["ours encode"].append(encode_ms)
+            rows["ours decode"].append(decode_ms)
+            rows["torch encode"].append(milliseconds(peer.encode))
+            for kind in peer.retrieve:
+                rows[f"torch decode, {kind}"].append(milliseconds(lambda kind=kind: peer.search(kind, encoded)))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {arguments.rounds} alternating rounds, ms")
+    median = {name: statistics.median(values) for name, values in rows.items()}
+    for name, values in rows.items():
+        print(f"{name:22} {median[name]:8.2f}   ({min(values):.2f} .. {max(values):.2f})")
+    best = min(median["torch decode, counts"], median["torch decode, tokens"])
+    mine, theirs = median["ours encode"] + median["ours decode"], median["torch encode"] + best
+    print(f"encode + decode: ours {mine:.2f}, torch {theirs:.2f}: {theirs / mine:.2f}x; decode alone "
+          f"{best / median['ours decode']:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
