@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "models/grab/segment_check.h"
 #include "models/grab/stack.h"
 #include "models/grab/state_id.h"
 #include "models/grab/token_net.h"
@@ -35,7 +36,6 @@ class GrabModel final : public Model {
 
  private:
   absl::Status CheckRows(const ChannelRows& rows, size_t channel, const ChannelState& state) const;
-  absl::Status CheckSegment(const ScoreSegment& segment, size_t index) const;
   void AppendChunk(std::span<const ChannelRows> tokens, std::span<const size_t> first, std::span<const size_t> count,
                    CpuUserKv* kv) const;
 
@@ -130,37 +130,6 @@ void GrabModel::AppendChunk(std::span<const ChannelRows> tokens, std::span<const
   stack_.Append(rows, false, pool_, kv);
 }
 
-absl::Status GrabModel::CheckSegment(const ScoreSegment& segment, size_t index) const {
-  const std::string what = absl::StrCat("segment ", index);
-  const size_t channels = static_cast<size_t>(config().channels());
-  if (segment.candidates == nullptr || (segment.logits == nullptr && segment.candidates->item.rows > 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": candidates or logits missing"));
-  }
-  if (segment.candidates->user.rows != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", segment.candidates->user.rows, " user rows, must be 1"));
-  }
-  if (segment.kv != nullptr && segment.visible_rows.size() != channels) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": visible_rows of ", segment.visible_rows.size(), " channels, the model has ", channels));
-  }
-  if (!segment.first_row.empty() && segment.first_row.size() != channels) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": first_row of ", segment.first_row.size(), " channels, the model has ", channels));
-  }
-  for (size_t c = 0; segment.kv != nullptr && c < channels; ++c) {
-    const size_t rows = segment.kv->Rows(static_cast<int>(c));
-    if (segment.visible_rows[c] > rows) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(what, ": visible_rows ", segment.visible_rows[c], " of channel ", c, ", the state has ", rows));
-    }
-  }
-  if (segment.explain_top > 0 && segment.attributions == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": explain_top without attributions"));
-  }
-  if (absl::Status status = full_.CheckUser(segment.candidates->user, what + " user side"); !status.ok()) return status;
-  return full_.CheckItem(segment.candidates->item, 0, what + " item side");
-}
-
 absl::Status GrabModel::Score(std::span<const ScoreSegment> segments) const {
   struct Work {
     CandidateRows rows;
@@ -172,7 +141,7 @@ absl::Status GrabModel::Score(std::span<const ScoreSegment> segments) const {
     size_t segment, first, count;
   };
   for (size_t s = 0; s < segments.size(); ++s) {
-    if (absl::Status status = CheckSegment(segments[s], s); !status.ok()) return status;
+    if (absl::Status status = CheckSegment(config(), full_, segments[s], s); !status.ok()) return status;
   }
   const size_t d = static_cast<size_t>(config().d);
   std::vector<Work> work(segments.size());
