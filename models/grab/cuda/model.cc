@@ -161,7 +161,9 @@ absl::Status CudaModel::Score(std::span<const ScoreSegment> segments) const {
       ++runtime_->counters.fallbacks;
     }
   }
-  return on_cpu.empty() ? absl::OkStatus() : ScoreOnCpu(on_cpu);
+  const absl::Status status = on_cpu.empty() ? absl::OkStatus() : ScoreOnCpu(on_cpu);
+  if (runtime_->options().scored) runtime_->options().scored(*runtime_);
+  return status;
 }
 
 absl::Status CudaModel::ScoreOnCard(std::span<const Slice> slices) const {
@@ -212,8 +214,7 @@ absl::Status CudaModel::FindPages(const Slice& slice, CudaSegment* out, std::vec
       to.folds.push_back(row);
     }
     for (size_t p = 0; p < fold_pages; ++p) {
-      to.entries.push_back(
-          {.page = (*taken)[p], .valid = static_cast<int16_t>(std::min(kRows, folded - p * kRows))});
+      to.entries.push_back({.page = (*taken)[p], .valid = static_cast<int16_t>(std::min(kRows, folded - p * kRows))});
     }
   }
   return absl::OkStatus();
@@ -288,8 +289,8 @@ absl::StatusOr<std::unique_ptr<Model>> CreateCudaModel(const Config& config, con
   auto model = std::make_unique<CudaModel>(*std::move(cpu), *std::move(full), pool, runtime);
   if (absl::Status status = model->LoadOnCard(tensors); !status.ok()) {
     if (!runtime->options().fall_back) return status;
-    runtime->Log(absl::StrCat("model ", config.name, ": not on the card, the CPU scores it: ",
-                              std::string(status.message())));
+    runtime->Log(
+        absl::StrCat("model ", config.name, ": not on the card, the CPU scores it: ", std::string(status.message())));
   }
   return model;
 }

@@ -23,7 +23,8 @@ struct CudaOptions {
   size_t kv_bytes = 0;    // of the card's memory per K/V layout; 0: 70 % of what is free when the first model loads
   int lanes = 2;          // passes in flight per model
   bool fall_back = true;  // to the CPU where the card fails; else UNAVAILABLE
-  std::function<void(const std::string&)> log;  // a line for operators; may be empty
+  std::function<void(const std::string&)> log;           // a line for operators; may be empty
+  std::function<void(const class CudaRuntime&)> scored;  // after every call that scored; may be empty
 };
 
 // Thread-safe.
