@@ -1,7 +1,6 @@
 #include "models/grab/model.h"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <utility>
 
@@ -35,7 +34,6 @@ class GrabModel final : public Model {
   absl::Status Score(std::span<const ScoreSegment> segments) const override;
 
  private:
-  absl::Status CheckRows(const ChannelRows& rows, size_t channel, const ChannelState& state) const;
   void AppendChunk(std::span<const ChannelRows> tokens, std::span<const size_t> first, std::span<const size_t> count,
                    CpuUserKv* kv) const;
 
@@ -51,43 +49,12 @@ constexpr size_t kChunkRows = 4096;
 // Rows of one tokenizer task.
 constexpr size_t kTokenRows = 64;
 
-absl::Status GrabModel::CheckRows(const ChannelRows& rows, size_t channel, const ChannelState& state) const {
-  const std::string what = absl::StrCat("channel ", channel);
-  const size_t n = rows.time_us.size();
-  if (rows.tokens.rows != n || rows.action.size() != n || rows.tie.size() != n || rows.event_id.size() != n) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": columns have different lengths"));
-  }
-  if (n < state.rows()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": ", n, " rows given, the state has ", state.rows(), " already; truncate it first"));
-  }
-  if (n > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", n, " rows, the limit is 2^31 - 1"));
-  }
-  for (size_t i = state.rows(); i < n; ++i) {
-    if (rows.action[i] < 0 || rows.action[i] >= config().n_act - 1) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": action class ", rows.action[i], " of row ", i,
-                                                     ", the limit is n_act - 2 = ", config().n_act - 2));
-    }
-    if (i > 0 && rows.time_us[i] < rows.time_us[i - 1]) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": time of row ", i, " is before that of row ", i - 1));
-    }
-  }
-  if (state.rows() > 0 && state.index().time_us.back() != rows.time_us[state.rows() - 1]) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": row ", state.rows() - 1, " is not the one that was appended"));
-  }
-  return partial_.CheckItem(rows.tokens, state.rows(), what);
-}
-
 absl::Status GrabModel::Extend(std::span<const ChannelRows> tokens, UserKv* kv) const {
   const size_t channels = static_cast<size_t>(config().channels());
-  if (tokens.size() != channels) {
-    return absl::InvalidArgumentError(absl::StrCat(tokens.size(), " channels of rows, the model has ", channels));
-  }
+  if (absl::Status status = CheckChannels(config(), tokens.size()); !status.ok()) return status;
   auto* state = static_cast<CpuUserKv*>(kv);
   for (size_t c = 0; c < channels; ++c) {
-    if (absl::Status status = CheckRows(tokens[c], c, state->channel(c)); !status.ok()) return status;
+    if (absl::Status s = CheckHistory(config(), partial_, tokens[c], c, state->channel(c)); !s.ok()) return s;
   }
   for (bool more = true; more;) {
     more = false;

@@ -31,7 +31,11 @@ class Published {
         fallbacks_{m->GetCounter("backstory_device_fallbacks_total",
                                  "Requests that the CPU scored because the card could not")},
         hits_{m->GetCounter("backstory_device_state_hits_total", "User states found on the card")},
-        onboarded_{m->GetCounter("backstory_device_onboarded_pages_total", "K/V pages copied to the card")},
+        extended_{m->GetCounter("backstory_device_state_extended_total",
+                                "User states of which newer rows were computed on the card")},
+        recomputed_{m->GetCounter("backstory_device_state_recomputed_total",
+                                  "User states that were computed on the card from their tokens")},
+        computed_{m->GetCounter("backstory_device_state_rows_total", "K/V rows computed on the card, every channel's")},
         evicted_{m->GetCounter("backstory_device_evicted_states_total", "User states that left the card for others")},
         used_(m->GetGauge("backstory_device_pages_used", "K/V pages in use on the card")),
         pages_(m->GetGauge("backstory_device_pages", "K/V pages the card has room for")) {}
@@ -43,7 +47,9 @@ class Published {
     rows_.To(runtime.counters.rows);
     fallbacks_.To(runtime.counters.fallbacks);
     hits_.To(pool.hits);
-    onboarded_.To(pool.onboarded_blocks);
+    extended_.To(pool.extended);
+    recomputed_.To(pool.recomputed);
+    computed_.To(pool.rows_computed);
     evicted_.To(pool.evicted_users);
     used_->Set(static_cast<double>(pool.blocks_used));
     pages_->Set(static_cast<double>(pool.blocks));
@@ -59,7 +65,7 @@ class Published {
     }
   };
   std::mutex mutex_;
-  Followed launches_, rows_, fallbacks_, hits_, onboarded_, evicted_;  // guarded by mutex_
+  Followed launches_, rows_, fallbacks_, hits_, extended_, recomputed_, computed_, evicted_;  // guarded by mutex_
   Gauge* const used_;
   Gauge* const pages_;
 };

@@ -1,8 +1,8 @@
 // The whole scoring pass of grab-512 on a card: token rows in, logits out, K/V resident. Users are rotated past the L2.
 //   grab_cuda_bench [repeats]
 // GPU time is between CUDA events around the pass; wall time is the host's for inputs, pass and scores (planning and
-// copies included, the tokenizer not). Medians and [p10 p90] of `repeats` passes. Values are random; times do not depend
-// on them.
+// copies included, the tokenizer not). Medians and [p10 p90] of `repeats` passes. Values are random; times do not
+// depend on them.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 
 #include "kernels/dtype.h"
 #include "models/grab/cuda/network.h"
+#include "models/grab/cuda/prefill.h"
 #include "models/grab/cuda/runtime.h"
 #include "models/grab/init_random.h"
 
@@ -25,9 +26,9 @@ struct Shape {
   int users, history, candidates;
   double best_torch_ms, floor_ms;  // measured once on another run, DESIGN section 9
 };
-constexpr Shape kShapes[] = {{1, 1024, 256, 0.256, 0.016},   {1, 4096, 256, 0.326, 0.033},
-                             {1, 4096, 1024, 0.513, 0.130},  {1, 16384, 1024, 1.156, 0.391},
-                             {8, 4096, 256, 0.864, 0.261},   {8, 4096, 1024, 2.187, 1.044},
+constexpr Shape kShapes[] = {{1, 1024, 256, 0.256, 0.016},  {1, 4096, 256, 0.326, 0.033},
+                             {1, 4096, 1024, 0.513, 0.130}, {1, 16384, 1024, 1.156, 0.391},
+                             {8, 4096, 256, 0.864, 0.261},  {8, 4096, 1024, 2.187, 1.044},
                              {1, 65536, 1024, 3.825, 1.435}};
 
 template <typename T>
@@ -51,8 +52,7 @@ std::vector<CudaChannelPages> MakeUser(const Config& config, int history, CudaPa
   const std::vector<int32_t> previous(static_cast<size_t>(history), -1);
   const auto runs = CandidateRuns({time, tie, previous}, 0, static_cast<size_t>(history), time.back() + 1, -1, {},
                                   TimeBuckets(config.n_time));
-  const VisiblePages pages =
-      FindVisiblePages(runs, static_cast<size_t>(history), static_cast<size_t>(config.n_pos));
+  const VisiblePages pages = FindVisiblePages(runs, static_cast<size_t>(history), static_cast<size_t>(config.n_pos));
   std::vector<CudaChannelPages> channels;
   *folded = static_cast<int>(pages.pages() - pages.direct.size());
   for (int c = 0; c < config.channels(); ++c) {
@@ -139,10 +139,48 @@ void Measure(const Config& config, const Shape& shape, const CudaNetwork& networ
   cudaEventDestroy(start);
   cudaEventDestroy(end);
   const Times g = Summary(gpu), w = Summary(wall);
-  std::printf("%dx%dx%d  gpu %.3f ms [%.3f %.3f]  wall %.3f ms [%.3f %.3f]  best torch %.3f  floor %.3f  folded pages %d"
-              "  sets %d\n",
-              shape.users, shape.history, shape.candidates, g.median, g.p10, g.p90, w.median, w.p10, w.p90,
-              shape.best_torch_ms, shape.floor_ms, folded, sets);
+  std::printf(
+      "%dx%dx%d  gpu %.3f ms [%.3f %.3f]  wall %.3f ms [%.3f %.3f]  best torch %.3f  floor %.3f  folded pages %d"
+      "  sets %d\n",
+      shape.users, shape.history, shape.candidates, g.median, g.p10, g.p90, w.median, w.p10, w.p90, shape.best_torch_ms,
+      shape.floor_ms, folded, sets);
+  std::fflush(stdout);
+}
+
+// Rows [first, rows) of every channel, over and over.
+void MeasurePrefill(const Config& config, const CudaNetwork& network, CudaPagePool* pool,
+                    std::shared_ptr<CudaGemmLibrary> gemms, std::shared_ptr<CudaPagePool> shared, size_t first,
+                    size_t rows, int repeats) {
+  const auto prefill = Must(CudaPrefill::Create(config, &network.weights(), std::move(gemms), std::move(shared)));
+  std::vector<int64_t> time, tie;
+  std::vector<int32_t> previous(rows, -1), action(rows, 1);
+  for (size_t i = 0; i < rows; ++i) {
+    time.push_back(static_cast<int64_t>(i) * 3'600'000'000), tie.push_back(static_cast<int64_t>(i));
+  }
+  std::vector<std::vector<int32_t>> blocks;
+  std::vector<CudaHistory> channels;
+  for (int c = 0; c < config.channels(); ++c) blocks.push_back(Must(pool->Take((rows + 127) / 128)));
+  for (const auto& b : blocks) channels.push_back({first, rows, b, {time, tie, previous}, action});
+  std::mt19937_64 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(1 << 20);
+  for (float& x : values) x = normal(random);
+  std::vector<double> gpu, wall;
+  for (int i = 0; i < repeats + 3; ++i) {
+    const auto began = std::chrono::steady_clock::now();
+    Must(prefill->Append(channels, [&](size_t, size_t, size_t count, size_t stride, float* out) {
+      if (i > 0 && count > 1) return;  // filled once; what a tokenizer takes is not of interest here
+      for (size_t x = 0; x < count * stride; ++x) out[x] = values[x % values.size()];
+    }));
+    const auto ended = std::chrono::steady_clock::now();
+    if (i < 3) continue;
+    gpu.push_back(prefill->last_milliseconds());
+    wall.push_back(std::chrono::duration<double, std::milli>(ended - began).count());
+  }
+  for (const auto& b : blocks) pool->Free(b);
+  const Times g = Summary(gpu), w = Summary(wall);
+  std::printf("rows %zu..%zu of both channels  gpu %.3f ms [%.3f %.3f]  wall %.3f ms [%.3f %.3f]\n", first, rows,
+              g.median, g.p10, g.p90, w.median, w.p10, w.p90);
   std::fflush(stdout);
 }
 
@@ -158,6 +196,9 @@ int Main(int argc, char** argv) {
   const auto lane = Must(network->NewLane());
   FillRandom(pool.get(), static_cast<size_t>(pool->blocks()) / 2);
   for (const Shape& shape : kShapes) Measure(config, shape, *network, pool.get(), lane.get(), repeats);
+  for (const auto& [first, rows] : {std::pair<size_t, size_t>{0, 4096}, {0, 16384}, {4095, 4096}, {4032, 4096}}) {
+    MeasurePrefill(config, *network, pool.get(), runtime->gemms(), pool, first, rows, std::min(repeats, 50));
+  }
   return 0;
 }
 

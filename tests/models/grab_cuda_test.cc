@@ -25,10 +25,11 @@ struct Card {
 // Null where there is no card; the reason goes to `why`.
 std::unique_ptr<Card> OpenCard(std::string* why, size_t kv_bytes = size_t{256} << 20, bool fall_back = false) {
   auto card = std::make_unique<Card>();
-  auto runtime = CudaRuntime::Open({.kv_bytes = kv_bytes,
-                                    .lanes = 1,
-                                    .fall_back = fall_back,
-                                    .log = [lines = &card->lines](const std::string& line) { lines->push_back(line); }});
+  auto runtime =
+      CudaRuntime::Open({.kv_bytes = kv_bytes,
+                         .lanes = 1,
+                         .fall_back = fall_back,
+                         .log = [lines = &card->lines](const std::string& line) { lines->push_back(line); }});
   if (!runtime.ok()) {
     *why = std::string(runtime.status().message());
     return nullptr;
@@ -107,7 +108,8 @@ TEST(GrabCuda, ScoresAreTheCpuModelsForEveryArchitecture) {
     Random random(seed);
     for (const size_t count : {size_t{1}, size_t{7}, size_t{300}}) {
       const CandidateTokens candidates = RandomCandidates(config, count, w.now_us, &random);
-      const Scored want = ScoreAll(*w.cpu, w.cpu_kv.get(), candidates), got = ScoreAll(*w.gpu, w.gpu_kv.get(), candidates);
+      const Scored want = ScoreAll(*w.cpu, w.cpu_kv.get(), candidates),
+                   got = ScoreAll(*w.gpu, w.gpu_kv.get(), candidates);
       EXPECT_LE(WorstShare(w, got.logits, want.logits, 400, "choice " + std::to_string(seed)), 1);
     }
     const CandidateTokens candidates = RandomCandidates(config, 3, w.now_us, &random);
@@ -139,7 +141,8 @@ TEST(GrabCuda, SegmentsOfOneCallSeeTheirOwnUsers) {
   CARD_OR_SKIP();
   const Config config = SmallConfig({.tasks = 2});
   const TensorMap tensors = RandomTensors(config, 3);
-  const World a = MakeWorld(config, tensors, {300, 200}, 11, *card), b = MakeWorld(config, tensors, {5, 700}, 12, *card);
+  const World a = MakeWorld(config, tensors, {300, 200}, 11, *card),
+              b = MakeWorld(config, tensors, {5, 700}, 12, *card);
   Random random(13);
   const CandidateTokens for_a = RandomCandidates(config, 33, a.now_us, &random);
   const CandidateTokens for_b = RandomCandidates(config, 70, b.now_us, &random);
@@ -151,7 +154,11 @@ TEST(GrabCuda, SegmentsOfOneCallSeeTheirOwnUsers) {
   const ScoreSegment segments[] = {
       {.kv = a.gpu_kv.get(), .visible_rows = all_a, .candidates = &for_a, .logits = got_a.data()},
       {.kv = b.gpu_kv.get(), .visible_rows = all_b, .candidates = &for_b, .logits = got_b.data()},
-      {.kv = a.gpu_kv.get(), .visible_rows = part, .first_row = first, .candidates = &for_a, .logits = got_part.data()}};
+      {.kv = a.gpu_kv.get(),
+       .visible_rows = part,
+       .first_row = first,
+       .candidates = &for_a,
+       .logits = got_part.data()}};
   ASSERT_TRUE(a.gpu->Score(segments).ok());
   std::vector<float> want_part(want_a.size(), NAN);
   const ScoreSegment cut{
@@ -184,6 +191,44 @@ TEST(GrabCuda, AStateThatGrowsAndShrinksStaysTheCpus) {
                          ScoreAll(*w.cpu, w.cpu_kv.get(), candidates).logits, 500, std::to_string(rows) + " rows"),
               1);
   }
+}
+
+// Prefill in several chunks, with windows that end inside of them; the card computes K/V that the CPU's scores agree
+// with.
+TEST(GrabCuda, LongHistoriesAreComputedOnTheCardAsOnTheCpu) {
+  CARD_OR_SKIP();
+  for (const ConfigChoice& choice :
+       {ConfigChoice{.layers = 3}, {.norm = Norm::kPre, .window_rows = 700}, {.latent = 5, .window_sec = 200'000}}) {
+    const Config config = SmallConfig(choice);
+    const World w = MakeWorld(config, RandomTensors(config, 9), {5000, 300}, 71, *card);
+    ASSERT_NE(w.gpu, nullptr);
+    Random random(72);
+    const CandidateTokens candidates = RandomCandidates(config, 20, w.now_us, &random);
+    EXPECT_LE(WorstShare(w, ScoreAll(*w.gpu, w.gpu_kv.get(), candidates).logits,
+                         ScoreAll(*w.cpu, w.cpu_kv.get(), candidates).logits, 5000, "5000 rows"),
+              1);
+    EXPECT_EQ(card->runtime->counters.fallbacks, 0u);
+  }
+  EXPECT_GE(card->runtime->PoolStats().rows_computed, 3 * 5300u);
+}
+
+// A prefilled state and one appended row by row differ by rounding alone.
+TEST(GrabCuda, AppendedRowsScoreAsPrefilledOnes) {
+  CARD_OR_SKIP();
+  const Config config = SmallConfig({.layers = 3});
+  const World w = MakeWorld(config, RandomTensors(config, 10), {140, 133}, 81, *card);
+  const auto appended = w.gpu->NewState();
+  for (size_t rows = 1; rows <= 140; ++rows) {
+    std::vector<ChannelRows> prefix;
+    for (const ChannelRows& channel : w.history)
+      prefix.push_back(Prefix(channel, std::min(rows, channel.time_us.size())));
+    ASSERT_TRUE(w.gpu->Extend(prefix, appended.get()).ok());
+  }
+  Random random(82);
+  const CandidateTokens candidates = RandomCandidates(config, 20, w.now_us, &random);
+  const std::vector<float> want = ScoreAll(*w.cpu, w.cpu_kv.get(), candidates).logits;
+  EXPECT_LE(WorstShare(w, ScoreAll(*w.gpu, appended.get(), candidates).logits, want, 140, "appended"), 1);
+  EXPECT_LE(WorstShare(w, ScoreAll(*w.gpu, w.gpu_kv.get(), candidates).logits, want, 140, "prefilled"), 1);
 }
 
 TEST(GrabCuda, UsersBeyondTheBudgetLeaveAndComeBack) {

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/network.h"
+#include "models/grab/cuda/prefill.h"
 #include "models/grab/key_runs.h"
 #include "models/grab/segment_check.h"
 #include "models/grab/token_net.h"
@@ -52,8 +53,10 @@ struct Slice {
 
 class CudaModel final : public Model {
  public:
-  CudaModel(std::unique_ptr<Model> cpu, TokenNet full, ThreadPool* pool, std::shared_ptr<CudaRuntime> runtime)
+  CudaModel(std::unique_ptr<Model> cpu, TokenNet partial, TokenNet full, ThreadPool* pool,
+            std::shared_ptr<CudaRuntime> runtime)
       : cpu_(std::move(cpu)),
+        partial_(std::move(partial)),
         full_(std::move(full)),
         pool_(pool),
         runtime_(std::move(runtime)),
@@ -66,30 +69,31 @@ class CudaModel final : public Model {
   const std::string& state_id() const override { return cpu_->state_id(); }
   size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
   std::unique_ptr<UserKv> NewState() const override {
-    // The CPU model's own pages, with room for where they are on the card.
     auto host = cpu_->NewState();
     return std::make_unique<CudaUserKv>(pages_, std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
   }
-  absl::Status Extend(std::span<const ChannelRows> tokens, UserKv* kv) const override {
-    return cpu_->Extend(tokens, &static_cast<CudaUserKv*>(kv)->host());
-  }
+  absl::Status Extend(std::span<const ChannelRows> tokens, UserKv* kv) const override;
   absl::Status Score(std::span<const ScoreSegment> segments) const override;
 
  private:
   absl::Status ScoreOnCard(std::span<const Slice> slices) const;
   absl::Status Launch(std::span<const Slice> slices, CudaLane* lane, std::vector<int32_t>* scratch) const;
   absl::Status FindPages(const Slice& slice, CudaSegment* out, std::vector<int32_t>* scratch) const;
+  // Whether this version's card holds, or may hold, the user's pages.
+  bool OnCard(const CudaUserKv* kv) const { return network_ != nullptr && kv->pool() == pages_.get(); }
+  absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv) const;
   void Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, CudaLane* lane) const;
   absl::Status ScoreOnCpu(std::span<const ScoreSegment> segments) const;
 
   const std::unique_ptr<Model> cpu_;
-  const TokenNet full_;
+  const TokenNet partial_, full_;
   ThreadPool* const pool_;
   const std::shared_ptr<CudaRuntime> runtime_;
   const Windows windows_;
   const TimeBuckets buckets_;
   std::shared_ptr<CudaPagePool> pages_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
+  std::unique_ptr<CudaPrefill> prefill_;
   mutable Lanes lanes_;
 };
 
@@ -105,15 +109,64 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
     if (!lane.ok()) return lane.status();
     lanes_.Add(*std::move(lane));
   }
+  auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
+  if (!prefill.ok()) return prefill.status();
+  prefill_ = *std::move(prefill);
   pages_ = *std::move(pages);
   network_ = *std::move(network);
   return absl::OkStatus();
 }
 
+// Puts packed rows of d floats `stride` floats apart, from the last one on, and fills up with zeroes.
+void Spread(size_t rows, size_t d, size_t stride, float* x) {
+  for (size_t r = rows; stride != d && r-- > 0;) {
+    std::memmove(x + r * stride, x + r * d, d * sizeof(float));
+    std::fill_n(x + r * stride + d, stride - d, 0.0f);
+  }
+}
+
+absl::Status CudaModel::Extend(std::span<const ChannelRows> tokens, UserKv* base) const {
+  if (absl::Status status = CheckChannels(config(), tokens.size()); !status.ok()) return status;
+  auto* kv = static_cast<CudaUserKv*>(base);
+  for (size_t c = 0; c < tokens.size(); ++c) {
+    if (absl::Status s = CheckHistory(config(), partial_, tokens[c], c, kv->facts(c)); !s.ok()) return s;
+  }
+  kv->Append(tokens);
+  // Ahead of the score that will need it. If the card cannot, that score decides what to do.
+  if (!OnCard(kv)) return kv->OnHost(*cpu_).status();
+  const absl::Status status = Onboard(*kv).status();
+  return runtime_->options().fall_back ? absl::OkStatus() : status;
+}
+
+absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const {
+  return pages_->Onboard(kv, [this](const CudaUserKv& user, std::span<const size_t> first) {
+    std::vector<CudaHistory> channels;
+    for (size_t c = 0; c < first.size(); ++c) {
+      channels.push_back({.first = first[c],
+                          .rows = user.facts(c).rows(),
+                          .blocks = user.blocks(c),
+                          .facts = user.facts(c).index(),
+                          .action = user.tokens()[c].action});
+    }
+    const size_t d = static_cast<size_t>(config().d);
+    const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
+    return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+      ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
+        const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
+        partial_.Run(no_user, user.tokens()[c].tokens, from + at, rows, out + at * stride);
+        Spread(rows, d, stride, out + at * stride);
+      });
+    });
+  });
+}
+
 absl::Status CudaModel::ScoreOnCpu(std::span<const ScoreSegment> segments) const {
   std::vector<ScoreSegment> on_host(segments.begin(), segments.end());
   for (ScoreSegment& segment : on_host) {
-    if (segment.kv != nullptr) segment.kv = &static_cast<const CudaUserKv*>(segment.kv)->host();
+    if (segment.kv == nullptr) continue;
+    auto host = static_cast<const CudaUserKv*>(segment.kv)->OnHost(*cpu_);
+    if (!host.ok()) return host.status();
+    segment.kv = *host;
   }
   return cpu_->Score(on_host);
 }
@@ -131,7 +184,7 @@ absl::Status CudaModel::Score(std::span<const ScoreSegment> segments) const {
   }
   for (const ScoreSegment& segment : segments) {
     const auto* kv = static_cast<const CudaUserKv*>(segment.kv);
-    if (!card || segment.explain_top > 0 || (kv != nullptr && kv->pool() != pages_.get())) {
+    if (!card || segment.explain_top > 0 || (kv != nullptr && !OnCard(kv))) {
       ++(card && segment.explain_top > 0 ? runtime_->counters.explained : runtime_->counters.fallbacks);
       on_cpu.push_back(segment);
       continue;
@@ -187,7 +240,7 @@ absl::Status CudaModel::FindPages(const Slice& slice, CudaSegment* out, std::vec
   if (segment.kv == nullptr) return absl::OkStatus();
   const auto& kv = *static_cast<const CudaUserKv*>(segment.kv);
   for (size_t c = 0; c < out->channels.size(); ++c) {
-    const ChannelState& channel = kv.host().channel(c);
+    const ChannelState& channel = kv.facts(c);
     const size_t visible = segment.visible_rows[c];
     const size_t first = segment.first_row.empty() ? 0 : std::min(segment.first_row[c], visible);
     const std::vector<KeyRun> runs = CandidateRuns(channel.index(), first, visible, segment.candidates->now_us,
@@ -238,11 +291,7 @@ void CudaModel::Tokenize(std::span<const Slice> slices, std::span<const CudaSegm
     const Slice& slice = slices[piece.slice];
     float* out = lane->rows() + (static_cast<size_t>(at[piece.slice].first_row) + piece.first) * stride;
     full_.Run(users[piece.slice], slice.segment->candidates->item, slice.first + piece.first, piece.count, out);
-    // Rows come packed; spread them from the last on.
-    for (size_t r = piece.count; stride != d && r-- > 0;) {
-      std::memmove(out + r * stride, out + r * d, d * sizeof(float));
-      std::fill_n(out + r * stride + d, stride - d, 0.0f);
-    }
+    Spread(piece.count, d, stride, out);
   });
 }
 
@@ -255,7 +304,7 @@ absl::Status CudaModel::Launch(std::span<const Slice> slices, CudaLane* lane, st
     segments.push_back({.first_row = rows, .rows = static_cast<int>(slice.count)});
     rows += (segments.back().rows + kRowAlign - 1) / kRowAlign * kRowAlign;
     if (slice.segment->kv == nullptr) continue;
-    auto pin = pages_->Onboard(*static_cast<const CudaUserKv*>(slice.segment->kv), pool_, lane->stream());
+    auto pin = Onboard(*static_cast<const CudaUserKv*>(slice.segment->kv));
     if (!pin.ok()) return pin.status();
     pins.push_back(*std::move(pin));
   }
@@ -284,9 +333,11 @@ absl::StatusOr<std::unique_ptr<Model>> CreateCudaModel(const Config& config, con
                                                        Dtype precision, std::shared_ptr<CudaRuntime> runtime) {
   auto cpu = CreateModel(config, tensors, pool, precision);
   if (!cpu.ok()) return cpu.status();
+  auto partial = TokenNet::LoadPartial(config, tensors);
+  if (!partial.ok()) return partial.status();
   auto full = TokenNet::LoadFull(config, tensors);
   if (!full.ok()) return full.status();
-  auto model = std::make_unique<CudaModel>(*std::move(cpu), *std::move(full), pool, runtime);
+  auto model = std::make_unique<CudaModel>(*std::move(cpu), *std::move(partial), *std::move(full), pool, runtime);
   if (absl::Status status = model->LoadOnCard(tensors); !status.ok()) {
     if (!runtime->options().fall_back) return status;
     runtime->Log(

@@ -19,10 +19,15 @@ class Network final : public CudaNetwork {
  public:
   Network(std::shared_ptr<CudaGemmLibrary> gemms, std::shared_ptr<CudaPagePool> pool, CudaWeights weights, Norm norm,
           bool mixing)
-      : gemms_(std::move(gemms)), pool_(std::move(pool)), weights_(std::move(weights)), norm_(norm), mixing_(mixing),
+      : gemms_(std::move(gemms)),
+        pool_(std::move(pool)),
+        weights_(std::move(weights)),
+        norm_(norm),
+        mixing_(mixing),
         scale_(1 / std::sqrt(static_cast<float>(weights_.widths.d_head))) {}
 
   const CudaWidths& widths() const override { return weights_.widths; }
+  const CudaWeights& weights() const override { return weights_; }
   size_t bytes() const override { return weights_.matrices.bytes() + weights_.vectors.bytes(); }
   absl::StatusOr<std::unique_ptr<CudaLane>> NewLane() const override {
     return Lane::Create(weights_.widths, &pool_->device());
@@ -70,19 +75,31 @@ absl::StatusOr<Lane::Program> Network::Program(int rows) const {
   RETURN_IF_ERROR(make(&program.qkv, 3 * w.wide, w.inner, w.inner, {.bias = true}));
   RETURN_IF_ERROR(make(&program.out, w.stride, w.wide, w.wide, {.output_is_float = true, .add_to_output = true}));
   RETURN_IF_ERROR(make(&program.ffn1, w.ffn, w.stride, w.stride, {.bias = true, .relu = true}));
-  RETURN_IF_ERROR(make(&program.ffn2, w.stride, w.ffn, w.ffn,
-                       {.output_is_float = true, .add_to_output = true, .bias = true}));
+  RETURN_IF_ERROR(
+      make(&program.ffn2, w.stride, w.ffn, w.ffn, {.output_is_float = true, .add_to_output = true, .bias = true}));
   // Segments' biases lie as [channel][head][segment][row]: the weights are the rows, the candidates the columns.
-  CudaGemmShape bias{.m = w.heads * w.segments, .n = rows, .k = w.inner, .batch = w.channels, .ldx = w.inner,
-                     .ldy = rows, .output_is_float = true};
+  CudaGemmShape bias{.m = w.heads * w.segments,
+                     .n = rows,
+                     .k = w.inner,
+                     .batch = w.channels,
+                     .ldx = w.inner,
+                     .ldy = rows,
+                     .output_is_float = true};
   bias.x_stride = int64_t{bias.m} * w.inner, bias.w_stride = int64_t{rows} * w.inner;
   bias.y_stride = int64_t{bias.m} * rows;
   auto bias_gemm = CudaGemm::Create(gemms_, bias);
   if (!bias_gemm.ok()) return bias_gemm.status();
   program.bias = *std::move(bias_gemm);
   const int concat = w.channels * w.stride;
-  auto head = CudaGemm::Create(gemms_, {.m = rows, .n = w.hidden, .k = concat, .ldx = concat, .ldy = w.hidden,
-                                        .input_is_float = true, .output_is_float = true, .bias = true, .relu = true});
+  auto head = CudaGemm::Create(gemms_, {.m = rows,
+                                        .n = w.hidden,
+                                        .k = concat,
+                                        .ldx = concat,
+                                        .ldy = w.hidden,
+                                        .input_is_float = true,
+                                        .output_is_float = true,
+                                        .bias = true,
+                                        .relu = true});
   if (!head.ok()) return head.status();
   program.head = *std::move(head);
   return program;
@@ -130,15 +147,15 @@ absl::Status Network::Upload(std::span<const CudaSegment> segments, int bucket, 
     plan = cuda::PlanAttend(problems, options);
   }
   if (!fits() || plan.items.size() > Lane::kItemsMax) {
-    return absl::ResourceExhaustedError(absl::StrCat(plan.items.size(), " work items in one launch, the limit is ",
-                                                     Lane::kItemsMax));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(plan.items.size(), " work items in one launch, the limit is ", Lane::kItemsMax));
   }
   *lane->host.fold_count() = static_cast<int32_t>(fold);
   std::copy(plan.items.begin(), plan.items.end(), lane->host.items());
   const auto copy = [&](size_t at, size_t bytes) {
     return bytes == 0 ? absl::OkStatus()
-                      : Check(cudaMemcpyAsync(lane->card.data + at, lane->host.data + at, bytes,
-                                              cudaMemcpyHostToDevice, lane->cuda_stream),
+                      : Check(cudaMemcpyAsync(lane->card.data + at, lane->host.data + at, bytes, cudaMemcpyHostToDevice,
+                                              lane->cuda_stream),
                               "uploading a request");
   };
   using Inputs = Lane::Inputs;
@@ -208,8 +225,8 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Program& p)
   // The biases of the segments beside Q, K and V: neither waits for the other.
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->fork, lane->cuda_stream), "event"));
   RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->side_stream, lane->fork), "event"));
-  RETURN_IF_ERROR(p.bias->Run(weights_.matrix(o.wbias), z, nullptr, lane->bias, lane->side_workspace,
-                              lane->side_stream));
+  RETURN_IF_ERROR(
+      p.bias->Run(weights_.matrix(o.wbias), z, nullptr, lane->bias, lane->side_workspace, lane->side_stream));
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->join, lane->side_stream), "event"));
   RETURN_IF_ERROR(p.qkv->Run(z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv, lane->workspace, stream));
   RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->cuda_stream, lane->join), "event"));
@@ -230,7 +247,8 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Program& p)
     between.z_g = weights_.vector(o.n2_g), between.z_b = weights_.vector(o.n2_b);
   }
   RETURN_IF_ERROR(device().CheckText(CudaRows(between, stream), "norm"));
-  RETURN_IF_ERROR(p.ffn1->Run(lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn, lane->workspace, stream));
+  RETURN_IF_ERROR(
+      p.ffn1->Run(lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn, lane->workspace, stream));
   return p.ffn2->Run(lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x, lane->workspace, stream);
 }
 
@@ -320,9 +338,7 @@ absl::Status Network::Score(std::span<const CudaSegment> segments, int rows, Cud
 
 }  // namespace
 
-int CudaNetwork::Bucket(int rows) {
-  return *std::lower_bound(std::begin(kBuckets), std::end(kBuckets) - 1, rows);
-}
+int CudaNetwork::Bucket(int rows) { return *std::lower_bound(std::begin(kBuckets), std::end(kBuckets) - 1, rows); }
 
 absl::StatusOr<CudaKvShape> CudaNetwork::KvShape(const Config& config) {
   auto widths = CudaWidthsOf(config);

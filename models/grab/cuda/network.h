@@ -1,5 +1,5 @@
-// GRAB's scoring pass on the card: token rows and pages in, logits out. One launch sequence per number of rows, captured
-// as a CUDA graph. Private to models/grab/cuda.
+// GRAB's scoring pass on the card: token rows and pages in, logits out. One launch sequence per number of rows,
+// captured as a CUDA graph. Private to models/grab/cuda.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_NETWORK_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_NETWORK_H_
 
@@ -57,6 +57,7 @@ class CudaNetwork {
   virtual ~CudaNetwork() = default;
 
   virtual const CudaWidths& widths() const = 0;
+  virtual const CudaWeights& weights() const = 0;
   virtual size_t bytes() const = 0;
   virtual absl::StatusOr<std::unique_ptr<CudaLane>> NewLane() const = 0;
   // Scores rows [0, rows) <= kRowsMax of the lane and waits. RESOURCE_EXHAUSTED: too many pages or folded rows for one

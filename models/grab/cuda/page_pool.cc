@@ -1,40 +1,47 @@
 #include "models/grab/cuda/page_pool.h"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/dtype.h"
 
 namespace backstory::grab {
 namespace {
 
-constexpr size_t kStagingBlocks = 16;
-
-// Page `page` of a channel in the card's layout. Rows that the state does not have are zero in its pages already.
-void WriteBlock(const ChannelState& channel, const CudaKvShape& shape, size_t page, uint16_t* out) {
-  const PageShape& from = channel.shape();
-  std::vector<float> k(from.kv_heads * from.d_k), v(from.kv_heads * from.d_v);
-  std::memset(out, 0, shape.block_bytes());
-  const size_t rows = std::min(kPageRows, channel.rows() - page * kPageRows);
-  const size_t d_h = static_cast<size_t>(shape.d_h);
-  for (size_t layer = 0; layer < channel.layers(); ++layer) {
-    const PageView view = channel.page_view(layer, page);
-    uint16_t* const to_k = out + 2 * layer * shape.kv_size();
-    uint16_t* const to_v = to_k + shape.kv_size();
-    for (size_t row = 0; row < rows; ++row) {
-      ReadRow(from, row, view, k.data(), v.data());
-      for (size_t head = 0; head < from.kv_heads; ++head) {
-        const size_t at = head * shape.head_size() + row * d_h;
-        for (size_t i = 0; i < from.d_k; ++i) to_k[at + i] = ToBf16(k[head * from.d_k + i]);
-        for (size_t i = 0; i < from.d_v; ++i) to_v[at + i] = ToBf16(v[head * from.d_v + i]);
-      }
-    }
+// Appends tokens [first, n) of one view.
+void AppendTokens(const TokenColumns& from, size_t first, TokenColumns* to) {
+  to->sparse.resize(from.sparse.size());
+  for (size_t f = 0; f < from.sparse.size(); ++f) {
+    const SparseColumn& column = from.sparse[f];
+    SparseColumn& out = to->sparse[f];
+    const uint32_t shift = out.offsets.back() - column.offsets[first];
+    out.ids.insert(out.ids.end(), column.ids.begin() + column.offsets[first],
+                   column.ids.begin() + column.offsets.back());
+    for (size_t r = first + 1; r < column.offsets.size(); ++r) out.offsets.push_back(column.offsets[r] + shift);
   }
+  const size_t width = from.rows == 0 ? 0 : from.dense.size() / from.rows;
+  to->dense.insert(to->dense.end(), from.dense.begin() + static_cast<ptrdiff_t>(first * width), from.dense.end());
+  to->rows = from.rows;
+}
+
+void TruncateTokens(size_t rows, TokenColumns* tokens) {
+  const size_t width = tokens->rows == 0 ? 0 : tokens->dense.size() / tokens->rows;
+  for (SparseColumn& column : tokens->sparse) {
+    column.ids.resize(column.offsets[rows]);
+    column.offsets.resize(rows + 1);
+  }
+  tokens->dense.resize(rows * width);
+  tokens->rows = rows;
+}
+
+size_t BytesOf(const ChannelRows& rows) {
+  size_t bytes = rows.tokens.dense.capacity() * sizeof(float) + rows.time_us.capacity() * 8 + rows.tie.capacity() * 8 +
+                 rows.event_id.capacity() * 8 + rows.action.capacity() * 4;
+  for (const SparseColumn& column : rows.tokens.sparse) {
+    bytes += (column.offsets.capacity() + column.ids.capacity()) * sizeof(uint32_t);
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -50,9 +57,6 @@ absl::StatusOr<std::shared_ptr<CudaPagePool>> CudaPagePool::Create(std::shared_p
   auto memory = device->Allocate(blocks * shape.block_bytes(), "the K/V pool");
   if (!memory.ok()) return memory.status();
   pool->memory_ = *std::move(memory);
-  auto staging = device->Allocate(kStagingBlocks * shape.block_bytes(), "onboarding", CudaBuffer::Place::kPinned);
-  if (!staging.ok()) return staging.status();
-  pool->staging_ = *std::move(staging);
   pool->blocks_ = static_cast<int32_t>(blocks);
   pool->stats_.blocks = blocks;
   for (int32_t block = pool->blocks_; block-- > 0;) pool->free_.push_back(block);
@@ -68,7 +72,7 @@ CudaPagePool::Pin::~Pin() {
   kv_->listed_ = true;
 }
 
-absl::StatusOr<CudaPagePool::Pin> CudaPagePool::Onboard(const CudaUserKv& kv, ThreadPool* threads, void* stream) {
+absl::StatusOr<CudaPagePool::Pin> CudaPagePool::Onboard(const CudaUserKv& kv, const Fill& fill) {
   Pin pin;
   {
     std::lock_guard lock(mutex_);
@@ -78,18 +82,15 @@ absl::StatusOr<CudaPagePool::Pin> CudaPagePool::Onboard(const CudaUserKv& kv, Th
     pin.kv_ = &kv;
   }
   std::lock_guard lock(kv.onboarding_);
-  if (absl::Status status = Upload(kv, threads, stream); !status.ok()) return status;
+  if (absl::Status status = Complete(kv, fill); !status.ok()) return status;
   return pin;
 }
 
-absl::Status CudaPagePool::Upload(const CudaUserKv& kv, ThreadPool* threads, void* stream) {
-  struct Piece {
-    size_t channel, page;
-    int32_t block;
-  };
-  std::vector<Piece> pieces;
-  for (size_t c = 0; c < kv.host_->channels(); ++c) {
-    const size_t rows = kv.host_->channel(c).rows(), pages = (rows + kPageRows - 1) / kPageRows;
+absl::Status CudaPagePool::Complete(const CudaUserKv& kv, const Fill& fill) {
+  const size_t channels = kv.blocks_.size();
+  size_t missing = 0, there = 0;
+  for (size_t c = 0; c < channels; ++c) {
+    const size_t rows = kv.facts(c).rows(), pages = (rows + kPageRows - 1) / kPageRows;
     std::vector<int32_t>& blocks = kv.blocks_[c];
     if (blocks.size() > pages) {
       Free(std::span(blocks).subspan(pages));
@@ -99,41 +100,19 @@ absl::Status CudaPagePool::Upload(const CudaUserKv& kv, ThreadPool* threads, voi
       if (!more.ok()) return more.status();
       blocks.insert(blocks.end(), more->begin(), more->end());
     }
-    for (size_t page = kv.rows_on_card_[c] / kPageRows; kv.rows_on_card_[c] != rows && page < pages; ++page) {
-      pieces.push_back({c, page, blocks[page]});
-    }
+    missing += rows - kv.rows_on_card_[c];
+    there += kv.rows_on_card_[c];
   }
   {
     std::lock_guard lock(mutex_);
-    if (pieces.empty()) {
-      ++stats_.hits;
-    } else {
-      ++stats_.onboarded_users;
-      stats_.onboarded_blocks += pieces.size();
-    }
+    ++(missing == 0 ? stats_.hits : there > 0 ? stats_.extended : stats_.recomputed);
+    stats_.rows_computed += missing;
   }
-  if (pieces.empty()) return absl::OkStatus();
-  std::lock_guard lock(upload_mutex_);
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  for (size_t first = 0; first < pieces.size(); first += kStagingBlocks) {
-    const size_t count = std::min(kStagingBlocks, pieces.size() - first);
-    ParallelFor(threads, count, [&](size_t i) {
-      const Piece& piece = pieces[first + i];
-      WriteBlock(kv.host_->channel(piece.channel), shape_, piece.page,
-                 staging_.as<uint16_t>(i * shape_.block_bytes()));
-    });
-    for (size_t i = 0; i < count; ++i) {
-      const size_t to = static_cast<size_t>(pieces[first + i].block) * shape_.block_bytes();
-      const cudaError_t copied =
-          cudaMemcpyAsync(memory_.as<char>(to), staging_.as<char>(i * shape_.block_bytes()), shape_.block_bytes(),
-                          cudaMemcpyHostToDevice, cuda_stream);
-      if (absl::Status status = device_->Check(copied, "onboarding"); !status.ok()) return status;
-    }
-    if (absl::Status status = device_->Check(cudaStreamSynchronize(cuda_stream), "onboarding"); !status.ok()) {
-      return status;
-    }
-  }
-  for (size_t c = 0; c < kv.host_->channels(); ++c) kv.rows_on_card_[c] = kv.host_->channel(c).rows();
+  if (missing == 0) return absl::OkStatus();
+  // What a failure leaves behind is not known: nothing counts as there until all of it is.
+  const std::vector<size_t> first = std::exchange(kv.rows_on_card_, std::vector<size_t>(channels));
+  if (absl::Status status = fill(kv, first); !status.ok()) return status;
+  for (size_t c = 0; c < channels; ++c) kv.rows_on_card_[c] = kv.facts(c).rows();
   return absl::OkStatus();
 }
 
@@ -185,13 +164,59 @@ CudaUserKv::~CudaUserKv() {
   if (pool_ != nullptr) pool_->Forget(this);
 }
 
+size_t CudaUserKv::Bytes() const {
+  size_t bytes = facts_.Bytes() + host_->Bytes();
+  for (const ChannelRows& rows : tokens_) bytes += BytesOf(rows);
+  return bytes;
+}
+
+void CudaUserKv::Append(std::span<const ChannelRows> tokens) {
+  for (size_t c = 0; c < tokens.size(); ++c) {
+    const size_t first = facts_.channel(c).rows();
+    const ChannelRows& from = tokens[c];
+    ChannelRows& to = tokens_[c];
+    facts_.channel(c).Grow({.time_us = std::span(from.time_us).subspan(first),
+                            .tie = std::span(from.tie).subspan(first),
+                            .event_id = std::span(from.event_id).subspan(first)});
+    AppendTokens(from.tokens, first, &to.tokens);
+    const auto append = [first](const auto& column, auto* out) {
+      out->insert(out->end(), column.begin() + static_cast<ptrdiff_t>(first), column.end());
+    };
+    append(from.time_us, &to.time_us);
+    append(from.action, &to.action);
+    append(from.tie, &to.tie);
+    append(from.event_id, &to.event_id);
+    to.closed = from.closed;
+  }
+}
+
 void CudaUserKv::Truncate(int channel, size_t rows) {
-  host_->Truncate(channel, rows);
+  if (rows >= Rows(channel)) return;
+  const size_t c = static_cast<size_t>(channel);
+  ChannelRows& tokens = tokens_[c];
+  facts_.Truncate(channel, rows);
+  TruncateTokens(rows, &tokens.tokens);
+  tokens.time_us.resize(rows);
+  tokens.action.resize(rows);
+  tokens.tie.resize(rows);
+  tokens.event_id.resize(rows);
+  {
+    std::lock_guard lock(host_mutex_);
+    host_->Truncate(channel, rows);
+  }
   if (pool_ == nullptr) return;
   std::lock_guard lock(pool_->mutex_);
-  // The page that is cut is sent again, so that nothing stands behind its last row.
-  size_t& on_card = rows_on_card_[static_cast<size_t>(channel)];
-  if (rows < on_card) on_card = rows / kPageRows * kPageRows;
+  // The page that is cut is computed again, so that nothing stands behind its last row.
+  if (rows < rows_on_card_[c]) rows_on_card_[c] = rows / kPageRows * kPageRows;
+}
+
+absl::StatusOr<const CpuUserKv*> CudaUserKv::OnHost(const Model& model) const {
+  std::lock_guard lock(host_mutex_);
+  bool complete = true;
+  for (size_t c = 0; c < host_->channels(); ++c) complete &= host_->channel(c).rows() == facts(c).rows();
+  if (complete) return host_.get();
+  if (absl::Status status = model.Extend(tokens_, host_.get()); !status.ok()) return status;
+  return host_.get();
 }
 
 }  // namespace backstory::grab

@@ -1,10 +1,10 @@
-// K/V on the card: a pool of blocks, each the rows of one 128-row page of one channel in every layer, and which user has
-// which. Users out of use longest leave first; a user's rows in host memory (CpuUserKv) are never given up for it, so
-// that a user who left is onboarded again, not recomputed.
+// K/V on the card: a pool of blocks, each the rows of one 128-row page of one channel in every layer, and which user
+// has which. Users out of use longest leave first; what their rows are computed from stays with them in host memory.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_PAGE_POOL_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_PAGE_POOL_H_
 
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -13,7 +13,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/thread_pool.h"
 #include "models/grab/cuda/device.h"
 #include "models/grab/user_kv.h"
 
@@ -23,8 +22,8 @@ namespace backstory::grab {
 struct CudaKvShape {
   int layers = 0, heads = 0, d_h = 0;
   size_t head_size() const { return size_t{128} * static_cast<size_t>(d_h); }
-  size_t kv_size() const { return head_size() * static_cast<size_t>(heads); }          // of one layer's K or V
-  size_t block_size() const { return 2 * kv_size() * static_cast<size_t>(layers); }    // elements
+  size_t kv_size() const { return head_size() * static_cast<size_t>(heads); }        // of one layer's K or V
+  size_t block_size() const { return 2 * kv_size() * static_cast<size_t>(layers); }  // elements
   size_t block_bytes() const { return block_size() * 2; }
   bool operator==(const CudaKvShape&) const = default;
 };
@@ -59,16 +58,22 @@ class CudaPagePool {
     friend class CudaPagePool;
     const CudaUserKv* kv_ = nullptr;
   };
-  // Brings rows [0, kv.Rows()) of every channel to the card, if they are not there. Uploads on `stream` and waits.
-  // RESOURCE_EXHAUSTED if users in use leave no room.
-  absl::StatusOr<Pin> Onboard(const CudaUserKv& kv, ThreadPool* threads, void* stream);
+  // Computes the rows from `first[channel]` on into the blocks of `kv` and waits.
+  using Fill = std::function<absl::Status(const CudaUserKv& kv, std::span<const size_t> first)>;
+  // Brings rows [0, kv.Rows()) of every channel to the card, if they are not there. RESOURCE_EXHAUSTED if users in use
+  // leave no room; errors of `fill`, after which the user is not on the card.
+  absl::StatusOr<Pin> Onboard(const CudaUserKv& kv, const Fill& fill);
   // Blocks for a while, nobody's. Give them back by Free.
   absl::StatusOr<std::vector<int32_t>> Take(size_t count);
   void Free(std::span<const int32_t> blocks);
 
   struct Stats {
     uint64_t users = 0, blocks = 0, blocks_used = 0;
-    uint64_t hits = 0, onboarded_users = 0, onboarded_blocks = 0, evicted_users = 0, evicted_blocks = 0;
+    uint64_t hits = 0;        // users found on the card with all of their rows
+    uint64_t extended = 0;    // users of whom some rows were there
+    uint64_t recomputed = 0;  // users of whom none were
+    uint64_t rows_computed = 0;
+    uint64_t evicted_users = 0, evicted_blocks = 0;
   };
   Stats GetStats() const;
 
@@ -76,42 +81,53 @@ class CudaPagePool {
   friend class CudaUserKv;
   CudaPagePool(std::shared_ptr<CudaDevice> device, const CudaKvShape& shape)
       : device_(std::move(device)), shape_(shape) {}
-  absl::Status Upload(const CudaUserKv& kv, ThreadPool* threads, void* stream);
+  absl::Status Complete(const CudaUserKv& kv, const Fill& fill);
   void Forget(CudaUserKv* kv);
 
   const std::shared_ptr<CudaDevice> device_;
   const CudaKvShape shape_;
   CudaBuffer memory_;
-  CudaBuffer staging_;  // guarded by upload_mutex_; pinned
-  std::mutex upload_mutex_;
   int32_t blocks_ = 0;
   mutable std::mutex mutex_;
-  std::vector<int32_t> free_;             // guarded by mutex_
-  std::list<const CudaUserKv*> by_use_;   // guarded by mutex_: unpinned users on the card, newest first
-  Stats stats_;                           // guarded by mutex_
+  std::vector<int32_t> free_;            // guarded by mutex_
+  std::list<const CudaUserKv*> by_use_;  // guarded by mutex_: unpinned users on the card, newest first
+  Stats stats_;                          // guarded by mutex_
 };
 
-// A user's rows in host memory, and where they are on the card.
+// A user's rows: what they are computed from, where their K/V are on the card, and, once the CPU has been asked, its
+// K/V.
 class CudaUserKv final : public UserKv {
  public:
-  // `pool` may be null: never on a card.
+  // `pool` may be null: never on a card. `host` is the CPU model's, empty.
   CudaUserKv(std::shared_ptr<CudaPagePool> pool, std::unique_ptr<CpuUserKv> host)
-      : host_(std::move(host)), pool_(std::move(pool)), blocks_(host_->channels()), rows_on_card_(host_->channels()) {}
+      : host_(std::move(host)),
+        facts_(host_->channel(0).shape(), static_cast<int>(host_->channels()), 0),
+        tokens_(host_->channels()),
+        pool_(std::move(pool)),
+        blocks_(host_->channels()),
+        rows_on_card_(host_->channels()) {}
   ~CudaUserKv() override;
 
-  size_t Rows(int channel) const override { return host_->Rows(channel); }
-  size_t Bytes() const override { return host_->Bytes(); }
+  size_t Rows(int channel) const override { return facts_.Rows(channel); }
+  size_t Bytes() const override;
   void Truncate(int channel, size_t rows) override;
 
-  CpuUserKv& host() { return *host_; }
-  const CpuUserKv& host() const { return *host_; }
+  // Rows [Rows(c), tokens[c].time_us.size()) of every channel, checked.
+  void Append(std::span<const ChannelRows> tokens);
+  const ChannelState& facts(size_t channel) const { return facts_.channel(channel); }
+  std::span<const ChannelRows> tokens() const { return tokens_; }
+  // With all rows' K/V, which `model` (the CPU's) computes if they are not there. Thread-safe.
+  absl::StatusOr<const CpuUserKv*> OnHost(const Model& model) const;
   const CudaPagePool* pool() const { return pool_.get(); }
   // While pinned.
   std::span<const int32_t> blocks(size_t channel) const { return blocks_[channel]; }
 
  private:
   friend class CudaPagePool;
-  const std::unique_ptr<CpuUserKv> host_;
+  const std::unique_ptr<CpuUserKv> host_;  // guarded by host_mutex_ while not alone
+  mutable std::mutex host_mutex_;
+  CpuUserKv facts_;  // no layers
+  std::vector<ChannelRows> tokens_;
   const std::shared_ptr<CudaPagePool> pool_;
   mutable std::mutex onboarding_;
   // Guarded by the pool's mutex while unpinned, by onboarding_ while pinned.

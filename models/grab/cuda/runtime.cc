@@ -12,11 +12,11 @@ absl::StatusOr<std::shared_ptr<CudaRuntime>> CudaRuntime::Open(CudaOptions optio
   auto gemms = CudaGemmLibrary::Open(runtime->device_);
   if (!gemms.ok()) return gemms.status();
   runtime->gemms_ = *std::move(gemms);
-  runtime->device_->OnLost([log = runtime->options_.log, fall_back = runtime->options_.fall_back](
-                               const absl::Status& why) {
-    if (!log) return;
-    log(std::string(why.message()) + (fall_back ? "; the CPU scores from here on" : "; scoring is refused"));
-  });
+  runtime->device_->OnLost(
+      [log = runtime->options_.log, fall_back = runtime->options_.fall_back](const absl::Status& why) {
+        if (!log) return;
+        log(std::string(why.message()) + (fall_back ? "; the CPU scores from here on" : "; scoring is refused"));
+      });
   return runtime;
 }
 
@@ -39,7 +39,7 @@ CudaPagePool::Stats CudaRuntime::PoolStats() const {
   for (const auto& pool : pools_) {
     const CudaPagePool::Stats s = pool->GetStats();
     sum.users += s.users, sum.blocks += s.blocks, sum.blocks_used += s.blocks_used, sum.hits += s.hits;
-    sum.onboarded_users += s.onboarded_users, sum.onboarded_blocks += s.onboarded_blocks;
+    sum.extended += s.extended, sum.recomputed += s.recomputed, sum.rows_computed += s.rows_computed;
     sum.evicted_users += s.evicted_users, sum.evicted_blocks += s.evicted_blocks;
   }
   return sum;

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +26,8 @@ class Packer {
     for (int l = 0; l < w_.layers; ++l) out->layers.push_back(Layer(l));
     out->pos = Codebooks("bpos", w_.n_pos);
     out->time = Codebooks("btime", w_.n_time);
+    out->act = Codebooks("bact", w_.n_act);
+    Codes(out);
     Head(out);
   }
 
@@ -176,6 +179,21 @@ class Packer {
     return at;
   }
 
+  // The fp32 codebooks once more, joined, for products with history rows' queries.
+  void Codes(CudaWeights* out) {
+    const size_t one = static_cast<size_t>(w_.table) * w_.d_h;
+    out->codes = Room(&matrices, one * w_.layers * w_.channels);
+    if (!status.ok()) return;
+    for (int lc = 0; lc < w_.layers * w_.channels; ++lc) {
+      for (const auto& [from, rows, first] : {std::tuple{out->pos, w_.n_pos, 0}, {out->time, w_.n_time, w_.n_pos}}) {
+        for (int i = 0; i < rows * w_.d_h; ++i) {
+          matrices[out->codes + lc * one + static_cast<size_t>(first) * w_.d_h + i] =
+              ToBf16(vectors[from + static_cast<size_t>(lc) * rows * w_.d_h + i]);
+        }
+      }
+    }
+  }
+
   void Head(CudaWeights* out) {
     const int hidden = config_.head_hidden, tasks = w_.tasks;
     const float* w1 = Get("w.head.w1", {int64_t{w_.channels} * w_.d, hidden});
@@ -240,9 +258,11 @@ absl::StatusOr<CudaWidths> CudaWidthsOf(const Config& c) {
   w.segments = Padded(c.n_time);
   w.n_pos = c.n_pos;
   w.n_time = c.n_time;
+  w.n_act = c.n_act;
+  w.table = Padded(c.n_pos + c.n_time);
   if (w.channels > 32 || w.channels * w.stride > 24 << 10) {
-    return absl::InvalidArgumentError(absl::StrCat(w.channels, " channels of d ", c.d,
-                                                   ": the card's row kernels take 24576 values a row"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(w.channels, " channels of d ", c.d, ": the card's row kernels take 24576 values a row"));
   }
   if (c.n_pos > 65536 || c.n_time > 32767) return absl::InvalidArgumentError("n_pos or n_time beyond 65536 or 32767");
   return w;

@@ -17,12 +17,13 @@ namespace backstory::grab {
 // Padded widths.
 struct CudaWidths {
   int channels = 0, layers = 0, heads = 0, tasks = 0;
-  int d = 0, stride = 0;           // token width, and padded
-  int d_head = 0, d_h = 0;         // head width, and what the kernel runs: 64 or 128
-  int wide = 0;                    // heads * d_h
-  int latent = 0, inner = 0;       // 0: none; width of what q, k, v are made of
+  int d = 0, stride = 0;                  // token width, and padded
+  int d_head = 0, d_h = 0;                // head width, and what the kernel runs: 64 or 128
+  int wide = 0;                           // heads * d_h
+  int latent = 0, inner = 0;              // 0: none; width of what q, k, v are made of
   int ffn = 0, hidden = 0, segments = 0;  // padded FFN, head and time buckets
-  int n_pos = 0, n_time = 0;
+  int n_pos = 0, n_time = 0, n_act = 0;
+  int table = 0;  // n_pos + n_time, padded: biases of one history row and head
 };
 // INVALID_ARGUMENT naming what the card's kernels cannot do (d_head > 128, too wide a row).
 absl::StatusOr<CudaWidths> CudaWidthsOf(const Config& config);
@@ -39,7 +40,8 @@ struct CudaWeights {
   CudaWidths widths;
   std::vector<CudaLayerOffsets> layers;
   size_t head_w1 = 0, head_b1 = 0, head_w2 = 0, head_b2 = 0;  // fp32 [hidden][channels * stride], .., [tasks][hidden]
-  size_t pos = 0, time = 0;  // fp32 [layers][channels][n_pos | n_time][d_h]
+  size_t pos = 0, time = 0, act = 0;                          // fp32 [layers][channels][n_pos | n_time | n_act][d_h]
+  size_t codes = 0;  // bf16 [layers][channels][table][d_h]: positions, then time buckets
   CudaBuffer matrices, vectors;
 
   const uint16_t* matrix(size_t offset) const { return matrices.as<uint16_t>() + offset; }
