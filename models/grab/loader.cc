@@ -22,13 +22,15 @@ struct Checked {
 };
 
 absl::StatusOr<Checked> CreateAndCheck(const std::string& path, const VersionFiles& files, ThreadPool* pool,
-                                       Dtype precision) {
+                                       Dtype precision, const ModelFactory& factory = {}) {
   const auto in_path = [&](const absl::Status& s) {
     return absl::Status(s.code(), absl::StrCat(path, ": ", s.message()));
   };
-  auto model = CreateModel(files.config, files.tensors, pool, precision);
+  auto model = factory ? factory(files.config, files.tensors, pool, precision)
+                       : CreateModel(files.config, files.tensors, pool, precision);
   if (!model.ok()) return in_path(model.status());
-  auto report = CheckGoldens(**model, files.goldens, precision == Dtype::kBf16 ? kGoldenToleranceBf16 : 0);
+  const bool rounded = precision == Dtype::kBf16 || factory;
+  auto report = CheckGoldens(**model, files.goldens, rounded ? kGoldenToleranceBf16 : 0);
   if (!report.ok()) return in_path(report.status());
   return Checked{*std::move(model), *std::move(report)};
 }
@@ -44,9 +46,9 @@ absl::StatusOr<std::shared_ptr<const LoadedGrab>> LoadGrabVersion(const std::str
   }
   auto checked = CreateAndCheck(path, *files, options.pool, Dtype::kF32);
   if (!checked.ok()) return checked.status();
-  if (options.precision != Dtype::kF32) {
+  if (options.precision != Dtype::kF32 || options.serve_with) {
     checked->model.reset();
-    checked = CreateAndCheck(path, *files, options.pool, options.precision);
+    checked = CreateAndCheck(path, *files, options.pool, options.precision, options.serve_with);
     if (!checked.ok()) return checked.status();
   }
 

@@ -2,6 +2,7 @@
 #ifndef BACKSTORY_MODELS_GRAB_LOADER_H_
 #define BACKSTORY_MODELS_GRAB_LOADER_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -14,12 +15,18 @@
 
 namespace backstory::grab {
 
+// As CreateModel, for another machine than the CPU.
+using ModelFactory = std::function<absl::StatusOr<std::unique_ptr<Model>>(const Config&, const TensorMap&, ThreadPool*,
+                                                                          Dtype precision)>;
+
 struct LoadOptions {
   ThreadPool* pool = nullptr;  // outlives the model; null: the calling thread
   std::string expected_name;   // not empty: the configuration's name must be this (the repository's folder)
   // What K/V and the layers are stored in and multiplied as (model.h). A bf16 model is loaded after an fp32 one of the
   // same files has met the goldens at full sharpness, and must meet them within kGoldenToleranceBf16.
   Dtype precision = Dtype::kF32;
+  // Makes the model that serves, if set; it too follows an fp32 one on the CPU and must meet the goldens as a bf16 one.
+  ModelFactory serve_with;
 };
 
 // Immutable once loaded. `model` keeps what it needs of the files; nothing else does.

@@ -1,11 +1,11 @@
 #include "models/grab/model.h"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "models/grab/segment_check.h"
 #include "models/grab/stack.h"
 #include "models/grab/state_id.h"
 #include "models/grab/token_net.h"
@@ -34,8 +34,6 @@ class GrabModel final : public Model {
   absl::Status Score(std::span<const ScoreSegment> segments) const override;
 
  private:
-  absl::Status CheckRows(const ChannelRows& rows, size_t channel, const ChannelState& state) const;
-  absl::Status CheckSegment(const ScoreSegment& segment, size_t index) const;
   void AppendChunk(std::span<const ChannelRows> tokens, std::span<const size_t> first, std::span<const size_t> count,
                    CpuUserKv* kv) const;
 
@@ -51,43 +49,12 @@ constexpr size_t kChunkRows = 4096;
 // Rows of one tokenizer task.
 constexpr size_t kTokenRows = 64;
 
-absl::Status GrabModel::CheckRows(const ChannelRows& rows, size_t channel, const ChannelState& state) const {
-  const std::string what = absl::StrCat("channel ", channel);
-  const size_t n = rows.time_us.size();
-  if (rows.tokens.rows != n || rows.action.size() != n || rows.tie.size() != n || rows.event_id.size() != n) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": columns have different lengths"));
-  }
-  if (n < state.rows()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": ", n, " rows given, the state has ", state.rows(), " already; truncate it first"));
-  }
-  if (n > static_cast<size_t>(std::numeric_limits<int32_t>::max())) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", n, " rows, the limit is 2^31 - 1"));
-  }
-  for (size_t i = state.rows(); i < n; ++i) {
-    if (rows.action[i] < 0 || rows.action[i] >= config().n_act - 1) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": action class ", rows.action[i], " of row ", i,
-                                                     ", the limit is n_act - 2 = ", config().n_act - 2));
-    }
-    if (i > 0 && rows.time_us[i] < rows.time_us[i - 1]) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": time of row ", i, " is before that of row ", i - 1));
-    }
-  }
-  if (state.rows() > 0 && state.index().time_us.back() != rows.time_us[state.rows() - 1]) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": row ", state.rows() - 1, " is not the one that was appended"));
-  }
-  return partial_.CheckItem(rows.tokens, state.rows(), what);
-}
-
 absl::Status GrabModel::Extend(std::span<const ChannelRows> tokens, UserKv* kv) const {
   const size_t channels = static_cast<size_t>(config().channels());
-  if (tokens.size() != channels) {
-    return absl::InvalidArgumentError(absl::StrCat(tokens.size(), " channels of rows, the model has ", channels));
-  }
+  if (absl::Status status = CheckChannels(config(), tokens.size()); !status.ok()) return status;
   auto* state = static_cast<CpuUserKv*>(kv);
   for (size_t c = 0; c < channels; ++c) {
-    if (absl::Status status = CheckRows(tokens[c], c, state->channel(c)); !status.ok()) return status;
+    if (absl::Status s = CheckHistory(config(), partial_, tokens[c], c, state->channel(c)); !s.ok()) return s;
   }
   for (bool more = true; more;) {
     more = false;
@@ -130,37 +97,6 @@ void GrabModel::AppendChunk(std::span<const ChannelRows> tokens, std::span<const
   stack_.Append(rows, false, pool_, kv);
 }
 
-absl::Status GrabModel::CheckSegment(const ScoreSegment& segment, size_t index) const {
-  const std::string what = absl::StrCat("segment ", index);
-  const size_t channels = static_cast<size_t>(config().channels());
-  if (segment.candidates == nullptr || (segment.logits == nullptr && segment.candidates->item.rows > 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": candidates or logits missing"));
-  }
-  if (segment.candidates->user.rows != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": ", segment.candidates->user.rows, " user rows, must be 1"));
-  }
-  if (segment.kv != nullptr && segment.visible_rows.size() != channels) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": visible_rows of ", segment.visible_rows.size(), " channels, the model has ", channels));
-  }
-  if (!segment.first_row.empty() && segment.first_row.size() != channels) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": first_row of ", segment.first_row.size(), " channels, the model has ", channels));
-  }
-  for (size_t c = 0; segment.kv != nullptr && c < channels; ++c) {
-    const size_t rows = segment.kv->Rows(static_cast<int>(c));
-    if (segment.visible_rows[c] > rows) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(what, ": visible_rows ", segment.visible_rows[c], " of channel ", c, ", the state has ", rows));
-    }
-  }
-  if (segment.explain_top > 0 && segment.attributions == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(what, ": explain_top without attributions"));
-  }
-  if (absl::Status status = full_.CheckUser(segment.candidates->user, what + " user side"); !status.ok()) return status;
-  return full_.CheckItem(segment.candidates->item, 0, what + " item side");
-}
-
 absl::Status GrabModel::Score(std::span<const ScoreSegment> segments) const {
   struct Work {
     CandidateRows rows;
@@ -172,7 +108,7 @@ absl::Status GrabModel::Score(std::span<const ScoreSegment> segments) const {
     size_t segment, first, count;
   };
   for (size_t s = 0; s < segments.size(); ++s) {
-    if (absl::Status status = CheckSegment(segments[s], s); !status.ok()) return status;
+    if (absl::Status status = CheckSegment(config(), full_, segments[s], s); !status.ok()) return status;
   }
   const size_t d = static_cast<size_t>(config().d);
   std::vector<Work> work(segments.size());

@@ -36,6 +36,7 @@ class ChannelState {
   void Truncate(size_t rows);
 
   Page& page_of(size_t layer, size_t row) { return pages_[layer][row / kPageRows]; }
+  PageView page_view(size_t layer, size_t page) const { return pages_[layer][page].view(); }
   // Pages of rows [0, rows()).
   std::vector<PageView> pages(size_t layer) const;
 

@@ -33,7 +33,8 @@ void SetText(const std::string& flag, std::string* field) {
 }  // namespace
 
 void ConfigFlags::AddTo(CLI::App* command) {
-  command->add_option("--config", config_file, "Text-format file of backstory.config.v1.ServerConfig; flags win over it");
+  command->add_option("--config", config_file,
+                      "Text-format file of backstory.config.v1.ServerConfig; flags win over it");
   command->add_option("--store", store, "Directory of the store");
   command->add_flag("--create-store", create_store, "Make a new store if the directory is absent or empty");
   command->add_option("--models", models, "Model repository: <dir>/<model>/<version>/");
@@ -51,6 +52,7 @@ void ConfigFlags::AddTo(CLI::App* command) {
   command->add_option("--slots", slots, "Slots served here, FIRST-LAST, or those of another, FIRST-LAST=OWNER");
   command->add_option("--checkpoint-dir", checkpoint_dir, "Where the admin method Store.Checkpoint may write");
   command->add_option("--drain-grace-s", drain_grace_s, "How long a drain waits for accepted calls [20]");
+  command->add_option("--device", device, "What scores: auto, cpu or cuda:N [auto]; the parameter device");
   command->add_option("-p,--parameter", parameters, "Launch value of a parameter, name=value; may be repeated");
   command->add_option("--experiments", experiments, "Experiment configuration; watched, replaced without a restart");
   command->add_option("--exposure-log", exposure_log, "Directory of the exposure log");
@@ -96,6 +98,7 @@ absl::Status ConfigFlags::Build(rpc::ServerConfig* config) const {
     }
     (*config->mutable_parameters())[text.substr(0, equals)] = text.substr(equals + 1);
   }
+  if (!device.empty()) (*config->mutable_parameters())["device"] = device;
   rpc::FillDefaults(config);
   return absl::OkStatus();
 }

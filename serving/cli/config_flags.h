@@ -22,6 +22,7 @@ struct ConfigFlags {
   std::string tls_cert, tls_key, tls_client_ca;
   std::string experiments, exposure_log, unit_key_file;
   std::optional<uint32_t> port, admin_port, metrics_port, drain_grace_s;
+  std::string device;
   std::vector<std::string> parameters;  // name=value
   std::vector<std::string> slots;       // first-last[=owner]
   bool create_store = false, reflection = false;

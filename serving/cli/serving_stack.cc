@@ -51,6 +51,10 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   const int64_t threads = parameters.Int("threads");
   stack->pool = std::make_unique<ThreadPool>(threads > 0 ? static_cast<size_t>(threads)
                                                          : std::max<size_t>(1, std::thread::hardware_concurrency()));
+  auto device = ScoringDevice::Open(parameters, &stack->metrics, [log = extra.log](const std::string& line) {
+    if (log != nullptr) log->Write(rpc::LogLevel::kWarning, "scoring device", {{"what", line}});
+  });
+  if (!device.ok()) return device.status();
   auto store = OpenStore(StoreOptionsOf(config));
   if (!store.ok()) return store.status();
   stack->store = *std::move(store);
@@ -61,8 +65,9 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   options->assigner = extra.assigner != nullptr ? std::move(extra.assigner) : stack->experiments.assigner;
   options->exposure_sink =
       extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;
-  auto engine = Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),
-                               VersionLoader(stack->pool.get(), parameters), SystemClock(), &stack->metrics);
+  auto engine =
+      Engine::Create(*std::move(options), stack->store.history.get(), stack->store.catalog.get(),
+                     VersionLoader(stack->pool.get(), parameters, *std::move(device)), SystemClock(), &stack->metrics);
   if (!engine.ok()) return engine.status();
   stack->engine = *std::move(engine);
   if (config.has_shadow()) {

@@ -60,6 +60,7 @@ std::map<std::string, std::string> LaunchParameters(const EmbeddedOptions& optio
   parameters.try_emplace("shed_batch_queue_fill", "1");
   parameters.try_emplace("refresh_queue", "0");
   parameters.try_emplace("warmup_requests_max", "0");
+  parameters.try_emplace("device", "cpu");  // many processes of a batch job would each take a card's memory
   return parameters;
 }
 
@@ -88,13 +89,15 @@ class EmbeddedEngineImpl : public EmbeddedEngine {
     const int64_t threads = parameters.Int("threads");
     pool_ = std::make_unique<ThreadPool>(threads > 0 ? static_cast<size_t>(threads)
                                                      : std::max<size_t>(1, std::thread::hardware_concurrency()));
+    auto device = ScoringDevice::Open(parameters, &metrics_, {});
+    if (!device.ok()) return device.status();
     EngineOptions engine_options;
     engine_options.repository = {options.models, model_.model};
     engine_options.repository.keep_choices = false;
     engine_options.parameters = launch;
     engine_options.load_at_start = false;
     auto engine = Engine::Create(std::move(engine_options), store_.history.get(), store_.catalog.get(),
-                                 GrabLoader(pool_.get(), parameters), SystemClock(), &metrics_);
+                                 GrabLoader(pool_.get(), parameters, *std::move(device)), SystemClock(), &metrics_);
     if (!engine.ok()) return engine.status();
     engine_ = *std::move(engine);
     if (auto status = engine_->models().Load(model_.model, model_.version); !status.ok()) return status;

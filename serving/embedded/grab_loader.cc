@@ -19,11 +19,14 @@ ServedCalibration ServedOf(std::shared_ptr<const Calibration> calibration) {
 
 }  // namespace
 
-ModelLoader GrabLoader(ThreadPool* pool, const ParameterSet& launch) {
+ModelLoader GrabLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device) {
   const Dtype precision = launch.Text("precision") == "bf16" ? Dtype::kBf16 : Dtype::kF32;
-  return [pool, precision](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
-    auto loaded =
-        grab::LoadGrabVersion(source.path, {.pool = pool, .expected_name = source.model, .precision = precision});
+  return [pool, precision,
+          device = std::move(device)](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
+    auto loaded = grab::LoadGrabVersion(source.path, {.pool = pool,
+                                                      .expected_name = source.model,
+                                                      .precision = precision,
+                                                      .serve_with = device ? device->Factory() : grab::ModelFactory()});
     if (!loaded.ok()) return loaded.status();
     auto served = std::make_shared<ServedModel>();
     served->name = source.model;
@@ -31,8 +34,8 @@ ModelLoader GrabLoader(ThreadPool* pool, const ParameterSet& launch) {
     served->content_hash = (*loaded)->hash;
     served->model = std::shared_ptr<const grab::Model>(*loaded, (*loaded)->model.get());
     served->calibration = ServedOf((*loaded)->calibration());
-    served->read_calibration = [path = source.path, tasks = (*loaded)->config.tasks](
-                                   uint32_t number) -> absl::StatusOr<ServedCalibration> {
+    served->read_calibration = [path = source.path,
+                                tasks = (*loaded)->config.tasks](uint32_t number) -> absl::StatusOr<ServedCalibration> {
       auto calibration = grab::ReadCalibration(path, number, tasks);
       if (!calibration.ok()) return calibration.status();
       return ServedOf(*std::move(calibration));

@@ -26,8 +26,8 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSou
 
 }  // namespace
 
-ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch) {
-  return [pool, grab = GrabLoader(pool, launch)](const ModelSource& source) {
+ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device) {
+  return [pool, grab = GrabLoader(pool, launch, std::move(device))](const ModelSource& source) {
     return glass::IsGlassVersion(source.path) ? LoadGenerative(source, pool) : grab(source);
   };
 }

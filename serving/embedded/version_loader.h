@@ -2,15 +2,18 @@
 #ifndef BACKSTORY_SERVING_EMBEDDED_VERSION_LOADER_H_
 #define BACKSTORY_SERVING_EMBEDDED_VERSION_LOADER_H_
 
+#include <memory>
+
 #include "kernels/thread_pool.h"
+#include "serving/embedded/scoring_device.h"
 #include "serving/engine/parameters.h"
 #include "serving/engine/served_model.h"
 
 namespace backstory {
 
 // A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool` must
-// outlive the models. Generative versions compute in fp32 whatever the parameter `precision` says.
-ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch);
+// outlive the models. Generative versions compute on the CPU in fp32 whatever `device` and the parameter `precision` say.
+ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device);
 
 }  // namespace backstory
 

@@ -1,0 +1,48 @@
+// History rows becoming K/V on the card: attention of rows among themselves, and writing K/V into the pool. Pointers
+// are the card's; needs no CUDA header. Each call enqueues one launch and returns nullptr or a static text of what
+// failed.
+#ifndef BACKSTORY_MODELS_GRAB_CUDA_HISTORY_KERNELS_H_
+#define BACKSTORY_MODELS_GRAB_CUDA_HISTORY_KERNELS_H_
+
+#include <cstdint>
+
+namespace backstory::grab {
+
+inline constexpr int kCudaHistoryChannels = 16;
+
+// Rows [first, first + rows) of one channel.
+struct CudaHistoryRows {
+  int first = 0, rows = 0;
+  const int32_t* blocks = nullptr;   // [page] -> block of the pool
+  const int64_t* time_us = nullptr;  // [first + rows], as all facts below
+  const int64_t* tie = nullptr;
+  const int32_t* previous_tie = nullptr;  // RowIndex::previous_tie
+  const int32_t* action = nullptr;
+  const void* qkv = nullptr;     // bf16 [rows][qkv_stride], of row `first` on
+  const float* table = nullptr;  // [rows][heads][table_width]: q . Bpos[p], then q . Btime[t]
+  void* o = nullptr;             // bf16 [rows][heads * d_h]
+  const float* bact = nullptr;   // [n_act][d_h]
+};
+
+struct CudaHistoryArgs {
+  int channels = 0, heads = 0, d_h = 0;  // d_h 64 or 128
+  int layer = 0, layers = 0;
+  int qkv_stride = 0, k_at = 0, v_at = 0;  // elements; q at 0
+  int n_pos = 0, n_time = 0, table_width = 0;
+  float scale = 1;
+  int64_t window_rows = 0, window_us = 0;
+  const int64_t* edges = nullptr;  // [n_time]: TimeBuckets::edge
+  void* pool = nullptr;            // blocks [layer][K, V][head][128][d_h] bf16
+  CudaHistoryRows channel[kCudaHistoryChannels];
+};
+
+// Row i attends to rows j < i of other tie groups inside both windows and to itself (key_runs.h, HistoryRuns): bf16
+// products, fp32 softmax. All rows up to the last one have their K/V in the pool.
+const char* CudaHistoryAttend(const CudaHistoryArgs& args, void* stream);
+
+// K (with the action's bias) and V of the rows into their pages; zeroes behind the last row of the last page.
+const char* CudaWriteKv(const CudaHistoryArgs& args, void* stream);
+
+}  // namespace backstory::grab
+
+#endif  // BACKSTORY_MODELS_GRAB_CUDA_HISTORY_KERNELS_H_

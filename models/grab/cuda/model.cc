@@ -1,0 +1,349 @@
+#include "models/grab/cuda/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "models/grab/cuda/network.h"
+#include "models/grab/cuda/prefill.h"
+#include "models/grab/key_runs.h"
+#include "models/grab/segment_check.h"
+#include "models/grab/token_net.h"
+
+namespace backstory::grab {
+namespace {
+
+constexpr size_t kTokenRows = 64;  // of one tokenizer task
+constexpr int kRowAlign = 4;       // of a segment's first row in a launch
+
+// The lanes of a model; a caller has one to itself.
+class Lanes {
+ public:
+  void Add(std::unique_ptr<CudaLane> lane) { free_.push_back(std::move(lane)); }
+  std::unique_ptr<CudaLane> Take() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !free_.empty(); });
+    auto lane = std::move(free_.back());
+    free_.pop_back();
+    return lane;
+  }
+  void Give(std::unique_ptr<CudaLane> lane) {
+    {
+      std::lock_guard lock(mutex_);
+      free_.push_back(std::move(lane));
+    }
+    changed_.notify_one();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::unique_ptr<CudaLane>> free_;  // guarded by mutex_
+};
+
+// Candidates [first, first + count) of a segment.
+struct Slice {
+  const ScoreSegment* segment;
+  size_t first, count;
+};
+
+class CudaModel final : public Model {
+ public:
+  CudaModel(std::unique_ptr<Model> cpu, TokenNet partial, TokenNet full, ThreadPool* pool,
+            std::shared_ptr<CudaRuntime> runtime)
+      : cpu_(std::move(cpu)),
+        partial_(std::move(partial)),
+        full_(std::move(full)),
+        pool_(pool),
+        runtime_(std::move(runtime)),
+        windows_{config().window_rows, WindowUs(config().window_sec)},
+        buckets_(config().n_time) {}
+
+  absl::Status LoadOnCard(const TensorMap& tensors);
+
+  const Config& config() const override { return cpu_->config(); }
+  const std::string& state_id() const override { return cpu_->state_id(); }
+  size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
+  std::unique_ptr<UserKv> NewState() const override {
+    auto host = cpu_->NewState();
+    return std::make_unique<CudaUserKv>(pages_, std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
+  }
+  absl::Status Extend(std::span<const ChannelRows> tokens, UserKv* kv) const override;
+  absl::Status Score(std::span<const ScoreSegment> segments) const override;
+
+ private:
+  absl::Status ScoreOnCard(std::span<const Slice> slices) const;
+  absl::Status Launch(std::span<const Slice> slices, CudaLane* lane, std::vector<int32_t>* scratch) const;
+  absl::Status FindPages(const Slice& slice, CudaSegment* out, std::vector<int32_t>* scratch) const;
+  // Whether this version's card holds, or may hold, the user's pages.
+  bool OnCard(const CudaUserKv* kv) const { return network_ != nullptr && kv->pool() == pages_.get(); }
+  absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv) const;
+  void Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, CudaLane* lane) const;
+  absl::Status ScoreOnCpu(std::span<const ScoreSegment> segments) const;
+
+  const std::unique_ptr<Model> cpu_;
+  const TokenNet partial_, full_;
+  ThreadPool* const pool_;
+  const std::shared_ptr<CudaRuntime> runtime_;
+  const Windows windows_;
+  const TimeBuckets buckets_;
+  std::shared_ptr<CudaPagePool> pages_;
+  std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
+  std::unique_ptr<CudaPrefill> prefill_;
+  mutable Lanes lanes_;
+};
+
+absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
+  auto shape = CudaNetwork::KvShape(config());
+  if (!shape.ok()) return shape.status();
+  auto pages = runtime_->PoolFor(*shape);
+  if (!pages.ok()) return pages.status();
+  auto network = CudaNetwork::Load(config(), tensors, runtime_->gemms(), *pages);
+  if (!network.ok()) return network.status();
+  for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
+    auto lane = (*network)->NewLane();
+    if (!lane.ok()) return lane.status();
+    lanes_.Add(*std::move(lane));
+  }
+  auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
+  if (!prefill.ok()) return prefill.status();
+  prefill_ = *std::move(prefill);
+  pages_ = *std::move(pages);
+  network_ = *std::move(network);
+  return absl::OkStatus();
+}
+
+// Puts packed rows of d floats `stride` floats apart, from the last one on, and fills up with zeroes.
+void Spread(size_t rows, size_t d, size_t stride, float* x) {
+  for (size_t r = rows; stride != d && r-- > 0;) {
+    std::memmove(x + r * stride, x + r * d, d * sizeof(float));
+    std::fill_n(x + r * stride + d, stride - d, 0.0f);
+  }
+}
+
+absl::Status CudaModel::Extend(std::span<const ChannelRows> tokens, UserKv* base) const {
+  if (absl::Status status = CheckChannels(config(), tokens.size()); !status.ok()) return status;
+  auto* kv = static_cast<CudaUserKv*>(base);
+  for (size_t c = 0; c < tokens.size(); ++c) {
+    if (absl::Status s = CheckHistory(config(), partial_, tokens[c], c, kv->facts(c)); !s.ok()) return s;
+  }
+  kv->Append(tokens);
+  // Ahead of the score that will need it. If the card cannot, that score decides what to do.
+  if (!OnCard(kv)) return kv->OnHost(*cpu_).status();
+  const absl::Status status = Onboard(*kv).status();
+  return runtime_->options().fall_back ? absl::OkStatus() : status;
+}
+
+absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const {
+  return pages_->Onboard(kv, [this](const CudaUserKv& user, std::span<const size_t> first) {
+    std::vector<CudaHistory> channels;
+    for (size_t c = 0; c < first.size(); ++c) {
+      channels.push_back({.first = first[c],
+                          .rows = user.facts(c).rows(),
+                          .blocks = user.blocks(c),
+                          .facts = user.facts(c).index(),
+                          .action = user.tokens()[c].action});
+    }
+    const size_t d = static_cast<size_t>(config().d);
+    const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
+    return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+      ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
+        const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
+        partial_.Run(no_user, user.tokens()[c].tokens, from + at, rows, out + at * stride);
+        Spread(rows, d, stride, out + at * stride);
+      });
+    });
+  });
+}
+
+absl::Status CudaModel::ScoreOnCpu(std::span<const ScoreSegment> segments) const {
+  std::vector<ScoreSegment> on_host(segments.begin(), segments.end());
+  for (ScoreSegment& segment : on_host) {
+    if (segment.kv == nullptr) continue;
+    auto host = static_cast<const CudaUserKv*>(segment.kv)->OnHost(*cpu_);
+    if (!host.ok()) return host.status();
+    segment.kv = *host;
+  }
+  return cpu_->Score(on_host);
+}
+
+absl::Status CudaModel::Score(std::span<const ScoreSegment> segments) const {
+  for (size_t s = 0; s < segments.size(); ++s) {
+    if (absl::Status status = CheckSegment(config(), full_, segments[s], s); !status.ok()) return status;
+  }
+  std::vector<ScoreSegment> on_cpu;
+  std::vector<Slice> slices;
+  const bool card = network_ != nullptr && runtime_->device().health().ok();
+  if (!card && !runtime_->options().fall_back) {
+    const absl::Status health = runtime_->device().health();
+    return health.ok() ? absl::UnavailableError("this version is not on the card") : health;
+  }
+  for (const ScoreSegment& segment : segments) {
+    const auto* kv = static_cast<const CudaUserKv*>(segment.kv);
+    if (!card || segment.explain_top > 0 || (kv != nullptr && !OnCard(kv))) {
+      ++(card && segment.explain_top > 0 ? runtime_->counters.explained : runtime_->counters.fallbacks);
+      on_cpu.push_back(segment);
+      continue;
+    }
+    const size_t rows = segment.candidates->item.rows;
+    for (size_t first = 0; first < rows; first += CudaNetwork::kRowsMax) {
+      slices.push_back({&segment, first, std::min<size_t>(CudaNetwork::kRowsMax, rows - first)});
+    }
+  }
+  for (size_t first = 0, last = 0; first < slices.size(); first = last) {
+    size_t rows = 0;
+    for (; last < slices.size(); ++last) {
+      const size_t more = (slices[last].count + kRowAlign - 1) / kRowAlign * kRowAlign;
+      if (rows > 0 && rows + more > CudaNetwork::kRowsMax) break;
+      rows += more;
+    }
+    const auto part = std::span(slices).subspan(first, last - first);
+    const absl::Status status = ScoreOnCard(part);
+    if (status.ok()) continue;
+    if (!runtime_->options().fall_back) return status;
+    for (const Slice& slice : part) {
+      if (!on_cpu.empty() && on_cpu.back().candidates == slice.segment->candidates &&
+          on_cpu.back().logits == slice.segment->logits) {
+        continue;
+      }
+      on_cpu.push_back(*slice.segment);
+      ++runtime_->counters.fallbacks;
+    }
+  }
+  const absl::Status status = on_cpu.empty() ? absl::OkStatus() : ScoreOnCpu(on_cpu);
+  if (runtime_->options().scored) runtime_->options().scored(*runtime_);
+  return status;
+}
+
+absl::Status CudaModel::ScoreOnCard(std::span<const Slice> slices) const {
+  std::unique_ptr<CudaLane> lane = lanes_.Take();
+  std::vector<int32_t> scratch;
+  absl::Status status = Launch(slices, lane.get(), &scratch);
+  pages_->Free(scratch);
+  lanes_.Give(std::move(lane));
+  // More pages than one launch takes: halves may fit.
+  if (absl::IsResourceExhausted(status) && slices.size() > 1) {
+    const size_t half = slices.size() / 2;
+    status = ScoreOnCard(slices.first(half));
+    if (status.ok()) status = ScoreOnCard(slices.subspan(half));
+  }
+  return status;
+}
+
+absl::Status CudaModel::FindPages(const Slice& slice, CudaSegment* out, std::vector<int32_t>* scratch) const {
+  const ScoreSegment& segment = *slice.segment;
+  out->channels.resize(static_cast<size_t>(config().channels()));
+  if (segment.kv == nullptr) return absl::OkStatus();
+  const auto& kv = *static_cast<const CudaUserKv*>(segment.kv);
+  for (size_t c = 0; c < out->channels.size(); ++c) {
+    const ChannelState& channel = kv.facts(c);
+    const size_t visible = segment.visible_rows[c];
+    const size_t first = segment.first_row.empty() ? 0 : std::min(segment.first_row[c], visible);
+    const std::vector<KeyRun> runs = CandidateRuns(channel.index(), first, visible, segment.candidates->now_us,
+                                                   segment.candidates->tie, windows_, buckets_);
+    VisiblePages pages = FindVisiblePages(runs, channel.rows(), static_cast<size_t>(config().n_pos));
+    CudaChannelPages& to = out->channels[c];
+    const std::span<const int32_t> blocks = kv.blocks(c);
+    for (cuda::PageEntry entry : pages.direct) {
+      entry.page = blocks[static_cast<size_t>(entry.page)];
+      to.entries.push_back(entry);
+    }
+    constexpr size_t kRows = cuda::kPageRows;
+    const size_t folded = pages.folded.size(), fold_pages = pages.pages() - pages.direct.size();
+    auto taken = pages_->Take(fold_pages);
+    if (!taken.ok()) return taken.status();
+    scratch->insert(scratch->end(), taken->begin(), taken->end());
+    for (size_t i = 0; i < fold_pages * kRows; ++i) {
+      CudaFoldRow row{.from = -1, .to = (*taken)[i / kRows] * int32_t{kRows} + static_cast<int32_t>(i % kRows)};
+      if (i < folded) {
+        const VisiblePages::Fold& fold = pages.folded[i];
+        row.from = blocks[fold.row / kRows] * int32_t{kRows} + static_cast<int32_t>(fold.row % kRows);
+        row.position = fold.position, row.time = fold.time, row.channel = static_cast<int32_t>(c);
+      }
+      to.folds.push_back(row);
+    }
+    for (size_t p = 0; p < fold_pages; ++p) {
+      to.entries.push_back({.page = (*taken)[p], .valid = static_cast<int16_t>(std::min(kRows, folded - p * kRows))});
+    }
+  }
+  return absl::OkStatus();
+}
+
+void CudaModel::Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, CudaLane* lane) const {
+  struct Piece {
+    size_t slice, first, count;
+  };
+  std::vector<Piece> pieces;
+  std::vector<TokenNet::UserPart> users;
+  for (size_t s = 0; s < slices.size(); ++s) {
+    users.push_back(full_.RunUser(slices[s].segment->candidates->user));
+    for (size_t r = 0; r < slices[s].count; r += kTokenRows) {
+      pieces.push_back({s, r, std::min(kTokenRows, slices[s].count - r)});
+    }
+  }
+  const size_t d = static_cast<size_t>(config().d), stride = static_cast<size_t>(network_->widths().stride);
+  ParallelFor(pool_, pieces.size(), [&](size_t i) {
+    const Piece& piece = pieces[i];
+    const Slice& slice = slices[piece.slice];
+    float* out = lane->rows() + (static_cast<size_t>(at[piece.slice].first_row) + piece.first) * stride;
+    full_.Run(users[piece.slice], slice.segment->candidates->item, slice.first + piece.first, piece.count, out);
+    Spread(piece.count, d, stride, out);
+  });
+}
+
+absl::Status CudaModel::Launch(std::span<const Slice> slices, CudaLane* lane, std::vector<int32_t>* scratch) const {
+  if (absl::Status status = runtime_->device().Select(); !status.ok()) return status;
+  std::vector<CudaPagePool::Pin> pins;
+  std::vector<CudaSegment> segments;
+  int rows = 0;
+  for (const Slice& slice : slices) {
+    segments.push_back({.first_row = rows, .rows = static_cast<int>(slice.count)});
+    rows += (segments.back().rows + kRowAlign - 1) / kRowAlign * kRowAlign;
+    if (slice.segment->kv == nullptr) continue;
+    auto pin = Onboard(*static_cast<const CudaUserKv*>(slice.segment->kv));
+    if (!pin.ok()) return pin.status();
+    pins.push_back(*std::move(pin));
+  }
+  for (size_t s = 0; s < slices.size(); ++s) {
+    if (absl::Status status = FindPages(slices[s], &segments[s], scratch); !status.ok()) return status;
+  }
+  Tokenize(slices, segments, lane);
+  if (absl::Status status = network_->Score(segments, rows, lane); !status.ok()) return status;
+  ++runtime_->counters.launches;
+  runtime_->counters.rows += static_cast<uint64_t>(rows);
+  const size_t tasks = config().tasks.size();
+  for (size_t s = 0; s < slices.size(); ++s) {
+    const float* from = lane->logits() + static_cast<size_t>(segments[s].first_row) * tasks;
+    const size_t count = slices[s].count * tasks;
+    if (!std::all_of(from, from + count, [](float x) { return std::isfinite(x); })) {
+      return absl::InternalError("a score from the card is not finite");
+    }
+    std::copy_n(from, count, slices[s].segment->logits + slices[s].first * tasks);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> CreateCudaModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
+                                                       Dtype precision, std::shared_ptr<CudaRuntime> runtime) {
+  auto cpu = CreateModel(config, tensors, pool, precision);
+  if (!cpu.ok()) return cpu.status();
+  auto partial = TokenNet::LoadPartial(config, tensors);
+  if (!partial.ok()) return partial.status();
+  auto full = TokenNet::LoadFull(config, tensors);
+  if (!full.ok()) return full.status();
+  auto model = std::make_unique<CudaModel>(*std::move(cpu), *std::move(partial), *std::move(full), pool, runtime);
+  if (absl::Status status = model->LoadOnCard(tensors); !status.ok()) {
+    if (!runtime->options().fall_back) return status;
+    runtime->Log(
+        absl::StrCat("model ", config.name, ": not on the card, the CPU scores it: ", std::string(status.message())));
+  }
+  return model;
+}
+
+}  // namespace backstory::grab

@@ -1,0 +1,28 @@
+// GRAB with scoring on a Hopper card. History rows become K/V on the CPU, as without a card, and live in host memory; the
+// card keeps the pages of the users in use. So whatever happens to the card, the CPU can answer from the same state.
+#ifndef BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
+#define BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/dtype.h"
+#include "kernels/thread_pool.h"
+#include "models/grab/cuda/runtime.h"
+#include "models/grab/model.h"
+
+namespace backstory::grab {
+
+// As CreateModel, and its scores agree with that model's within the tolerance of bf16 (matrices, K/V and attention are
+// bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32; the head is TF32). A row's bits on the
+// card depend on its launch's padded number of rows too (cuBLASLt picks another kernel), not on its neighbours.
+//
+// What the card cannot do (explanations, d_head > 128) or fails at (memory, a lost context) the CPU model does, or
+// Score answers UNAVAILABLE or RESOURCE_EXHAUSTED if the runtime's options say so. States of versions with one state_id
+// may be exchanged only among models of one runtime.
+absl::StatusOr<std::unique_ptr<Model>> CreateCudaModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
+                                                       Dtype precision, std::shared_ptr<CudaRuntime> runtime);
+
+}  // namespace backstory::grab
+
+#endif  // BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
