@@ -9,7 +9,7 @@
 //   UNIFORM  one run, saturated rank: one scalar per query row, added in the softmax pass
 //   SPLIT    two such runs, one boundary
 //   TABLE    anything else: the bias row is laid out beside the logits first
-//   FOLDED   the page points to a scratch copy whose K already holds the bias (FoldBias), runs say kNoBias
+//   FOLDED   the page points to a scratch copy whose K already holds the bias (fold.h), runs say kNoBias
 // All four give the same logits. Which one a page is, is a matter of the query's own runs.
 //
 // Numerics of fp32 pages: fp32 throughout. bf16 pages: scale log2(e) q is rounded to bf16 once, weights are rounded to
@@ -100,20 +100,6 @@ struct MergeArgs {
   float* out_o = nullptr;             // may be o[0]
   float* out_lse = nullptr;           // may be lse[0]
 };
-
-// FOLDED: copies `from` (rows of page `page`) into `to` with K' = K + pos[rank] + time[bucket] by the shared runs.
-// bpos [n_pos][d_k], btime [n_time][d_k] row-major, shared by the heads. Invisible rows are copied unchanged.
-struct FoldBiasArgs {
-  PageShape shape;
-  PageView from;
-  size_t page = 0;
-  std::span<const KeyRun> runs;
-  const float* bpos = nullptr;
-  const float* btime = nullptr;
-  size_t n_pos = 0;
-  Page* to = nullptr;
-};
-void FoldBias(const FoldBiasArgs& args);
 
 }  // namespace backstory
 

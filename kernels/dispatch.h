@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "kernels/attend.h"
+#include "kernels/fold.h"
 #include "kernels/gemm.h"
 #include "kernels/rowwise.h"
 
@@ -17,6 +18,7 @@ struct KernelTable {
   void (*gemm)(const GemmArgs&) = nullptr;
   void (*attend)(const AttendArgs&) = nullptr;
   void (*attend_mass)(const AttendMassArgs&) = nullptr;
+  void (*fold_bias)(const FoldBiasArgs&) = nullptr;
   void (*merge)(const MergeArgs&) = nullptr;
   void (*layer_norm)(const LayerNormArgs&) = nullptr;
   Moments (*moments)(const float* x, size_t n) = nullptr;

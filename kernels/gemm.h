@@ -3,6 +3,7 @@
 #define BACKSTORY_KERNELS_GEMM_H_
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/aligned.h"
 #include "kernels/page.h"
@@ -47,7 +48,9 @@ struct GemmArgs {
   const PackedMatrix* b = nullptr;
   const float* bias = nullptr;  // [n] or nullptr
   bool relu = false;
-  size_t first_panel = 0;  // columns before 16 * first_panel are neither computed nor written
+  // Columns outside panels [first_panel, end_panel) are neither computed nor written.
+  size_t first_panel = 0;
+  size_t end_panel = SIZE_MAX;
   float* c = nullptr;      // [m][n], row stride ldc; must not overlap a
   size_t ldc = 0;
 };

@@ -54,15 +54,16 @@ HWY_INLINE void GemmBlock(const GemmArgs& a, const typename Ops::Operand* x, siz
                           size_t depth, bool last, float* edge, float* y) {
   const size_t n = a.b->n(), stride = a.b->panel_size();
   const size_t whole = n / kPanel;  // panels without padding
+  const size_t end = std::min(whole, a.end_panel);
   const auto panel = [&](size_t p) { return PanelOf(*a.b, p, typename Ops::Stored()) + k0 * kPanel; };
-  for (size_t p = a.first_panel; p < whole; p += kGemmPanels) {
-    const size_t panels = std::min(kGemmPanels, whole - p);
+  for (size_t p = a.first_panel; p < end; p += kGemmPanels) {
+    const size_t panels = std::min(kGemmPanels, end - p);
     Ops::template Panels<kAdd>(x, lda, rows, panel(p), stride, panels, depth, y + p * kPanel, a.ldc);
     if (last && (a.bias != nullptr || a.relu)) {
       FinishGemm(a, rows, p * kPanel, panels * kPanel, y + p * kPanel, a.ldc, y + p * kPanel);
     }
   }
-  if (whole * kPanel < n && a.first_panel <= whole) {
+  if (whole * kPanel < n && a.first_panel <= whole && whole < a.end_panel) {
     Ops::template Panels<kAdd>(x, lda, rows, panel(whole), stride, 1, depth, edge, kPanel);
     if (last) FinishGemm(a, rows, whole * kPanel, n - whole * kPanel, edge, kPanel, y + whole * kPanel);
   }

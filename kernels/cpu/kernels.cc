@@ -10,6 +10,7 @@
 // After foreach_target.
 #include "hwy/highway.h"
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/fold-inl.h"
 #include "kernels/cpu/gemm-inl.h"
 #include "kernels/cpu/merge-inl.h"
 #include "kernels/cpu/ops-inl.h"
@@ -26,6 +27,7 @@ constexpr KernelTable TableOf(const char* target) {
           .gemm = Gemm<Bf16Ops>,
           .attend = Attend<Bf16Ops>,
           .attend_mass = AttendMass<Bf16Ops>,
+          .fold_bias = FoldBias,
           .merge = Merge,
           .layer_norm = LayerNorm,
           .moments = RowMoments,

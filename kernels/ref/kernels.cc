@@ -1,6 +1,7 @@
 // The readable twin of every kernel: plain loops, double sums. Slow on purpose; trust it at sight.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "kernels/dispatch.h"
@@ -10,7 +11,8 @@ namespace {
 
 void Gemm(const GemmArgs& a) {
   for (size_t i = 0; i < a.m; ++i) {
-    for (size_t j = a.first_panel * kPanel; j < a.b->n(); ++j) {
+    const size_t end = a.end_panel < a.b->panel_count() ? a.end_panel * kPanel : a.b->n();
+    for (size_t j = a.first_panel * kPanel; j < end; ++j) {
       double sum = a.bias == nullptr ? 0 : a.bias[j];
       for (size_t k = 0; k < a.b->k(); ++k) {
         const float x = a.a[i * a.lda + k];
@@ -115,6 +117,30 @@ void AttendMass(const AttendMassArgs& m) {
   }
 }
 
+void FoldBias(const FoldBiasArgs& a) {
+  const PageShape& s = a.shape;
+  std::memcpy(a.to, a.from, s.k_size() * s.element_bytes());
+  const size_t begin = a.page * kPageRows;
+  for (const KeyRun& run : a.runs) {
+    if (run.time == KeyRun::kNoBias) continue;
+    const size_t from = std::max<size_t>(run.begin, begin), to = std::min<size_t>(run.end, begin + kPageRows);
+    for (size_t row = from; row < to; ++row) {
+      const float* pos = a.codes->Pos(static_cast<ptrdiff_t>(run.rank - (row - run.begin)));
+      for (size_t h = 0; h < s.kv_heads; ++h) {
+        for (size_t i = 0; i < s.d_k; ++i) {
+          const size_t at = s.KIndex(h, row - begin, i);
+          const float bias = pos[i * a.codes->stride()] + a.codes->Time(run.time)[i];
+          if (s.dtype == Dtype::kF32) {
+            static_cast<float*>(a.to)[at] = static_cast<const float*>(a.from)[at] + bias;
+          } else {
+            static_cast<Bf16*>(a.to)[at] = ToBf16(FromBf16(static_cast<const Bf16*>(a.from)[at]) + bias);
+          }
+        }
+      }
+    }
+  }
+}
+
 void Merge(const MergeArgs& m) {
   for (size_t i = 0; i < m.rows; ++i) {
     double top = -INFINITY;
@@ -201,6 +227,7 @@ const KernelTable& RefKernels() {
                                       .gemm = Gemm,
                                       .attend = Attend,
                                       .attend_mass = AttendMass,
+                                      .fold_bias = FoldBias,
                                       .merge = Merge,
                                       .layer_norm = LayerNorm,
                                       .moments = RowMoments,

@@ -140,4 +140,37 @@ std::vector<KeyRun> CandidateRuns(const RowIndex& rows, size_t first, size_t vis
   return runs;
 }
 
+size_t FirstNearPage(std::span<const KeyRun> runs, size_t n_pos) {
+  size_t row = runs.empty() ? 0 : runs.back().end + kPageRows - 1;  // in the page after the last visible row
+  for (auto run = runs.rbegin(); run != runs.rend(); ++run) {
+    const size_t newest_rank = run->rank - (run->end - 1 - run->begin);
+    if (newest_rank + 1 >= n_pos) break;  // ranks only rise from here back
+    const size_t near_rows = n_pos - 1 - newest_rank;
+    row = run->end - std::min<size_t>(near_rows, run->end - run->begin);
+  }
+  return row / kPageRows;
+}
+
+std::vector<KeyRun> FoldedRuns(std::span<const KeyRun> runs, size_t first_folded) {
+  const uint32_t border = static_cast<uint32_t>(first_folded * kPageRows);
+  std::vector<KeyRun> folded;
+  for (KeyRun run : runs) {
+    if (run.begin < border) {
+      folded.push_back(run);
+      if (run.end <= border) continue;
+      folded.back().end = border;
+      run.rank -= border - run.begin;
+      run.begin = border;
+    }
+    run.time = KeyRun::kNoBias;
+    const bool joins = !folded.empty() && folded.back().time == KeyRun::kNoBias && folded.back().end == run.begin;
+    if (joins) {
+      folded.back().end = run.end;
+    } else {
+      folded.push_back(run);
+    }
+  }
+  return folded;
+}
+
 }  // namespace backstory::grab

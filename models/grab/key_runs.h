@@ -56,6 +56,12 @@ RunLists HistoryRuns(const RowIndex& rows, size_t first, size_t last, const Wind
 std::vector<KeyRun> CandidateRuns(const RowIndex& rows, size_t first, size_t visible, int64_t now_us, int64_t tie,
                                   const Windows& windows, const TimeBuckets& buckets);
 
+// The oldest page (128 rows) with a visible row of rank < n_pos - 1 or beyond the last row if there is none: from it on
+// position bias differs by row.
+size_t FirstNearPage(std::span<const KeyRun> runs, size_t n_pos);
+// The runs with all rows from page `first_folded` on marked as without bias, and joined where they touch.
+std::vector<KeyRun> FoldedRuns(std::span<const KeyRun> runs, size_t first_folded);
+
 }  // namespace backstory::grab
 
 #endif  // BACKSTORY_MODELS_GRAB_KEY_RUNS_H_

@@ -33,6 +33,7 @@ Stack::Stack(const Config& config, Dtype dtype)
       inner_(Size(config.latent > 0 ? config.latent : config.d)),
       ffn_(Size(config.ffn)),
       table_width_(Size(config.n_pos) + Size(config.n_time)),
+      far_width_(kFarPositions + Size(config.n_time)),
       scale_(1.0f / std::sqrt(static_cast<float>(config.d_head))),
       windows_{config.window_rows, WindowUs(config.window_sec)},
       buckets_(config.n_time) {}
@@ -67,6 +68,16 @@ void Stack::BiasTableOf(const LayerWeights& w, size_t rows, size_t max_rank, Scr
                   .first_panel = (clip - std::min(max_rank, clip)) / kPanel,
                   .c = s->bias,
                   .ldc = table_width_});
+}
+
+void Stack::FarBiasTableOf(const LayerWeights& w, size_t rows, size_t max_time, Scratch* s) const {
+  Kernels().gemm({.a = s->q,
+                  .lda = d_head_,
+                  .m = rows * heads_,
+                  .b = &w.far_codes,
+                  .end_panel = (kFarPositions + max_time) / kPanel + 1,
+                  .c = s->bias,
+                  .ldc = far_width_});
 }
 
 void Stack::FinishLayer(const LayerWeights& w, size_t rows, Scratch* s, float* x) const {
@@ -168,17 +179,29 @@ void Stack::Append(std::span<const HistoryRows> channels, bool all_layers, Threa
 
 // ---- Candidates ----
 
+namespace {
+
+// Pages up to the last visible row.
+size_t PagesOf(const std::vector<KeyRun>& runs) {
+  return runs.empty() ? 0 : (runs.back().end + kPageRows - 1) / kPageRows;
+}
+
+}  // namespace
+
 struct Stack::Block {
   const CandidateRows* candidates;
   const Visibility* visibility;
   size_t first, rows;
   Scratch scratch;
-  std::vector<float*> x;  // [channel] -> [rows][d]
+  std::vector<float*> x;        // [channel] -> [rows][d]
+  std::vector<PageView> pages;  // of the layer and channel at work
 };
 
 Stack::Visibility Stack::VisibilityOf(const CandidateRows& candidates) const {
   Visibility visibility;
   visibility.runs.resize(channels_);
+  visibility.far_runs.resize(channels_);
+  visibility.first_folded.resize(channels_);
   visibility.pages.resize(channels_, std::vector<std::vector<PageView>>(weights_.layers.size()));
   if (candidates.kv == nullptr) return visibility;
   for (size_t c = 0; c < channels_; ++c) {
@@ -187,6 +210,8 @@ Stack::Visibility Stack::VisibilityOf(const CandidateRows& candidates) const {
     const size_t first = candidates.first_row.empty() ? 0 : std::min(candidates.first_row[c], visible);
     visibility.runs[c] =
         CandidateRuns(channel.index(), first, visible, candidates.now_us, candidates.tie, windows_, buckets_);
+    visibility.first_folded[c] = FirstNearPage(visibility.runs[c], Size(config_.n_pos));
+    visibility.far_runs[c] = FoldedRuns(visibility.runs[c], visibility.first_folded[c]);
     for (size_t l = 0; l < weights_.layers.size(); ++l) visibility.pages[c][l] = channel.pages(l);
   }
   return visibility;
@@ -212,6 +237,25 @@ void Stack::MixTargets(size_t layer, Block* block) const {
   kernels.mix({.x = block->x, .beta = s.beta, .rows = block->rows, .d = d_});
 }
 
+void Stack::FoldNewest(size_t layer, size_t c, Block* block) const {
+  const Visibility& visibility = *block->visibility;
+  const std::vector<KeyRun>& runs = visibility.runs[c];
+  block->pages = visibility.pages[c][layer];
+  const PageShape shape = page_shape();
+  const size_t pages = PagesOf(runs);
+  std::byte* to = reinterpret_cast<std::byte*>(block->scratch.folded);
+  for (size_t p = visibility.first_folded[c]; p < pages; ++p) {
+    Kernels().fold_bias({.shape = shape,
+                         .from = block->pages[p].k,
+                         .page = p,
+                         .runs = runs,
+                         .codes = &weights_.layers[layer][c].fold_codes,
+                         .to = to});
+    block->pages[p].k = to;
+    to += shape.k_size() * shape.element_bytes();
+  }
+}
+
 void Stack::CandidateLayer(size_t layer, size_t c, Block* block) const {
   const LayerWeights& w = weights_.layers[layer][c];
   Scratch& s = block->scratch;
@@ -223,9 +267,13 @@ void Stack::CandidateLayer(size_t layer, size_t c, Block* block) const {
   kernels.gemm({.a = z, .lda = inner_, .m = rows, .b = &w.wv, .c = s.v, .ldc = wide_});
   const float* self_action = w.bact.data() + Size(config_.n_act - 1) * d_head_;
   for (size_t r = 0; r < rows; ++r) FoldAction(self_action, heads_, d_head_, s.k + r * wide_);
-  const std::vector<KeyRun>& runs = block->visibility->runs[c];
-  BiasTableOf(w, rows, runs.empty() ? 0 : runs.front().rank, &s);
-  AttendArgs attend = s.Attend(*this, rows, block->visibility->pages[c][layer]);
+  const std::vector<KeyRun>& runs = block->visibility->far_runs[c];
+  const bool far = !runs.empty() && runs.front().time != KeyRun::kNoBias;  // the oldest run has the largest bucket
+  FarBiasTableOf(w, rows, far ? runs.front().time : 0, &s);
+  FoldNewest(layer, c, block);
+  AttendArgs attend = s.Attend(*this, rows, block->pages);
+  attend.bias.stride = far_width_;
+  attend.bias.n_pos = kFarPositions;
   attend.shared_runs = runs;
   attend.self_k = s.k;
   attend.self_v = s.v;
@@ -300,7 +348,11 @@ void Stack::Head(Block* block) const {
 
 void Stack::ScoreBlock(const CandidateRows& candidates, const Visibility& visibility, size_t first,
                        size_t count) const {
-  Block block{&candidates, &visibility, first, count, Scratch(*this, count, Scratch::kCandidates), {}};
+  size_t folded = 0;
+  for (size_t c = 0; c < channels_; ++c) {
+    folded = std::max(folded, PagesOf(visibility.runs[c]) - visibility.first_folded[c]);
+  }
+  Block block{&candidates, &visibility, first, count, Scratch(*this, count, Scratch::kCandidates, folded), {}, {}};
   for (size_t c = 0; c < channels_; ++c) {
     block.x.push_back(block.scratch.x + c * count * d_);
     std::memcpy(block.x[c], candidates.x + first * d_, count * d_ * sizeof(float));

@@ -64,6 +64,9 @@ class Stack {
   // What all blocks of one segment share: who is visible, and the pages.
   struct Visibility {
     std::vector<std::vector<KeyRun>> runs;                  // [channel]
+    // The same with pages from first_folded on, the newest whose rows' positions differ, marked as FOLDED.
+    std::vector<std::vector<KeyRun>> far_runs;              // [channel]
+    std::vector<size_t> first_folded;                       // [channel]
     std::vector<std::vector<std::vector<PageView>>> pages;  // [channel][layer]
   };
   Visibility VisibilityOf(const CandidateRows& candidates) const;
@@ -89,16 +92,21 @@ class Stack {
   void WriteKv(size_t layer, const Tile& tile, CpuUserKv* kv) const;
   void HistoryLayer(size_t layer, const Tile& tile, std::span<const PageView> pages) const;
 
+  // Pages as candidates see them: the newest with their bias folded in, at scratch->folded.
+  void FoldNewest(size_t layer, size_t channel, Block* block) const;
+
   // Shared by history and candidates. `inner` is z after the pre-norm and the latent projection where configured.
   struct Scratch;
   const float* Inner(const LayerWeights& w, const float* x, size_t rows, Scratch* scratch) const;
   // The bias table of the queries at scratch->q, as far as ranks up to `max_rank` read it.
   void BiasTableOf(const LayerWeights& w, size_t rows, size_t max_rank, Scratch* scratch) const;
+  // The same for candidates: two positions, time buckets up to `max_time`.
+  void FarBiasTableOf(const LayerWeights& w, size_t rows, size_t max_time, Scratch* scratch) const;
   void FinishLayer(const LayerWeights& w, size_t rows, Scratch* scratch, float* x) const;
 
   Config config_;
   Dtype dtype_;
-  size_t channels_, d_, wide_, heads_, d_head_, inner_, ffn_, table_width_;
+  size_t channels_, d_, wide_, heads_, d_head_, inner_, ffn_, table_width_, far_width_;
   float scale_;
   Windows windows_;
   TimeBuckets buckets_;

@@ -72,14 +72,19 @@ absl::StatusOr<LayerWeights> LoadLayer(const Config& c, const TensorMap& tensors
   read.Codebook("btime", c.n_time, c.d_head, &time);
   read.Codebook("bact", c.n_act, c.d_head, &w.bact);
   if (!read.status().ok()) return read.status();
-  w.bias_codes = PackBiasCodes(pos, time, static_cast<size_t>(c.n_pos), static_cast<size_t>(c.n_time),
-                               static_cast<size_t>(c.d_head), dtype);
+  const size_t n_pos = static_cast<size_t>(c.n_pos), n_time = static_cast<size_t>(c.n_time),
+               d_head = static_cast<size_t>(c.d_head);
+  w.bias_codes = PackBiasCodes(pos, time, n_pos, n_time, d_head, dtype);
+  std::vector<float> ends(pos.begin(), pos.begin() + c.d_head);  // of rank 0 and of every rank from n_pos - 1 on
+  ends.insert(ends.end(), pos.end() - c.d_head, pos.end());
+  w.far_codes = PackBiasCodes(ends, time, kFarPositions, n_time, d_head, dtype);
+  w.fold_codes = FoldCodes(pos.data(), n_pos, time.data(), n_time, d_head);
   return w;
 }
 
 size_t BytesOf(const LayerWeights& w) {
-  size_t bytes = w.wd.has_value() ? w.wd->bytes() : 0;
-  for (const PackedMatrix* m : {&w.wq, &w.wk, &w.wv, &w.wo, &w.w1, &w.w2, &w.bias_codes}) bytes += m->bytes();
+  size_t bytes = w.fold_codes.bytes() + (w.wd.has_value() ? w.wd->bytes() : 0);
+  for (const PackedMatrix* m : {&w.wq, &w.wk, &w.wv, &w.wo, &w.w1, &w.w2, &w.bias_codes, &w.far_codes}) bytes += m->bytes();
   for (const auto* v : {&w.b1, &w.b2, &w.n1_g, &w.n1_b, &w.n2_g, &w.n2_b, &w.bact}) bytes += v->size() * sizeof(float);
   return bytes;
 }

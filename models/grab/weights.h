@@ -8,11 +8,15 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/aligned.h"
+#include "kernels/fold.h"
 #include "kernels/gemm.h"
 #include "models/grab/config.h"
 #include "models/tensor_map.h"
 
 namespace backstory::grab {
+
+// Positions of the candidates' bias table: rank 0 (the self key) and beyond the codebook; ranks between are folded.
+inline constexpr size_t kFarPositions = 2;
 
 // One layer of one channel.
 struct LayerWeights {
@@ -24,6 +28,9 @@ struct LayerWeights {
   // Position codebook (last entry first) and time codebook as columns [d_head, n_pos + n_time]: a query row times it is
   // a row of kernels/attend.h's BiasTable.
   PackedMatrix bias_codes;
+  // What candidates need of it beside folded pages: columns [saturated position, position 0, time...], n_pos = 2.
+  PackedMatrix far_codes;
+  FoldCodes fold_codes;
   std::vector<float> bact;  // [n_act, d_head]
 };
 

@@ -1,4 +1,4 @@
-// `backstory bench`: open-loop load on a running server.
+// `backstory bench`: load on a running server, and kernels and models in process.
 #ifndef BACKSTORY_SERVING_CLI_BENCH_COMMAND_H_
 #define BACKSTORY_SERVING_CLI_BENCH_COMMAND_H_
 
