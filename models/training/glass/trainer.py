@@ -13,11 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.training.glass import data, evaluate
+from models.training.glass import augment, data, evaluate
 
 DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "horizon": 0,
             "clip": 1.0, "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20,
-            "validation_max": 2048, "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0}
+            "validation_max": 2048, "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0,
+            "keep_min": 1.0, "two_sided": 0.0, "label_smoothing": 0.0}
 
 
 class GlassTask(torch.nn.Module):
@@ -29,13 +30,18 @@ class GlassTask(torch.nn.Module):
 
     def loss(self, log, sample, begin, options):
         """Mean cross-entropy of three tokens over the targets that count."""
-        batch = log.batch(sample, options["targets"], begin, options["horizon"])
+        if augment.wanted(options):
+            batch, retrieved = augment.batch(log, sample, begin, options)
+        else:
+            batch = log.batch(sample, options["targets"], begin, options["horizon"])
+            retrieved = log.retrieve(sample, batch.codes)
         short = batch.short
         if options["item_dropout"] > 0:
             keep = torch.rand(short.shape[0], short.shape[1] // 3, device=short.device) >= options["item_dropout"]
             short = short * keep.repeat_interleave(3, 1)
-        logits = self.model.logits(short, batch.features, batch.tokens, log.retrieve(sample, batch.codes))
-        loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.tokens.flatten(), reduction="none")
+        logits = self.model.logits(short, batch.features, batch.tokens, retrieved)
+        loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.tokens.flatten(), reduction="none",
+                               label_smoothing=options["label_smoothing"])
         loss = loss.reshape(batch.tokens.shape).mean(-1)
         return (loss * batch.valid).sum() / batch.valid.sum()
 
