@@ -72,7 +72,7 @@ class Stepper:
         self.sample = torch.zeros(options["batch"], dtype=torch.int64, device=log.device)
         self.begin = torch.zeros_like(self.sample)
         self.total = torch.zeros((), device=log.device)
-        self.graph, self.steps = None, 0
+        self.graph, self.steps, self.started = None, 0, time.time()
         self.planned = options["epochs"] * steps_per_epoch(len(log.samples(data.TRAIN)), options)
 
     def _step(self):
@@ -108,8 +108,13 @@ class Stepper:
                     value.zero_()
         self.total.zero_()
 
+    def _progress(self):
+        """How much of the training is done; short of time, the rate falls with the time instead of the steps."""
+        by_time = (time.time() - self.started) / self.options["seconds_max"] if self.options["seconds_max"] else 0.0
+        return max(self.steps / self.planned, by_time)
+
     def run(self, sample, begin):
-        left = max(0.02, 1 - self.steps / self.planned) if self.options["decay"] else 1.0
+        left = max(0.02, 1 - self._progress()) if self.options["decay"] else 1.0
         rate = self.options["lr"] * min(left, (self.steps + 1) / max(1, self.options["warmup"]))
         if self.cuda:
             self.lr.fill_(rate)
@@ -179,14 +184,14 @@ def fit(task, log, options, checkpoint=None, progress=None):
     state = {"epoch": 0, "history": [], "best": None, "weights": None}
     if checkpoint and os.path.exists(checkpoint):
         state = _resume(checkpoint, stepper, rng)
-    started = time.time()
     while state["epoch"] < options["epochs"] and not _stale(state, options["patience"]):
         begin = time.time()
         loss = _epoch(task, log, train, options, stepper, rng, state["epoch"], progress)
         state["epoch"] += 1
         row = {"epoch": state["epoch"], "train_loss": loss, "steps": stepper.steps,
                "train_seconds": time.time() - begin}
-        if state["epoch"] % options["evaluate_every"] == 0:
+        late = options["seconds_max"] and time.time() - stepper.started > options["seconds_max"]
+        if late or state["epoch"] % options["evaluate_every"] == 0:
             stepper.swap()
             row.update(evaluate.metrics(task.rank(log, check, options)["item"]))
             if state["best"] is None or row["ndcg@20"] > state["best"]["ndcg@20"]:
@@ -199,7 +204,7 @@ def fit(task, log, options, checkpoint=None, progress=None):
             progress.epoch(row)
         if checkpoint:
             _save(checkpoint, state, stepper, rng)
-        if options["seconds_max"] and time.time() - started > options["seconds_max"]:
+        if late:
             state["out_of_time"] = True
             break
     with torch.no_grad():
