@@ -122,8 +122,9 @@ class StudyTest(unittest.TestCase):
             self.assertEqual([job["name"] for job in drawn[:5]],
                              ["tiny-full-0", "tiny-tiger-0", "tiny-notier-0", "tiny-nosearch-0", "tiny-sasrec-0"])
             more = jobs.make("tiny", folder, steps=4, seeds=0, remedies=True)
-            self.assertEqual([job["name"] for job in more], [f"tiny-{variant}-0" for variant in jobs.REMEDIES])
-            self.assertEqual([job["dropout"] for job in more if "dropout4" in job["name"]], [0.4, 0.4])
+            self.assertEqual([job["name"] for job in more], [f"tiny-{remedy}_{variant}-0" for remedy in jobs.REMEDIES for variant in ("full", "tiger")])
+            self.assertFalse(any(job["test"] for job in more))
+            self.assertEqual([job["dropout"] for job in more if "before" in job["name"]], [0.2, 0.2])
             out = os.path.join(folder, "study")
             os.mkdir(out)
             small = {key: value for key, value in synthetic.SMALL.items() if key not in ("levels", "embedding_width")}
@@ -161,7 +162,7 @@ class StudyTest(unittest.TestCase):
             synthetic.write(folder, users=60)
             log, _ = tensor_file.read_tensors(os.path.join(folder, "log.safetensors"))
             for steps in (40, 300):
-                options = jobs._options(log, steps, 8)
+                options = jobs._options(log, steps, 8, 0.0)
                 per_epoch = trainer.steps_per_epoch(int((log["event.split"] == 0).sum() * 0.6), options)
                 self.assertTrue(0.5 * steps <= per_epoch * options["epochs"] <= 2 * steps)
 

@@ -91,6 +91,7 @@ class Log:
         self.train_moment_size = put(size)  # events of the training moment that begins here, 0 elsewhere
         self.neighbours = put(self.catalogue.neighbours)
         self.features = self._features() if config.bins else None
+        self.tier_table = None  # of augment.tiers, made when first used
 
     def _bounds(self, sample):
         """Event range [begin, end) of the long part of each sample."""
@@ -130,13 +131,17 @@ class Log:
         horizon, for training only: a moment with fewer events is joined by those that follow it, up to this many
         events, never beyond the user's training part. The history stays what it was before the moment.
         """
-        end = self.end[sample]
-        if horizon:
-            end = torch.maximum(end, torch.minimum(self.first[sample] + horizon, self.train_end[self.d_user[sample]]))
-        size = (end - self.first[sample]).unsqueeze(1)
+        size = (self.targets_end(sample, horizon) - self.first[sample]).unsqueeze(1)
         j = torch.arange(count, device=self.device)
         position = self.first[sample].unsqueeze(1) + (begin.unsqueeze(1) + j) % size
         return self.d_item[position], j < size
+
+    def targets_end(self, sample, horizon=0):
+        """First event after the targets of each sample, int64 [B]."""
+        end = self.end[sample]
+        if horizon:
+            end = torch.maximum(end, torch.minimum(self.first[sample] + horizon, self.train_end[self.d_user[sample]]))
+        return end
 
     def batch(self, sample, targets, begin, horizon=0):
         """Everything that twin.Glass.logits needs of samples int64 [B] on the device; T = targets."""
@@ -174,9 +179,12 @@ class Log:
         """twin.CountTable of the buckets of codes [B, T] as each sample's history had them; None without search."""
         if not self.config.retrieved_items:
             return None
-        items = self.retrieved_items(sample, codes)
+        return self.count_table(self.retrieved_items(sample, codes), dtype)
+
+    def count_table(self, items, dtype=torch.float32):
+        """twin.CountTable of retrieved items [B, T, R], -1 for none."""
         tokens = (self.tokens[items.clamp(min=0)] * (items >= 0).unsqueeze(-1)).flatten(-2)
-        counts = torch.zeros(codes.shape + (self.config.vocabulary,), dtype=dtype, device=self.device)
+        counts = torch.zeros(items.shape[:2] + (self.config.vocabulary,), dtype=dtype, device=self.device)
         counts.scatter_add_(-1, tokens, torch.ones_like(tokens, dtype=dtype))
         counts[..., 0] = 0
         return twin.CountTable(counts)

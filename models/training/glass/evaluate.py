@@ -6,6 +6,7 @@ that is kept: 255 = not among the first `depth`.
 """
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models.training.glass import decode
 
@@ -119,6 +120,23 @@ def metrics(rank, weight=None):
         result[f"hit@{cut}"] = float(np.average(inside, weights=weight))
         result[f"ndcg@{cut}"] = float(np.average(gain * inside, weights=weight))
     return result
+
+
+@torch.no_grad()
+def losses(model, log, sample, chunk=512, targets=8):
+    """Mean cross-entropy of the first, second and third code, each given the true codes before it (nats)."""
+    was = model.training
+    model.eval()
+    total, count = torch.zeros(3, device=log.device), 0.0
+    for begin in range(0, len(sample), chunk):
+        index = torch.from_numpy(sample[begin:begin + chunk]).to(log.device)
+        batch = log.batch(index, targets, torch.zeros_like(index))
+        logits = model.logits(batch.short, batch.features, batch.tokens, log.retrieve(index, batch.codes))
+        loss = F.cross_entropy(logits.flatten(0, 2), batch.tokens.flatten(), reduction="none")
+        total += (loss.reshape(batch.tokens.shape) * batch.valid.unsqueeze(-1)).sum((0, 1))
+        count += float(batch.valid.sum())
+    model.train(was)
+    return [float(x) for x in total / count]
 
 
 def evaluate(model, log, sample, beam=50, chunk=512, mode="valid"):

@@ -18,14 +18,14 @@ import traceback
 
 import torch
 
-from models.training.glass import baselines, evaluate, train, trainer
+from models.training.glass import baselines, data, evaluate, train, trainer
 
 _KNN = [{"decay": decay, "last": last, "window": window} for window in (0, 25) for decay, last in
         ((0.8, 50), (0.95, 100), (1.0, 1000))]
 
 
 def plain_baseline(job, out, device):
-    """A baseline without gradients. Returns the summary; test ranks like train.test."""
+    """A baseline without gradients. Returns the summary; ranks of the test targets like train.run."""
     _, log = train.build({**job, "kind": "sasrec", "sasrec": {"d": 2, "layers": 1, "heads": 1}}, device)
     check = trainer.validation_samples(log, trainer.DEFAULTS["validation_max"])
     own = 0.0 if log.unseen_only else 1.0
@@ -54,7 +54,7 @@ def plain_baseline(job, out, device):
     os.makedirs(out, exist_ok=True)
     summary = {"job": job, "best": best, "chosen": chosen}
     if job.get("test"):
-        summary["test"] = train.test(Task, log, {}, out)
+        summary["test"] = train.ranked(Task, log, log.samples(data.TEST), {}, os.path.join(out, "test.safetensors"))
     return summary
 
 

@@ -24,7 +24,8 @@ WITHOUT = {"tier": {"tier_edges": ()}, "search": {"retrieved_items": 0}}
 
 
 def build(job, device):
-    """(task, log) of a job: {"data", "sid", "items", "kind", "model": fields, "without": [...], "dropout", "seed"}."""
+    """(task, log) of a job: {"data", "sid", "items", "kind", "model": fields, "without": [...], "dropout", "seed",
+    "standardise": whether training reads tier features as deviations from their mean}."""
     sid, metadata = tensor_file.read_tensors(job["sid"])
     levels = tuple(int(size) for size in metadata["levels"].split(","))
     embedding, _ = tensor_file.read_tensors(os.path.join(job["data"], job.get("items", "items.safetensors")))
@@ -36,8 +37,10 @@ def build(job, device):
     log = data.Log(job["data"], sid["sid"], config, device, job.get("items", "items.safetensors"))
     if job.get("kind", "glass") == "sasrec":
         return baselines.SasRec(log, seed=job.get("seed", 0), **job.get("sasrec", {})).to(device), log
-    model = twin.Glass(config, seed=job.get("seed", 0), dropout=job.get("dropout", 0.1))
-    return trainer.GlassTask(model).to(device), log
+    model = twin.Glass(config, seed=job.get("seed", 0), dropout=job.get("dropout", 0.1)).to(device)
+    if config.bins and job.get("standardise", True):
+        model.standardise_tiers(log.features[torch.from_numpy(log.samples(data.TRAIN)).to(device)])
+    return trainer.GlassTask(model), log
 
 
 def run(job, out, device, progress=None):
@@ -46,28 +49,34 @@ def run(job, out, device, progress=None):
     task, log = build(job, device)
     options = {**trainer.DEFAULTS, **job.get("options", {}), "seed": job.get("seed", 0)}
     state = trainer.fit(task, log, options, os.path.join(out, "checkpoint.pt"), progress)
+    if hasattr(task, "model"):
+        task.model.fold_tiers()
     weights = task.model.named_weights() if hasattr(task, "model") else dict(task.named_parameters())
     config = glass_config.to_text(log.config)
     tensor_file.write_tensors(os.path.join(out, "weights.safetensors"),
                               {name: p.detach().cpu().numpy() for name, p in weights.items()},
                               {"config": config, "job": json.dumps(job)})
+    beam = {**options, "beam": job.get("test_beam", options["beam"])}
+    check = trainer.validation_samples(log, options["validation_max"])
     summary = {"job": job, "best": state["best"], "epochs": state["history"],
+               "validation": ranked(task, log, check, beam, os.path.join(out, "validation.safetensors")),
                "parameters": int(sum(p.numel() for p in weights.values())),
                "out_of_time": state.get("out_of_time", False)}
+    if hasattr(task, "model"):
+        summary["losses"] = evaluate.losses(task.model, log, check)
     with open(os.path.join(out, "history.json"), "w") as file:
         json.dump(summary, file, indent=1)
     plot([row for row in state["history"] if "ndcg@20" in row], os.path.join(out, "curves.png"))
     if job.get("test"):
-        summary["test"] = test(task, log, {**options, "beam": job.get("test_beam", 50)}, out)
+        summary["test"] = ranked(task, log, log.samples(data.TEST), beam, os.path.join(out, "test.safetensors"))
     return summary
 
 
-def test(task, log, options, out):
-    """Ranks of all test targets, in the order of evaluate.target_rows, to RUN/test.safetensors; their metrics."""
-    ranks = task.rank(log, log.samples(data.TEST), options)
+def ranked(task, log, sample, options, path):
+    """Ranks of all targets of `sample`, in the order of evaluate.target_rows, to a file; their metrics."""
+    ranks = task.rank(log, sample, options)
     ranks = {name: rank for name, rank in ranks.items() if rank is not None}
-    tensor_file.write_tensors(os.path.join(out, "test.safetensors"),
-                              {f"rank.{name}": rank for name, rank in ranks.items()})
+    tensor_file.write_tensors(path, {f"rank.{name}": rank for name, rank in ranks.items()})
     return {name: evaluate.metrics(rank) for name, rank in ranks.items()}
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.training.glass import data, evaluate
+from models.training.glass import augment, data, evaluate
 
 DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "horizon": 0,
             "clip": 1.0, "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20,
-            "validation_max": 2048, "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0}
+            "validation_max": 2048, "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0,
+            "keep_min": 1.0, "two_sided": 0.0, "label_smoothing": 0.0}
 
 
 class GlassTask(torch.nn.Module):
@@ -29,13 +30,18 @@ class GlassTask(torch.nn.Module):
 
     def loss(self, log, sample, begin, options):
         """Mean cross-entropy of three tokens over the targets that count."""
-        batch = log.batch(sample, options["targets"], begin, options["horizon"])
+        if augment.wanted(options):
+            batch, retrieved = augment.batch(log, sample, begin, options)
+        else:
+            batch = log.batch(sample, options["targets"], begin, options["horizon"])
+            retrieved = log.retrieve(sample, batch.codes)
         short = batch.short
         if options["item_dropout"] > 0:
             keep = torch.rand(short.shape[0], short.shape[1] // 3, device=short.device) >= options["item_dropout"]
             short = short * keep.repeat_interleave(3, 1)
-        logits = self.model.logits(short, batch.features, batch.tokens, log.retrieve(sample, batch.codes))
-        loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.tokens.flatten(), reduction="none")
+        logits = self.model.logits(short, batch.features, batch.tokens, retrieved)
+        loss = F.cross_entropy(logits.flatten(0, 2).float(), batch.tokens.flatten(), reduction="none",
+                               label_smoothing=options["label_smoothing"])
         loss = loss.reshape(batch.tokens.shape).mean(-1)
         return (loss * batch.valid).sum() / batch.valid.sum()
 
@@ -66,7 +72,7 @@ class Stepper:
         self.sample = torch.zeros(options["batch"], dtype=torch.int64, device=log.device)
         self.begin = torch.zeros_like(self.sample)
         self.total = torch.zeros((), device=log.device)
-        self.graph, self.steps = None, 0
+        self.graph, self.steps, self.started = None, 0, time.time()
         self.planned = options["epochs"] * steps_per_epoch(len(log.samples(data.TRAIN)), options)
 
     def _step(self):
@@ -102,8 +108,13 @@ class Stepper:
                     value.zero_()
         self.total.zero_()
 
+    def _progress(self):
+        """How much of the training is done; short of time, the rate falls with the time instead of the steps."""
+        by_time = (time.time() - self.started) / self.options["seconds_max"] if self.options["seconds_max"] else 0.0
+        return max(self.steps / self.planned, by_time)
+
     def run(self, sample, begin):
-        left = max(0.02, 1 - self.steps / self.planned) if self.options["decay"] else 1.0
+        left = max(0.02, 1 - self._progress()) if self.options["decay"] else 1.0
         rate = self.options["lr"] * min(left, (self.steps + 1) / max(1, self.options["warmup"]))
         if self.cuda:
             self.lr.fill_(rate)
@@ -173,14 +184,14 @@ def fit(task, log, options, checkpoint=None, progress=None):
     state = {"epoch": 0, "history": [], "best": None, "weights": None}
     if checkpoint and os.path.exists(checkpoint):
         state = _resume(checkpoint, stepper, rng)
-    started = time.time()
     while state["epoch"] < options["epochs"] and not _stale(state, options["patience"]):
         begin = time.time()
         loss = _epoch(task, log, train, options, stepper, rng, state["epoch"], progress)
         state["epoch"] += 1
         row = {"epoch": state["epoch"], "train_loss": loss, "steps": stepper.steps,
                "train_seconds": time.time() - begin}
-        if state["epoch"] % options["evaluate_every"] == 0:
+        late = options["seconds_max"] and time.time() - stepper.started > options["seconds_max"]
+        if late or state["epoch"] % options["evaluate_every"] == 0:
             stepper.swap()
             row.update(evaluate.metrics(task.rank(log, check, options)["item"]))
             if state["best"] is None or row["ndcg@20"] > state["best"]["ndcg@20"]:
@@ -193,7 +204,7 @@ def fit(task, log, options, checkpoint=None, progress=None):
             progress.epoch(row)
         if checkpoint:
             _save(checkpoint, state, stepper, rng)
-        if options["seconds_max"] and time.time() - started > options["seconds_max"]:
+        if late:
             state["out_of_time"] = True
             break
     with torch.no_grad():

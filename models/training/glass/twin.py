@@ -91,6 +91,7 @@ class Glass(torch.nn.Module):
     def __init__(self, config, seed=0, dropout=0.0, std=0.05):
         super().__init__()
         self.config, self.dropout, self._bucket_tables = config, dropout, {}
+        self._tier_scale = None
         self.weights = torch.nn.ParameterDict()
         generator = torch.Generator().manual_seed(seed)
         for name, shape in sorted(glass_config.weight_shapes(config).items()):
@@ -115,6 +116,26 @@ class Glass(torch.nn.Module):
                 raise ValueError(f"tensor {name}: shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
             with torch.no_grad():
                 parameter.copy_(value)
+
+    def standardise_tiers(self, features):
+        """For training: the MLP reads tier features as deviations from their mean over `features` [n, codes * bins].
+
+        What most users have in common is most of a raw feature, and an optimiser is slow to find the rest. The scale
+        is bounded, so that a bin which hardly anyone fills cannot drown the others. `fold_tiers` ends it.
+        """
+        some = features[features.sum(1) > 0]
+        if len(some) > 1:
+            self._tier_scale = (some.mean(0), 1 / (some.std(0) + 0.02))
+
+    def fold_tiers(self):
+        """Moves the standardisation into tier.w1 and tier.b1: the same function of raw features, as versions hold it."""
+        if self._tier_scale is None:
+            return
+        mean, scale = (x.to(self.w("tier.w1")) for x in self._tier_scale)
+        with torch.no_grad():
+            self.w("tier.w1").mul_(scale)
+            self.w("tier.b1").sub_(self.w("tier.w1") @ mean)
+        self._tier_scale = None
 
     # ---- pieces ------------------------------------------------------------------------------------------------
 
@@ -164,6 +185,8 @@ class Glass(torch.nn.Module):
 
     def tier_token(self, features):
         """[B, levels[0] * bins] -> [B, d]."""
+        if self._tier_scale is not None:
+            features = (features - self._tier_scale[0]) * self._tier_scale[1]
         hidden = torch.relu(F.linear(features, self.w("tier.w1"), self.w("tier.b1")))
         return F.linear(self._drop(hidden), self.w("tier.w2"), self.w("tier.b2"))
 
