@@ -74,7 +74,10 @@ absl::StatusOr<std::vector<Engine::EncodedItem>> EngineImpl::UpsertItems(const s
       refused.Update(one.status());
       if (!one.ok()) continue;
       taken = true;
-      encoded.push_back({items[i].item_id, served->name, served->version, {one->sid.begin(), one->sid.end()}});
+      const glass::Catalogue& trained = *served->generative->loaded().catalogue;
+      const auto row = trained.RowOf(items[i].item_id);  // a known item keeps the semantic ID it was trained with
+      const glass::Sid& sid = row.has_value() ? trained.sid(*row) : one->sid;
+      encoded.push_back({items[i].item_id, served->name, served->version, {sid.begin(), sid.end()}});
     }
     if (taken) continue;
     return absl::Status(refused.code(), absl::StrCat("items[", i, "].", std::string(refused.message())));

@@ -6,7 +6,8 @@
 
 #include "models/glass/beam_search.h"
 #include "tests/bench/machine.h"
-#include "tests/models/glass_fixture.h"
+#include "tests/models/glass_version_fixture.h"
+#include "tests/models/temp_dir.h"
 
 namespace backstory::glass {
 namespace {
@@ -125,6 +126,42 @@ void BM_MillionItemsIndex(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(Catalogue::Create(w.config, {w.ids, w.sids, {}, {}, {}}));
 }
 BENCHMARK(BM_MillionItemsIndex)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+// A version directory of that catalogue, from disk (in the page cache) to ready: digests, tensors, indexes, token tables,
+// goldens.
+void BM_MillionItemsLoad(benchmark::State& state) {
+  const LargeWorld& w = TheLargeWorld();
+  const TempDir dir;
+  {
+    VersionParts parts;
+    parts.config = w.config;
+    parts.config.name = "large";
+    parts.config.quantiser = QuantiserKind::kRqKMeans;
+    parts.config.quantiser_latent = parts.config.embedding_width;
+    std::mt19937 random(2);
+    std::normal_distribution<float> normal(0, 0.3f);
+    for (const char* name : {"codebook.0", "codebook.1", "codebook.2", "prototype"}) {
+      std::vector<float>& values = parts.quantiser[name];
+      values.resize(8192 * 128);
+      for (float& value : values) value = normal(random);
+    }
+    parts.item_ids.assign(w.ids.begin(), w.ids.end());
+    parts.sids = w.sids;
+    parts.prior.resize(w.ids.size());
+    parts.config.sid_version = SidVersion(QuantiserMap(parts), parts.sids);
+    parts.weights = RandomTensors(parts.config, 5);
+    parts.goldens = GoldensOf(parts);
+    parts.extra_config = "tokens: DENSE without_tier: true\n";
+    WriteParts(parts, dir.path("1"));
+  }
+  ThreadPool pool(2);
+  for (auto _ : state) {
+    const auto loaded = LoadGlassVersion(dir.path("1"), {&pool, "large"});
+    if (!loaded.ok()) return state.SkipWithError(std::string(loaded.status().message()).c_str());
+    state.counters["items"] = static_cast<double>((*loaded)->catalogue->size());
+  }
+}
+BENCHMARK(BM_MillionItemsLoad)->UseRealTime()->Unit(benchmark::kMillisecond);
 
 void BM_RebuildHistory(benchmark::State& state) {
   World& w = TheWorld();

@@ -81,6 +81,19 @@ TEST_F(CatalogTest, ImmutableFieldsNeedANewFeatureVersion) {
   EXPECT_EQ(store_.catalog->Find("shop", 1)->year, 1996);
 }
 
+TEST_F(CatalogTest, AnEmbeddingMayComeLaterAndStays) {
+  ASSERT_TRUE(Upsert({Movie(1)}).ok());
+  Item embedded = Movie(1);
+  embedded.embedding = {1, 2, 3};
+  ASSERT_TRUE(Upsert({embedded}).ok());
+  ASSERT_TRUE(Upsert({Movie(1, "new title")}).ok()) << "without it, it stays";
+  Reopen();
+  EXPECT_EQ(store_.catalog->Find("shop", 1)->title, "new title");
+  EXPECT_EQ(store_.catalog->Find("shop", 1)->embedding, embedded.embedding);
+  embedded.embedding[2] = 4;
+  EXPECT_THAT(std::string(Upsert({embedded}).message()), HasSubstr("item 1: embedding is immutable"));
+}
+
 TEST_F(CatalogTest, LimitsNameTheField) {
   const auto message = [this](const Item& item) { return std::string(Upsert({item}).message()); };
   Item item = Movie(1);

@@ -230,6 +230,24 @@ TEST(ItemCodec, RoundTrip) {
   Item decoded;
   ASSERT_TRUE(DecodeItem(EncodeItem(item), &decoded));
   EXPECT_EQ(decoded, item);
+  EXPECT_EQ(EncodeItem(item)[0], 1) << "without an embedding, items are stored as they always were";
+  item.embedding = {1.5f, -0.0f, 3.4e38f};
+  const std::string stored = EncodeItem(item);
+  EXPECT_EQ(stored[0], 2);
+  decoded = {};
+  ASSERT_TRUE(DecodeItem(stored, &decoded));
+  EXPECT_EQ(decoded, item);
+  for (size_t cut = 1; cut < 14; ++cut) {
+    Item damaged;
+    EXPECT_FALSE(DecodeItem(std::string_view(stored).substr(0, stored.size() - cut), &damaged)) << cut;
+  }
+  Item other = item;
+  other.embedding[0] = 2;
+  EXPECT_EQ(ImmutableDifference(item, other), "embedding");
+  other.embedding.clear();
+  EXPECT_EQ(ImmutableDifference(item, other), "");
+  item.embedding.resize(4097);
+  EXPECT_EQ(WhyItemRejected(item), "embedding: 4097 numbers, at most 4096 allowed");
 }
 
 TEST(Slots, AreRedisClusters) {

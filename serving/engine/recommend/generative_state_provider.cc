@@ -28,6 +28,15 @@ absl::StatusOr<GenerativeStateAnswer> GenerativeStateProvider::Acquire(const Gen
   answer.store_us = clock_->MonotonicMicros() - start_us;
   if (!head.ok()) return head.status();
   std::shared_ptr<const glass::Catalogue> catalogue = request.model->CatalogueOf(request.user.ns, *catalog_);
+  if (head->events == 0) {
+    // Encoding nothing is cheap, and users that nobody knows must not push out the states of those who are known.
+    auto state = std::make_unique<GenerativeState>(std::move(catalogue), request.events_max);
+    if (auto s = state->Build(*request.model, {*head, {}}, request.view_us); !s.ok()) return s;
+    answer.report = {.source = "empty"};
+    answer.pin = StatePin::Private(std::move(state));
+    Count(answer);
+    return answer;
+  }
   const bool uncached =
       request.known_by_us != AsOf::kAnyIngestTime || request.view_us > clock_->WallMicros() + kViewAheadMaxUs;
   if (uncached) return BuildUncached(request, std::move(catalogue), std::move(answer));
@@ -88,7 +97,7 @@ absl::Status GenerativeStateProvider::BringUpToDate(const GenerativeStateRequest
   if (!snapshot.ok()) return snapshot.status();
   auto fresh = std::make_unique<GenerativeState>(std::move(catalogue), request.events_max);
   if (auto s = fresh->Build(*request.model, *std::move(snapshot), request.view_us); !s.ok()) return s;
-  answer->report = {.source = fresh->head().events == 0 ? "empty" : "rebuild", .rows_computed = fresh->events()};
+  answer->report = {.source = "rebuild", .rows_computed = fresh->events()};
   *state = std::move(fresh);
   return absl::OkStatus();
 }

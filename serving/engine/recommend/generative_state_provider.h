@@ -37,7 +37,7 @@ class GenerativeStateProvider {
  public:
   GenerativeStateProvider(HistoryStore* store, Catalog* catalog, UserStateCache* cache, Clock* clock, Metrics* metrics);
 
-  // Also a user without events has a state. Statuses are the store's.
+  // Also a user without events has a state, but one that is not cached. Statuses are the store's.
   absl::StatusOr<GenerativeStateAnswer> Acquire(const GenerativeStateRequest& request);
   static std::string StateKey(const GenerativeModel& model, uint64_t parameter_hash);
 

@@ -141,8 +141,9 @@ TEST_F(RecommendTest, EveryWayToAStateGivesTheAnswerOfTheWholeHistory) {
     ExpectAsFromScratch(*reply, "ann", clock_.WallMicros(), *first_);
   };
   expect("empty");
+  EXPECT_EQ(engine_->Stats().cached_states, 0u) << "nobody's state takes nobody's place";
   Append("ann", Ratings(3, id, start_us, 1)), id += 3;
-  expect("extend");
+  expect("rebuild");
   expect("hit");
   for (uint32_t round = 0; round < 6; ++round) {  // beyond the short window of 6, bucket by bucket
     Append("ann", Ratings(9, id, start_us + 100 * kSecond * (round + 1), round)), id += 9;
@@ -366,6 +367,11 @@ TEST_F(RecommendTest, ItemsWithAnEmbeddingCanBeRecommended) {
   ASSERT_TRUE(engine_->UpsertItems("default", {&item, 1}).ok());
   EXPECT_EQ(Recommend(For("kim"))->common.rows_visible[0], 2u);
 
+  item.item_id = 1003;  // trained with: its semantic ID is its own
+  const auto known = engine_->UpsertItems("default", {&item, 1});
+  ASSERT_TRUE(known.ok());
+  EXPECT_EQ((*known)[0].sid, std::vector<uint32_t>(parts.sids[1].begin(), parts.sids[1].end()));
+  item.item_id = 4713;
   item.embedding.pop_back();
   auto refused = engine_->UpsertItems("default", {&item, 1});
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);

@@ -10,6 +10,7 @@
 #include <limits>
 #include <random>
 
+#include "backstory/v1/retrieval.pb.h"
 #include "tests/serving/rpc/fixture.h"
 
 namespace backstory::testing {
@@ -194,7 +195,16 @@ TEST_F(BadInputTest, BytesThatAreNoMessage) {
   EXPECT_STATUS(call("\xff\xff\xff\xff", "/backstory.v1.Ranking/Rank"), INVALID_ARGUMENT, "backstory.v1.RankRequest");
   EXPECT_STATUS(call("\xff\xff\xff\xff", "/backstory.v1.History/Append"), INVALID_ARGUMENT, "AppendRequest");
   EXPECT_STATUS(call("", "/backstory.v1.Ranking/Guess"), UNIMPLEMENTED, "Ranking/Guess");
-  EXPECT_STATUS(call("", "/backstory.v1.Retrieval/Recommend"), UNIMPLEMENTED, "Recommend");
+  EXPECT_STATUS(call("", "/backstory.v1.Forecast/NextEvent"), UNIMPLEMENTED, "NextEvent");
+  EXPECT_STATUS(call("\xff\xff\xff\xff", "/backstory.v1.Retrieval/Recommend"), INVALID_ARGUMENT, "RecommendRequest");
+  v1::RecommendRequest recommend;
+  recommend.mutable_units()->mutable_user()->set_user("u");
+  recommend.set_count(5);
+  EXPECT_STATUS(call(recommend.SerializeAsString(), "/backstory.v1.Retrieval/Recommend"), NOT_FOUND,
+                "the server has 0 generative models");
+  recommend.mutable_model()->set_name("fake");
+  EXPECT_STATUS(call(recommend.SerializeAsString(), "/backstory.v1.Retrieval/Recommend"), FAILED_PRECONDITION,
+                "ranks and does not recommend");
 }
 
 TEST_F(BadInputTest, OversizedMessage) {
