@@ -38,9 +38,12 @@ class Lane final : public CudaLane {
     float* rows() const { return reinterpret_cast<float*>(data + kRowsAt); }
   };
 
-  // The products and the captured launches for one number of rows.
-  struct Program {
+  // The products for one number of rows, which lanes share, and the captured launches.
+  struct Products {
     std::unique_ptr<CudaGemm> latent, qkv, bias, out, ffn1, ffn2, head;
+  };
+  struct Program {
+    std::shared_ptr<const Products> products;
     CUgraphExec_st* graph = nullptr;
   };
 

@@ -1,5 +1,6 @@
-// GRAB with scoring on a Hopper card. History rows become K/V on the CPU, as without a card, and live in host memory; the
-// card keeps the pages of the users in use. So whatever happens to the card, the CPU can answer from the same state.
+// GRAB with scoring on a Hopper card. History rows become K/V on the CPU, as without a card, and live in host memory;
+// the card keeps the pages of the users in use. So whatever happens to the card, the CPU can answer from the same
+// state.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
 
