@@ -146,7 +146,7 @@ class Gemm final : public CudaGemm {
   cublasStatus_t Launch(const void* x, const void* w, const void* bias, void* y, void* workspace, void* stream) const {
     const Functions& f = library_->f;
     const float one = 1, beta = shape_.add_to_output ? 1 : 0;
-    const int64_t in = shape_.input_is_float ? 4 : 2, out = shape_.output_is_float ? 4 : 2;
+    const int64_t in = 2, out = shape_.output_is_float ? 4 : 2;
     for (int i = 0; i < loops_; ++i) {
       const auto at = [&](const void* base, int64_t bytes) { return static_cast<const char*>(base) + i * bytes; };
       cublasLtMatmulDesc_t desc = desc_;
@@ -184,11 +184,10 @@ class Gemm final : public CudaGemm {
   absl::Status Describe(int batch) {
     const Functions& f = library_->f;
     const CudaGemmShape& s = shape_;
-    const cudaDataType_t in = s.input_is_float ? CUDA_R_32F : CUDA_R_16BF;
+    const cudaDataType_t in = CUDA_R_16BF;
     const cudaDataType_t out = s.output_is_float ? CUDA_R_32F : CUDA_R_16BF;
     if (desc_ == nullptr) {
-      bool ok = f.cublasLtMatmulDescCreate(&desc_, s.input_is_float ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
-                                           CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
+      bool ok = f.cublasLtMatmulDescCreate(&desc_, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
       const cublasOperation_t transpose = CUBLAS_OP_T;
       ok = ok && f.cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof(transpose)) ==
                      CUBLAS_STATUS_SUCCESS;

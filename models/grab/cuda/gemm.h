@@ -19,7 +19,6 @@ struct CudaGemmShape {
   int ldx = 0, ldy = 0;                              // elements; W's rows are k apart
   int64_t x_stride = 0, w_stride = 0, y_stride = 0;  // elements between problems
   int64_t bias_stride = 0;
-  bool input_is_float = false;   // fp32 X and W, multiplied as TF32; else bf16
   bool output_is_float = false;  // else bf16; the bias is of the same type
   bool add_to_output = false;
   bool bias = false;

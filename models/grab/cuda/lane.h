@@ -66,7 +66,7 @@ class Lane final : public CudaLane {
   float* bias = nullptr;     // fp32 [channels][heads][segments][rows]
   void* attended = nullptr;  // bf16 [wide]
   void* ffn = nullptr;       // bf16 [ffn]
-  float* concat = nullptr;   // fp32 [rows][channels * stride]
+  void* concat = nullptr;    // bf16 [rows][channels * stride]
   float* hidden = nullptr;   // fp32 [rows][hidden]
   void *parts = nullptr, *counters = nullptr, *workspace = nullptr, *side_workspace = nullptr;
   std::map<int, Program> programs;  // by rows

@@ -14,8 +14,8 @@
 
 namespace backstory::grab {
 
-// As CreateModel, and its scores agree with that model's within the tolerance of bf16 (matrices, K/V and attention are
-// bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32; the head is TF32). A row's bits on the
+// As CreateModel, and its scores agree with that model's within the tolerance of bf16 (matrices, K/V, attention and the
+// head are bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32). A row's bits on the
 // card depend on its launch's padded number of rows too (cuBLASLt picks another kernel), not on its neighbours.
 //
 // What the card cannot do (explanations, d_head > 128) or fails at (memory, a lost context) the CPU model does, or

@@ -90,7 +90,7 @@ absl::Status Network::Tune(const Lane::Products& p, Lane* lane) const {
   RETURN_IF_ERROR(tune(p.out.get(), lane->attended, weights_.matrix(o.wo), nullptr, lane->x));
   RETURN_IF_ERROR(tune(p.ffn1.get(), lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn));
   RETURN_IF_ERROR(tune(p.ffn2.get(), lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x));
-  return tune(p.head.get(), lane->concat, weights_.vector(weights_.head_w1), weights_.vector(weights_.head_b1),
+  return tune(p.head.get(), lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
               lane->hidden);
 }
 
@@ -132,7 +132,6 @@ absl::StatusOr<Lane::Products> Network::MakeProducts(int rows) const {
                                         .k = concat,
                                         .ldx = concat,
                                         .ldy = w.hidden,
-                                        .input_is_float = true,
                                         .output_is_float = true,
                                         .bias = true,
                                         .relu = true});
@@ -317,7 +316,7 @@ absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& produc
     RETURN_IF_ERROR(device().CheckText(CudaRows(rows_args, lane->cuda_stream), "rows"));
     if (l < w.layers) RETURN_IF_ERROR(Layer(l, rows, lane, products));
   }
-  RETURN_IF_ERROR(products.head->Run(lane->concat, weights_.vector(weights_.head_w1), weights_.vector(weights_.head_b1),
+  RETURN_IF_ERROR(products.head->Run(lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
                                      lane->hidden, lane->workspace, lane->cuda_stream));
   return device().CheckText(CudaHead({.rows = rows,
                                       .hidden = w.hidden,

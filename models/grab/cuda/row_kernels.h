@@ -23,17 +23,17 @@ struct CudaRowsArgs {
   const float *z_g = nullptr, *z_b = nullptr;        // [channels][stride]
   float* x = nullptr;                                // may be `in`
   void* z = nullptr;                                 // bf16
-  float* concat = nullptr;                           // [rows][channels * stride]: x once more, for the head
+  void* concat = nullptr;                            // bf16 [rows][channels * stride]: x once more, for the head
 };
 const char* CudaRows(const CudaRowsArgs& args, void* stream);
 
 // logits[r][t] = hidden[r] . w[t] + b[t]; `logits` may be pinned host memory.
 struct CudaHeadArgs {
-  int rows = 0, hidden = 0, stride = 0, tasks = 1;
-  const float* hidden_rows = nullptr;  // [rows][stride]
-  const float* w = nullptr;            // [tasks][stride]
-  const float* b = nullptr;            // [tasks]
-  float* logits = nullptr;             // [rows][tasks]
+  int rows = 0, hidden = 0, stride = 0, tasks = 1;  // stride a multiple of 8, zeroes beyond hidden
+  const float* hidden_rows = nullptr;               // [rows][stride]
+  const float* w = nullptr;                         // [tasks][stride]
+  const float* b = nullptr;                         // [tasks]
+  float* logits = nullptr;                          // [rows][tasks]
 };
 const char* CudaHead(const CudaHeadArgs& args, void* stream);
 
