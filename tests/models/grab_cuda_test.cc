@@ -28,6 +28,7 @@ std::unique_ptr<Card> OpenCard(std::string* why, size_t kv_bytes = size_t{256} <
   auto runtime =
       CudaRuntime::Open({.kv_bytes = kv_bytes,
                          .lanes = 1,
+                         .warm_rows = 64,
                          .fall_back = fall_back,
                          .log = [lines = &card->lines](const std::string& line) { lines->push_back(line); }});
   if (!runtime.ok()) {

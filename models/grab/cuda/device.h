@@ -66,8 +66,8 @@ class CudaDevice {
                                       CudaBuffer::Place place = CudaBuffer::Place::kCard);
   size_t FreeBytes() const;
 
-  // `code` is a cudaError_t. Out of memory: RESOURCE_EXHAUSTED. Anything else means that the card's context, and what it
-  // computed, cannot be trusted any more: UNAVAILABLE, now and in every later call.
+  // `code` is a cudaError_t. Out of memory: RESOURCE_EXHAUSTED. Anything else means that the card's context, and what
+  // it computed, cannot be trusted any more: UNAVAILABLE, now and in every later call.
   absl::Status Check(int code, const char* what);
   // As Check, for a static text of a kernel (nullptr: fine).
   absl::Status CheckText(const char* error, const char* what);
@@ -92,8 +92,8 @@ class CudaDevice {
   std::atomic<int> injected_error_{0};
   std::atomic<bool> lost_{false};
   mutable std::mutex mutex_;
-  absl::Status why_lost_;                                 // guarded by mutex_
-  std::function<void(const absl::Status&)> on_lost_;      // guarded by mutex_
+  absl::Status why_lost_;                             // guarded by mutex_
+  std::function<void(const absl::Status&)> on_lost_;  // guarded by mutex_
 };
 
 }  // namespace backstory::grab

@@ -107,33 +107,64 @@ class Gemm final : public CudaGemm {
                                             shape_.k, " batch ", shape_.batch));
   }
 
+  absl::Status Tune(const void* x, const void* w, const void* bias, void* y, void* workspace, void* stream) override {
+    constexpr int kRuns = 8;
+    cudaEvent_t start = nullptr, end = nullptr;
+    CudaDevice& device = library_->device();
+    absl::Status status = device.Check(cudaEventCreate(&start), "event");
+    if (status.ok()) status = device.Check(cudaEventCreate(&end), "event");
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    float best = 0;
+    cublasLtMatmulAlgo_t fastest = algorithm_;
+    for (size_t i = 0; status.ok() && i < offered_.size(); ++i) {
+      algorithm_ = offered_[i];
+      // An algorithm that refuses these operands is passed over; a broken card shows at the synchronisation.
+      if (Launch(x, w, bias, y, workspace, stream) != CUBLAS_STATUS_SUCCESS) continue;
+      status = device.Check(cudaEventRecord(start, cuda_stream), "event");
+      for (int run = 0; run < kRuns; ++run) static_cast<void>(Launch(x, w, bias, y, workspace, stream));
+      if (status.ok()) status = device.Check(cudaEventRecord(end, cuda_stream), "event");
+      if (status.ok()) status = device.Check(cudaStreamSynchronize(cuda_stream), "choosing a matrix product");
+      float ms = 0;
+      if (status.ok()) status = device.Check(cudaEventElapsedTime(&ms, start, end), "event");
+      if (best == 0 || ms < best) best = ms, fastest = offered_[i];
+    }
+    algorithm_ = fastest;
+    for (cudaEvent_t event : {start, end}) {
+      if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
+    }
+    return status;
+  }
+
   absl::Status Run(const void* x, const void* w, const void* bias, void* y, void* workspace,
                    void* stream) const override {
+    return Launch(x, w, bias, y, workspace, stream) == CUBLAS_STATUS_SUCCESS
+               ? absl::OkStatus()
+               : library_->device().CheckText("cublasLtMatmul failed", "matrix product");
+  }
+
+ private:
+  cublasStatus_t Launch(const void* x, const void* w, const void* bias, void* y, void* workspace, void* stream) const {
     const Functions& f = library_->f;
     const float one = 1, beta = shape_.add_to_output ? 1 : 0;
-    const int64_t in = shape_.input_is_float ? 4 : 2, out = shape_.output_is_float ? 4 : 2;
+    const int64_t in = 2, out = shape_.output_is_float ? 4 : 2;
     for (int i = 0; i < loops_; ++i) {
       const auto at = [&](const void* base, int64_t bytes) { return static_cast<const char*>(base) + i * bytes; };
       cublasLtMatmulDesc_t desc = desc_;
       const void* bias_at = shape_.bias ? at(bias, shape_.bias_stride * out) : nullptr;
       std::lock_guard lock(mutex_);  // the bias pointer is part of the description
       if (shape_.bias) {
-        static_cast<void>(f.cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_at,
-                                                           sizeof(bias_at)));
+        static_cast<void>(
+            f.cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_at, sizeof(bias_at)));
       }
       void* y_at = const_cast<char*>(at(y, shape_.y_stride * out));
-      const cublasStatus_t status =
-          f.cublasLtMatmul(library_->handle(), desc, &one, at(w, shape_.w_stride * in), w_, at(x, shape_.x_stride * in),
-                           x_, &beta, y_at, y_, y_at, y_, &algorithm_, workspace, CudaGemmLibrary::kWorkspaceBytes,
-                           static_cast<cudaStream_t>(stream));
-      if (status != CUBLAS_STATUS_SUCCESS) {
-        return library_->device().CheckText("cublasLtMatmul failed", "matrix product");
-      }
+      const cublasStatus_t status = f.cublasLtMatmul(
+          library_->handle(), desc, &one, at(w, shape_.w_stride * in), w_, at(x, shape_.x_stride * in), x_, &beta, y_at,
+          y_, y_at, y_, &algorithm_, workspace, CudaGemmLibrary::kWorkspaceBytes, static_cast<cudaStream_t>(stream));
+      if (status != CUBLAS_STATUS_SUCCESS) return status;
     }
-    return absl::OkStatus();
+    return CUBLAS_STATUS_SUCCESS;
   }
 
- private:
   absl::Status Layout(cublasLtMatrixLayout_t* layout, cudaDataType_t type, int rows, int columns, int ld, int batch,
                       int64_t stride) {
     const Functions& f = library_->f;
@@ -153,15 +184,13 @@ class Gemm final : public CudaGemm {
   absl::Status Describe(int batch) {
     const Functions& f = library_->f;
     const CudaGemmShape& s = shape_;
-    const cudaDataType_t in = s.input_is_float ? CUDA_R_32F : CUDA_R_16BF;
+    const cudaDataType_t in = CUDA_R_16BF;
     const cudaDataType_t out = s.output_is_float ? CUDA_R_32F : CUDA_R_16BF;
     if (desc_ == nullptr) {
-      bool ok = f.cublasLtMatmulDescCreate(
-                    &desc_, s.input_is_float ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F) ==
-                CUBLAS_STATUS_SUCCESS;
+      bool ok = f.cublasLtMatmulDescCreate(&desc_, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS;
       const cublasOperation_t transpose = CUBLAS_OP_T;
-      ok = ok && f.cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
-                                                  sizeof(transpose)) == CUBLAS_STATUS_SUCCESS;
+      ok = ok && f.cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof(transpose)) ==
+                     CUBLAS_STATUS_SUCCESS;
       if (s.bias) {
         const cublasLtEpilogue_t epilogue = s.relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
         ok = ok && f.cublasLtMatmulDescSetAttribute(desc_, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
@@ -186,13 +215,19 @@ class Gemm final : public CudaGemm {
     const size_t workspace = CudaGemmLibrary::kWorkspaceBytes;
     static_cast<void>(f.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                              &workspace, sizeof(workspace)));
-    cublasLtMatmulHeuristicResult_t result = {};
+    constexpr int kOffersMax = 12;
+    cublasLtMatmulHeuristicResult_t results[kOffersMax] = {};
     int found = 0;
     const cublasStatus_t status = f.cublasLtMatmulAlgoGetHeuristic(library_->handle(), desc_, w_, x_, y_, y_,
-                                                                   preference, 1, &result, &found);
+                                                                   preference, kOffersMax, results, &found);
     static_cast<void>(f.cublasLtMatmulPreferenceDestroy(preference));
     if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
-    algorithm_ = result.algo;
+    offered_.clear();
+    for (int i = 0; i < found; ++i) {
+      if (results[i].state == CUBLAS_STATUS_SUCCESS) offered_.push_back(results[i].algo);
+    }
+    if (offered_.empty()) return false;
+    algorithm_ = offered_.front();
     return true;
   }
 
@@ -202,6 +237,7 @@ class Gemm final : public CudaGemm {
   mutable std::mutex mutex_;
   cublasLtMatmulDesc_t desc_ = nullptr;
   cublasLtMatrixLayout_t w_ = nullptr, x_ = nullptr, y_ = nullptr;
+  std::vector<cublasLtMatmulAlgo_t> offered_;  // the library's guess at the fastest first
   cublasLtMatmulAlgo_t algorithm_ = {};
 };
 

@@ -16,10 +16,9 @@ namespace backstory::grab {
 struct CudaGemmShape {
   int m = 0, n = 0, k = 0;
   int batch = 1;
-  int ldx = 0, ldy = 0;                             // elements; W's rows are k apart
+  int ldx = 0, ldy = 0;                              // elements; W's rows are k apart
   int64_t x_stride = 0, w_stride = 0, y_stride = 0;  // elements between problems
   int64_t bias_stride = 0;
-  bool input_is_float = false;   // fp32 X and W, multiplied as TF32; else bf16
   bool output_is_float = false;  // else bf16; the bias is of the same type
   bool add_to_output = false;
   bool bias = false;
@@ -42,6 +41,9 @@ class CudaGemm {
   static absl::StatusOr<std::unique_ptr<CudaGemm>> Create(std::shared_ptr<CudaGemmLibrary> library,
                                                           const CudaGemmShape& shape);
   virtual ~CudaGemm() = default;
+  // Times what the library offers on these operands (Y is written to) and keeps the fastest. Before the first Run that
+  // others see; the bits of a product depend on what was kept.
+  virtual absl::Status Tune(const void* x, const void* w, const void* bias, void* y, void* workspace, void* stream) = 0;
   // `workspace`: kWorkspaceBytes that no product running at the same time uses. `stream` is a cudaStream_t.
   virtual absl::Status Run(const void* x, const void* w, const void* bias, void* y, void* workspace,
                            void* stream) const = 0;

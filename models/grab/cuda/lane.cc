@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<CudaLane>> Lane::Create(const CudaWidths& w, Cuda
   place(&lane->bias, all * size(w.heads * w.segments), 4);
   place(&lane->attended, all * size(w.wide), 2);
   place(&lane->ffn, all * size(w.ffn), 2);
-  place(&lane->concat, all * size(w.stride), 4);
+  place(&lane->concat, all * size(w.stride), 2);
   place(&lane->hidden, rows * size(w.hidden), 4);
   place(&lane->parts, kPartBytes, 1);
   place(&lane->counters, kCounterBytes, 1);

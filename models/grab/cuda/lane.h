@@ -38,9 +38,12 @@ class Lane final : public CudaLane {
     float* rows() const { return reinterpret_cast<float*>(data + kRowsAt); }
   };
 
-  // The products and the captured launches for one number of rows.
-  struct Program {
+  // The products for one number of rows, which lanes share, and the captured launches.
+  struct Products {
     std::unique_ptr<CudaGemm> latent, qkv, bias, out, ffn1, ffn2, head;
+  };
+  struct Program {
+    std::shared_ptr<const Products> products;
     CUgraphExec_st* graph = nullptr;
   };
 
@@ -63,7 +66,7 @@ class Lane final : public CudaLane {
   float* bias = nullptr;     // fp32 [channels][heads][segments][rows]
   void* attended = nullptr;  // bf16 [wide]
   void* ffn = nullptr;       // bf16 [ffn]
-  float* concat = nullptr;   // fp32 [rows][channels * stride]
+  void* concat = nullptr;    // bf16 [rows][channels * stride]
   float* hidden = nullptr;   // fp32 [rows][hidden]
   void *parts = nullptr, *counters = nullptr, *workspace = nullptr, *side_workspace = nullptr;
   std::map<int, Program> programs;  // by rows

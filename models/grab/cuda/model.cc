@@ -107,6 +107,7 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
     auto lane = (*network)->NewLane();
     if (!lane.ok()) return lane.status();
+    if (absl::Status s = (*network)->Warm(runtime_->options().warm_rows, lane->get()); !s.ok()) return s;
     lanes_.Add(*std::move(lane));
   }
   auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);

@@ -1,5 +1,6 @@
-// GRAB with scoring on a Hopper card. History rows become K/V on the CPU, as without a card, and live in host memory; the
-// card keeps the pages of the users in use. So whatever happens to the card, the CPU can answer from the same state.
+// GRAB with scoring on a Hopper card. History rows become K/V on the CPU, as without a card, and live in host memory;
+// the card keeps the pages of the users in use. So whatever happens to the card, the CPU can answer from the same
+// state.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
 
@@ -13,8 +14,8 @@
 
 namespace backstory::grab {
 
-// As CreateModel, and its scores agree with that model's within the tolerance of bf16 (matrices, K/V and attention are
-// bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32; the head is TF32). A row's bits on the
+// As CreateModel, and its scores agree with that model's within the tolerance of bf16 (matrices, K/V, attention and the
+// head are bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32). A row's bits on the
 // card depend on its launch's padded number of rows too (cuBLASLt picks another kernel), not on its neighbours.
 //
 // What the card cannot do (explanations, d_head > 128) or fails at (memory, a lost context) the CPU model does, or

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <mutex>
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/lane.h"
@@ -35,15 +36,18 @@ class Network final : public CudaNetwork {
   absl::Status Score(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const override;
   absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const override;
   absl::Status Run(CudaLane* lane) const override;
+  absl::Status Warm(int rows_max, CudaLane* lane) const override;
 
  private:
   absl::Status Upload(std::span<const CudaSegment> segments, int bucket, Lane* lane) const;
-  absl::Status Enqueue(int rows, Lane* lane, Lane::Program* program) const;
-  absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Program& program) const;
+  absl::Status Enqueue(int rows, Lane* lane, const Lane::Products& products) const;
+  absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Products& products) const;
   absl::Status Fold(Lane* lane) const;
   absl::Status Attend(int layer, int rows, Lane* lane) const;
   absl::Status Capture(int rows, Lane* lane, Lane::Program* program) const;
-  absl::StatusOr<Lane::Program> Program(int rows) const;
+  absl::StatusOr<std::shared_ptr<const Lane::Products>> ProductsFor(int rows, Lane* lane) const;
+  absl::StatusOr<Lane::Products> MakeProducts(int rows) const;
+  absl::Status Tune(const Lane::Products& products, Lane* lane) const;
   CudaDevice& device() const { return pool_->device(); }
   absl::Status Check(int code, const char* what) const { return device().Check(code, what); }
 
@@ -53,14 +57,46 @@ class Network final : public CudaNetwork {
   const Norm norm_;
   const bool mixing_;
   const float scale_;
+  mutable std::mutex mutex_;
+  mutable std::map<int, std::shared_ptr<const Lane::Products>> products_;  // guarded by mutex_; by rows
 };
 
 #define RETURN_IF_ERROR(expression) \
   if (absl::Status status = (expression); !status.ok()) return status
 
-absl::StatusOr<Lane::Program> Network::Program(int rows) const {
+absl::StatusOr<std::shared_ptr<const Lane::Products>> Network::ProductsFor(int rows, Lane* lane) const {
+  std::lock_guard lock(mutex_);
+  std::shared_ptr<const Lane::Products>& made = products_[rows];
+  if (made != nullptr) return made;
+  auto products = MakeProducts(rows);
+  if (!products.ok()) return products.status();
+  RETURN_IF_ERROR(Tune(*products, lane));
+  made = std::make_shared<const Lane::Products>(*std::move(products));
+  return made;
+}
+
+// On the first layer's weights and whatever the lane holds.
+absl::Status Network::Tune(const Lane::Products& p, Lane* lane) const {
+  const CudaLayerOffsets& o = weights_.layers.front();
+  const auto tune = [&](CudaGemm* gemm, const void* x, const void* w, const void* bias, void* y) {
+    return gemm->Tune(x, w, bias, y, lane->workspace, lane->cuda_stream);
+  };
+  const void* z = p.latent != nullptr ? lane->inner : lane->z;
+  if (p.latent != nullptr) {
+    RETURN_IF_ERROR(tune(p.latent.get(), lane->z, weights_.matrix(o.wd), nullptr, lane->inner));
+  }
+  RETURN_IF_ERROR(tune(p.qkv.get(), z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv));
+  RETURN_IF_ERROR(tune(p.bias.get(), weights_.matrix(o.wbias), z, nullptr, lane->bias));
+  RETURN_IF_ERROR(tune(p.out.get(), lane->attended, weights_.matrix(o.wo), nullptr, lane->x));
+  RETURN_IF_ERROR(tune(p.ffn1.get(), lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn));
+  RETURN_IF_ERROR(tune(p.ffn2.get(), lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x));
+  return tune(p.head.get(), lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
+              lane->hidden);
+}
+
+absl::StatusOr<Lane::Products> Network::MakeProducts(int rows) const {
   const CudaWidths& w = weights_.widths;
-  Lane::Program program;
+  Lane::Products program;
   const auto make = [&](std::unique_ptr<CudaGemm>* to, int n, int k, int ldx, CudaGemmShape rest) -> absl::Status {
     CudaGemmShape shape = rest;
     shape.m = rows, shape.n = n, shape.k = k, shape.ldx = ldx, shape.ldy = n;
@@ -96,7 +132,6 @@ absl::StatusOr<Lane::Program> Network::Program(int rows) const {
                                         .k = concat,
                                         .ldx = concat,
                                         .ldy = w.hidden,
-                                        .input_is_float = true,
                                         .output_is_float = true,
                                         .bias = true,
                                         .relu = true});
@@ -213,7 +248,7 @@ absl::Status Network::Attend(int layer, int rows, Lane* lane) const {
   return device().CheckText(cuda::Attend(args, lane->cuda_stream), "attention");
 }
 
-absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Program& p) const {
+absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p) const {
   const CudaWidths& w = weights_.widths;
   const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
   void* const stream = lane->cuda_stream;
@@ -252,7 +287,7 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Program& p)
   return p.ffn2->Run(lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x, lane->workspace, stream);
 }
 
-absl::Status Network::Enqueue(int rows, Lane* lane, Lane::Program* program) const {
+absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& products) const {
   const CudaWidths& w = weights_.widths;
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->fork, lane->cuda_stream), "event"));
   RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->side_stream, lane->fork), "event"));
@@ -279,9 +314,9 @@ absl::Status Network::Enqueue(int rows, Lane* lane, Lane::Program* program) cons
       rows_args.x = lane->x, rows_args.z = lane->z;
     }
     RETURN_IF_ERROR(device().CheckText(CudaRows(rows_args, lane->cuda_stream), "rows"));
-    if (l < w.layers) RETURN_IF_ERROR(Layer(l, rows, lane, *program));
+    if (l < w.layers) RETURN_IF_ERROR(Layer(l, rows, lane, products));
   }
-  RETURN_IF_ERROR(program->head->Run(lane->concat, weights_.vector(weights_.head_w1), weights_.vector(weights_.head_b1),
+  RETURN_IF_ERROR(products.head->Run(lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
                                      lane->hidden, lane->workspace, lane->cuda_stream));
   return device().CheckText(CudaHead({.rows = rows,
                                       .hidden = w.hidden,
@@ -297,7 +332,7 @@ absl::Status Network::Enqueue(int rows, Lane* lane, Lane::Program* program) cons
 
 absl::Status Network::Capture(int rows, Lane* lane, Lane::Program* program) const {
   RETURN_IF_ERROR(Check(cudaStreamBeginCapture(lane->cuda_stream, cudaStreamCaptureModeThreadLocal), "capture"));
-  const absl::Status enqueued = Enqueue(rows, lane, program);
+  const absl::Status enqueued = Enqueue(rows, lane, *program->products);
   cudaGraph_t graph = nullptr;
   const cudaError_t ended = cudaStreamEndCapture(lane->cuda_stream, &graph);
   RETURN_IF_ERROR(enqueued);
@@ -320,13 +355,21 @@ absl::Status Network::Run(CudaLane* base) const {
   if (const auto found = lane->programs.find(rows); found != lane->programs.end()) {
     return Check(cudaGraphLaunch(found->second.graph, lane->cuda_stream), "scoring");
   }
-  auto program = Program(rows);
-  if (!program.ok()) return program.status();
+  auto products = ProductsFor(rows, lane);
+  if (!products.ok()) return products.status();
+  Lane::Program program{.products = *std::move(products)};
   // The first pass runs as it is: kernels are loaded by their first launch, which a capture does not allow.
-  RETURN_IF_ERROR(Enqueue(rows, lane, &*program));
+  RETURN_IF_ERROR(Enqueue(rows, lane, *program.products));
   RETURN_IF_ERROR(Check(cudaStreamSynchronize(lane->cuda_stream), "scoring"));
-  RETURN_IF_ERROR(Capture(rows, lane, &*program));
-  lane->programs.emplace(rows, *std::move(program));
+  RETURN_IF_ERROR(Capture(rows, lane, &program));
+  lane->programs.emplace(rows, std::move(program));
+  return absl::OkStatus();
+}
+
+absl::Status Network::Warm(int rows_max, CudaLane* lane) const {
+  for (int rows : kBuckets) {
+    if (rows <= rows_max) RETURN_IF_ERROR(Score({}, rows, lane));
+  }
   return absl::OkStatus();
 }
 

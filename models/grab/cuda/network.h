@@ -63,6 +63,9 @@ class CudaNetwork {
   // Scores rows [0, rows) <= kRowsMax of the lane and waits. RESOURCE_EXHAUSTED: too many pages or folded rows for one
   // launch, try fewer segments.
   virtual absl::Status Score(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const = 0;
+  // Chooses products and captures graphs for launches of up to `rows_max` rows, which the first Score of each number of
+  // rows does otherwise.
+  virtual absl::Status Warm(int rows_max, CudaLane* lane) const = 0;
   // Score in two steps that only enqueue, for benchmarks and for callers that wait themselves: inputs to the card, then
   // the pass. Run may be repeated. Before the next Prepare the stream must be idle.
   virtual absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const = 0;

@@ -79,11 +79,127 @@ __global__ void __launch_bounds__(kWarpsMax* kWarp) RowsKernel(const CudaRowsArg
     for (int i = lane; i < a.stride; i += kWarp) {
       const float value = i < a.d ? channel(c)[i] : 0.0f;
       if (a.x != nullptr) a.x[at + i] = value;
-      if (a.concat != nullptr) a.concat[(int64_t{row} * a.channels + c) * a.stride + i] = value;
+      if (a.concat != nullptr) {
+        static_cast<__nv_bfloat16*>(a.concat)[(int64_t{row} * a.channels + c) * a.stride + i] =
+            __float2bfloat16_rn(value);
+      }
       if (a.z == nullptr) continue;
       float z = value;
       if (a.z_g != nullptr && i < a.d) z = (value - n.x) * n.y * a.z_g[c * a.stride + i] + a.z_b[c * a.stride + i];
       static_cast<__nv_bfloat16*>(a.z)[at + i] = __float2bfloat16_rn(z);
+    }
+  }
+}
+
+// Mean and centred sum of squares, joined over a warp whose lanes have `n` values each (Chan et al.).
+__device__ float2 JoinMoments(float mean, float m2, float n) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2, n *= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, mean, step), more = __shfl_xor_sync(0xffffffffu, m2, step);
+    const float delta = other - mean;
+    mean = 0.5f * (mean + other);
+    m2 += more + delta * delta * (0.5f * n);
+  }
+  return {mean, m2};
+}
+
+// kChunks x 4 values of a row in each lane.
+template <int kChunks>
+struct LaneRow {
+  float4 v[kChunks];
+
+  __device__ void Load(const float* row, int lane) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) v[i] = reinterpret_cast<const float4*>(row)[i * kWarp + lane];
+  }
+  __device__ void Normalise(const float* g, const float* b, int lane) {
+    float mean = 0, m2 = 0;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) mean += v[i].x + v[i].y + v[i].z + v[i].w;
+    mean /= 4 * kChunks;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const float4 c = {v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean};
+      m2 += c.x * c.x + c.y * c.y + c.z * c.z + c.w * c.w;
+    }
+    const float2 all = JoinMoments(mean, m2, 4 * kChunks);
+    const float scale = rsqrtf(all.y / (4 * kChunks * kWarp) + 1e-5f);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const float4 gi = reinterpret_cast<const float4*>(g)[i * kWarp + lane];
+      const float4 bi = reinterpret_cast<const float4*>(b)[i * kWarp + lane];
+      v[i] = {(v[i].x - all.x) * scale * gi.x + bi.x, (v[i].y - all.x) * scale * gi.y + bi.y,
+              (v[i].z - all.x) * scale * gi.z + bi.z, (v[i].w - all.x) * scale * gi.w + bi.w};
+    }
+  }
+  __device__ float Dot(const float* w, int lane) const {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const float4 wi = reinterpret_cast<const float4*>(w)[i * kWarp + lane];
+      sum += v[i].x * wi.x + v[i].y * wi.y + v[i].z * wi.z + v[i].w * wi.w;
+    }
+    return sum;
+  }
+  __device__ void Store(float* row, int lane) const {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) reinterpret_cast<float4*>(row)[i * kWarp + lane] = v[i];
+  }
+  __device__ void StoreRounded(void* row, int lane) const {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const __nv_bfloat162 low = __floats2bfloat162_rn(v[i].x, v[i].y), high = __floats2bfloat162_rn(v[i].z, v[i].w);
+      static_cast<uint2*>(row)[i * kWarp + lane] = {reinterpret_cast<const uint32_t&>(low),
+                                                    reinterpret_cast<const uint32_t&>(high)};
+    }
+  }
+};
+
+// RowsKernel in registers, for rows of kChunks x 128 values without padding.
+template <int kChunks, int kChannels>
+__global__ void __launch_bounds__(kWarpsMax* kWarp) RegisterRowsKernel(const CudaRowsArgs a) {
+  const int lane = threadIdx.x % kWarp, row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
+  if (row >= a.rows) return;
+  LaneRow<kChunks> x[kChannels];
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) x[c].Load(a.in + c * a.in_channel_stride + int64_t{row} * a.stride, lane);
+  if (a.n_g != nullptr) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) x[c].Normalise(a.n_g + c * a.stride, a.n_b + c * a.stride, lane);
+  }
+  if (a.gate_w != nullptr) {
+    float beta[kChannels];
+#pragma unroll
+    for (int gate = 0; gate < kChannels; ++gate) {
+      float sum = 0;
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sum += x[c].Dot(a.gate_w + (c * kChannels + gate) * a.stride, lane);
+      beta[gate] = 1 / (1 + __expf(-(WarpSum(sum) + a.gate_b[gate])));
+    }
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      float4 all = {};
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const float4 v = x[c].v[i];
+        all = {all.x + beta[c] * v.x, all.y + beta[c] * v.y, all.z + beta[c] * v.z, all.w + beta[c] * v.w};
+      }
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        float4& v = x[c].v[i];
+        v = {v.x + all.x - beta[c] * v.x, v.y + all.y - beta[c] * v.y, v.z + all.z - beta[c] * v.z,
+             v.w + all.w - beta[c] * v.w};
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    const int64_t at = c * a.out_channel_stride + int64_t{row} * a.stride;
+    if (a.x != nullptr) x[c].Store(a.x + at, lane);
+    if (a.z_g != nullptr) x[c].Normalise(a.z_g + c * a.stride, a.z_b + c * a.stride, lane);
+    if (a.z != nullptr) x[c].StoreRounded(static_cast<__nv_bfloat16*>(a.z) + at, lane);
+    if (a.concat != nullptr) {
+      x[c].StoreRounded(static_cast<__nv_bfloat16*>(a.concat) + (int64_t{row} * kChannels + c) * a.stride, lane);
     }
   }
 }
@@ -94,7 +210,11 @@ __global__ void HeadKernel(const CudaHeadArgs a) {
   const float* hidden = a.hidden_rows + int64_t{row} * a.stride;
   for (int task = 0; task < a.tasks; ++task) {
     float sum = 0;
-    for (int i = lane; i < a.hidden; i += kWarp) sum += hidden[i] * a.w[task * a.stride + i];
+    for (int i = lane * 4; i < a.hidden; i += 4 * kWarp) {  // the stride is padded by zeroes to a multiple of 8
+      const float4 h = *reinterpret_cast<const float4*>(hidden + i);
+      const float4 w = *reinterpret_cast<const float4*>(a.w + task * a.stride + i);
+      sum += h.x * w.x + h.y * w.y + h.z * w.z + h.w * w.w;
+    }
     sum = WarpSum(sum);
     if (lane == 0) a.logits[int64_t{row} * a.tasks + task] = sum + a.b[task];
   }
@@ -135,18 +255,45 @@ const char* Launched() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-}  // namespace
+template <int kChunks, int kChannels>
+const char* LaunchRegisterRows(const CudaRowsArgs& a, cudaStream_t stream) {
+  // Few rows spread over all multiprocessors; many share blocks.
+  const int warps = a.rows <= 1024 ? 1 : kWarpsMax;
+  RegisterRowsKernel<kChunks, kChannels><<<(a.rows + warps - 1) / warps, warps * kWarp, 0, stream>>>(a);
+  return Launched();
+}
 
-const char* CudaRows(const CudaRowsArgs& a, void* stream) {
+const char* CudaRowsAnyWidth(const CudaRowsArgs& a, void* stream) {
   const size_t bytes = size_t(a.channels) * a.stride * sizeof(float);
   constexpr size_t kSharedMax = 96 << 10;
   if (bytes > kSharedMax) return "rows: channels times width beyond shared memory";
-  const int warps = bytes * kWarpsMax <= kSharedMax ? kWarpsMax : 1;
+  const int warps = a.rows > 1024 && bytes * kWarpsMax <= kSharedMax ? kWarpsMax : 1;
   static const cudaError_t allowed =
       cudaFuncSetAttribute(RowsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax);
   if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
   RowsKernel<<<(a.rows + warps - 1) / warps, warps * kWarp, bytes * warps, static_cast<cudaStream_t>(stream)>>>(a);
   return Launched();
+}
+
+}  // namespace
+
+const char* CudaRows(const CudaRowsArgs& a, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (a.d == a.stride && a.channels <= 2) {
+    switch (a.d * 10 + a.channels) {
+      case 2561:
+        return LaunchRegisterRows<2, 1>(a, cuda_stream);
+      case 2562:
+        return LaunchRegisterRows<2, 2>(a, cuda_stream);
+      case 5121:
+        return LaunchRegisterRows<4, 1>(a, cuda_stream);
+      case 5122:
+        return LaunchRegisterRows<4, 2>(a, cuda_stream);
+      default:
+        break;
+    }
+  }
+  return CudaRowsAnyWidth(a, stream);
 }
 
 const char* CudaHead(const CudaHeadArgs& a, void* stream) {

@@ -1,5 +1,6 @@
-// The steps of a scoring pass between matrix products and attention, on the card. Pointers are the card's; needs no CUDA
-// header. Each call enqueues one launch on `stream` (a cudaStream_t) and returns nullptr or a static text of what failed.
+// The steps of a scoring pass between matrix products and attention, on the card. Pointers are the card's; needs no
+// CUDA header. Each call enqueues one launch on `stream` (a cudaStream_t) and returns nullptr or a static text of what
+// failed.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_ROW_KERNELS_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_ROW_KERNELS_H_
 
@@ -12,27 +13,27 @@ namespace backstory::grab {
 struct CudaRowsArgs {
   int rows = 0;
   int channels = 1;
-  int d = 0;       // values of a row
-  int stride = 0;  // from row to row, >= d and even; columns beyond d are written as zero
+  int d = 0;                       // values of a row
+  int stride = 0;                  // from row to row, >= d and even; columns beyond d are written as zero
   int64_t in_channel_stride = 0;   // of `in`; 0: all channels start from the same rows
   int64_t out_channel_stride = 0;  // of `x` and `z`
   const float* in = nullptr;
-  const float *n_g = nullptr, *n_b = nullptr;          // [channels][stride]
-  const float *gate_w = nullptr, *gate_b = nullptr;    // [channels (from)][channels (gate)][stride], [channels]
-  const float *z_g = nullptr, *z_b = nullptr;          // [channels][stride]
-  float* x = nullptr;       // may be `in`
-  void* z = nullptr;        // bf16
-  float* concat = nullptr;  // [rows][channels * stride]: x once more, for the head
+  const float *n_g = nullptr, *n_b = nullptr;        // [channels][stride]
+  const float *gate_w = nullptr, *gate_b = nullptr;  // [channels (from)][channels (gate)][stride], [channels]
+  const float *z_g = nullptr, *z_b = nullptr;        // [channels][stride]
+  float* x = nullptr;                                // may be `in`
+  void* z = nullptr;                                 // bf16
+  void* concat = nullptr;                            // bf16 [rows][channels * stride]: x once more, for the head
 };
 const char* CudaRows(const CudaRowsArgs& args, void* stream);
 
 // logits[r][t] = hidden[r] . w[t] + b[t]; `logits` may be pinned host memory.
 struct CudaHeadArgs {
-  int rows = 0, hidden = 0, stride = 0, tasks = 1;
-  const float* hidden_rows = nullptr;  // [rows][stride]
-  const float* w = nullptr;            // [tasks][stride]
-  const float* b = nullptr;            // [tasks]
-  float* logits = nullptr;             // [rows][tasks]
+  int rows = 0, hidden = 0, stride = 0, tasks = 1;  // stride a multiple of 8, zeroes beyond hidden
+  const float* hidden_rows = nullptr;               // [rows][stride]
+  const float* w = nullptr;                         // [tasks][stride]
+  const float* b = nullptr;                         // [tasks]
+  float* logits = nullptr;                          // [rows][tasks]
 };
 const char* CudaHead(const CudaHeadArgs& args, void* stream);
 

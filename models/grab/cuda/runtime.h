@@ -22,6 +22,7 @@ struct CudaOptions {
   int ordinal = 0;
   size_t kv_bytes = 0;    // of the card's memory per K/V layout; 0: 70 % of what is free when the first model loads
   int lanes = 2;          // passes in flight per model
+  int warm_rows = 2048;   // launches of up to so many candidates are made ready when a version is loaded; 0: none
   bool fall_back = true;  // to the CPU where the card fails; else UNAVAILABLE
   std::function<void(const std::string&)> log;           // a line for operators; may be empty
   std::function<void(const class CudaRuntime&)> scored;  // after every call that scored; may be empty

@@ -54,8 +54,8 @@ VisiblePages FindVisiblePages(std::span<const KeyRun> runs, size_t rows, size_t 
       for (const KeyRun& part : parts) {
         for (uint32_t row = part.begin; row < part.end; ++row) {
           const size_t rank = part.rank - (row - part.begin);
-          visible.folded.push_back({row, static_cast<uint16_t>(std::min(rank, n_pos - 1)),
-                                    static_cast<uint16_t>(part.time)});
+          visible.folded.push_back(
+              {row, static_cast<uint16_t>(std::min(rank, n_pos - 1)), static_cast<uint16_t>(part.time)});
         }
       }
     }

@@ -1,5 +1,5 @@
-// What candidates see of one channel, as pages for kernels/cuda/attend.h: which pages of the pool serve as they are, and
-// which rows must be copied to scratch pages with their bias folded in. Needs no CUDA.
+// What candidates see of one channel, as pages for kernels/cuda/attend.h: which pages of the pool serve as they are,
+// and which rows must be copied to scratch pages with their bias folded in. Needs no CUDA.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_VISIBLE_PAGES_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_VISIBLE_PAGES_H_
 
@@ -27,8 +27,8 @@ struct VisiblePages {
 };
 
 // `runs` as CandidateRuns makes them, of a channel of `rows` rows. A page serves as it is if all of its rows are
-// visible, lie beyond the position codebook's end and in at most two time buckets; other pages' visible rows are folded.
-// Rows beyond a page's last are taken to be zero in the pool.
+// visible, lie beyond the position codebook's end and in at most two time buckets; other pages' visible rows are
+// folded. Rows beyond a page's last are taken to be zero in the pool.
 VisiblePages FindVisiblePages(std::span<const KeyRun> runs, size_t rows, size_t n_pos);
 
 }  // namespace backstory::grab

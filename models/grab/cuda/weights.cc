@@ -202,15 +202,15 @@ class Packer {
     const float* b2 = Get("w.head.b2", {tasks});
     if (!status.ok()) return;
     const size_t width = static_cast<size_t>(w_.channels) * w_.stride;
-    out->head_w1 = Room(&vectors, width * w_.hidden);
+    out->head_w1 = Room(&matrices, width * w_.hidden);
     out->head_b1 = Room(&vectors, w_.hidden);
     out->head_w2 = Room(&vectors, static_cast<size_t>(tasks) * w_.hidden);
     out->head_b2 = Room(&vectors, tasks);
     for (int j = 0; j < hidden; ++j) {
       for (int c = 0; c < w_.channels; ++c) {
         for (int i = 0; i < w_.d; ++i) {
-          vectors[out->head_w1 + j * width + static_cast<size_t>(c) * w_.stride + i] =
-              w1[static_cast<size_t>(c * w_.d + i) * hidden + j];
+          matrices[out->head_w1 + j * width + static_cast<size_t>(c) * w_.stride + i] =
+              ToBf16(w1[static_cast<size_t>(c * w_.d + i) * hidden + j]);
         }
       }
       vectors[out->head_b1 + j] = b1[j];

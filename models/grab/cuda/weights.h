@@ -39,9 +39,10 @@ struct CudaLayerOffsets {
 struct CudaWeights {
   CudaWidths widths;
   std::vector<CudaLayerOffsets> layers;
-  size_t head_w1 = 0, head_b1 = 0, head_w2 = 0, head_b2 = 0;  // fp32 [hidden][channels * stride], .., [tasks][hidden]
-  size_t pos = 0, time = 0, act = 0;                          // fp32 [layers][channels][n_pos | n_time | n_act][d_h]
-  size_t codes = 0;  // bf16 [layers][channels][table][d_h]: positions, then time buckets
+  size_t head_w1 = 0;                            // bf16 [hidden][channels * stride]
+  size_t head_b1 = 0, head_w2 = 0, head_b2 = 0;  // fp32 [hidden], [tasks][hidden], [tasks]
+  size_t pos = 0, time = 0, act = 0;             // fp32 [layers][channels][n_pos | n_time | n_act][d_h]
+  size_t codes = 0;                              // bf16 [layers][channels][table][d_h]: positions, then time buckets
   CudaBuffer matrices, vectors;
 
   const uint16_t* matrix(size_t offset) const { return matrices.as<uint16_t>() + offset; }
