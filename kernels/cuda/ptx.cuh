@@ -68,6 +68,28 @@ __device__ __forceinline__ void LoadBox5(const CUtensorMap* map, BarrierAt full,
       : "memory");
 }
 
+__device__ __forceinline__ void LoadBox3(const CUtensorMap* map, BarrierAt full, void* to, int c0, int c1, int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+          SharedAddress(to)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(full.address), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
+
+// A box into the L2.
+__device__ __forceinline__ void PrefetchBox4(const CUtensorMap* map, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(
+                   reinterpret_cast<uint64_t>(map)),
+               "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
+__device__ __forceinline__ void PrefetchBox5(const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4) {
+  asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global [%0, {%1, %2, %3, %4, %5}];" ::"l"(
+                   reinterpret_cast<uint64_t>(map)),
+               "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+               : "memory");
+}
+
 // `bytes` contiguous bytes, all multiples of 16.
 __device__ __forceinline__ void LoadBytes(BarrierAt full, void* to, const void* from, uint32_t bytes) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -75,6 +97,18 @@ __device__ __forceinline__ void LoadBytes(BarrierAt full, void* to, const void* 
                "l"(reinterpret_cast<uint64_t>(from)), "r"(bytes), "r"(full.address)
                : "memory");
 }
+
+// Makes this thread's writes to shared memory visible to the copy engine; then `bytes` contiguous bytes to global
+// memory, all multiples of 16; stores committed together are waited for together, by the thread that issued them.
+__device__ __forceinline__ void FenceForCopyEngine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void StoreBytes(void* to, const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(reinterpret_cast<uint64_t>(to)),
+               "r"(SharedAddress(from)), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void CommitStores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void WaitForStoresRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void WaitForStores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Named barriers: `Arrive` does not wait, `Sync` does; both count towards `threads`.
 __device__ __forceinline__ void NamedSync(int id, int threads) {
@@ -104,6 +138,14 @@ __device__ __forceinline__ uint32_t LoadAcquiring(const uint32_t* counter) {
   uint32_t value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
+}
+
+// Four 8 x 8 matrices of bf16 in accumulator layout, each stored transposed: lane i gives the address of row i % 8 of
+// matrix i / 8, 16 bytes.
+__device__ __forceinline__ void StoreTransposed(uint32_t address, const uint32_t (&m)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(m[0]),
+               "r"(m[1]), "r"(m[2]), "r"(m[3])
+               : "memory");
 }
 
 // Programmatic dependent launch: returns when the kernel before this one is over; lets the next one start its set-up.

@@ -1,0 +1,278 @@
+// The kernels around attention against double precision. Skipped without a GPU.
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <vector>
+
+#include "kernels/cuda/layer.h"
+#include "tests/kernels/random.h"
+
+namespace backstory::cuda {
+namespace {
+
+void Ok(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
+
+uint16_t ToBf16(double x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(x));
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+double FromBf16(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
+
+// An array here and on the device.
+template <typename T>
+class Both {
+ public:
+  explicit Both(std::vector<T> host) : host_(std::move(host)) {
+    Ok(cudaMalloc(&data_, std::max<size_t>(1, host_.size()) * sizeof(T)));
+    Ok(cudaMemcpy(data_, host_.data(), host_.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  Both(const Both&) = delete;
+  ~Both() { cudaFree(data_); }
+  T* device() const { return data_; }
+  const T& operator[](size_t i) const { return host_[i]; }
+  size_t size() const { return host_.size(); }
+  std::vector<T> Read() const {
+    std::vector<T> now(host_.size());
+    Ok(cudaMemcpy(now.data(), data_, now.size() * sizeof(T), cudaMemcpyDeviceToHost));
+    return now;
+  }
+
+ private:
+  std::vector<T> host_;
+  T* data_ = nullptr;
+};
+
+std::vector<uint16_t> Matrix(size_t size, double scale, Random* random) {
+  std::vector<uint16_t> m(size);
+  for (uint16_t& x : m) x = ToBf16(random->Normal(static_cast<float>(scale)));
+  return m;
+}
+std::vector<float> Vector(size_t size, double mean, double scale, Random* random) {
+  std::vector<float> v(size);
+  for (float& x : v) x = static_cast<float>(mean + random->Normal(static_cast<float>(scale)));
+  return v;
+}
+constexpr float kPoison = -77777;
+
+class CudaLayer : public testing::Test {
+ protected:
+  void SetUp() override {
+    int devices = 0, major = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no GPU";
+    Ok(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    if (major != 9) GTEST_SKIP() << "no GPU of compute capability 9.0";
+  }
+};
+
+// out[o] = row . w[o], and the sum of the products' magnitudes.
+void Product(const uint16_t* row, const uint16_t* w, size_t in, size_t out, std::vector<double>* sum,
+             std::vector<double>* magnitude) {
+  sum->assign(out, 0), magnitude->assign(out, 0);
+  for (size_t o = 0; o < out; ++o) {
+    for (size_t i = 0; i < in; ++i) {
+      const double term = FromBf16(row[i]) * FromBf16(w[o * in + i]);
+      (*sum)[o] += term, (*magnitude)[o] += std::abs(term);
+    }
+  }
+}
+
+void CheckProject(int rows, int channels, int out, int bias_out, bool with_b) {
+  constexpr int kIn = 512;
+  Random random(static_cast<uint64_t>(rows * 10 + channels));
+  const size_t c = static_cast<size_t>(channels), m = static_cast<size_t>(rows);
+  const Both z(Matrix(c * m * kIn, 1, &random)), w(Matrix(c * out * kIn, 0.04, &random)),
+      w_bias(Matrix(c * bias_out * kIn, 0.04, &random)), b(Matrix(c * out, 1, &random));
+  const Both<uint16_t> y(std::vector<uint16_t>(c * m * out, ToBf16(kPoison)));
+  const Both<float> bias(std::vector<float>(c * bias_out * m, kPoison));
+  const char* wrong = Project({.rows = rows, .channels = channels, .in = kIn, .out = out, .bias_out = bias_out,
+                               .z = z.device(), .w = w.device(), .b = with_b ? b.device() : nullptr,
+                               .w_bias = w_bias.device(), .y = y.device(), .bias = bias.device()}, nullptr);
+  ASSERT_EQ(wrong, nullptr) << wrong;
+  Ok(cudaDeviceSynchronize());
+  const auto got_y = y.Read();
+  const auto got_bias = bias.Read();
+  double worst = 0;
+  std::vector<double> sum, magnitude;
+  for (size_t at = 0; at < c * m; at += 1 + random.Below(3)) {
+    const size_t channel = at / m, row = at % m;
+    Product(&z[at * kIn], &w[channel * out * kIn], kIn, out, &sum, &magnitude);
+    for (size_t o = 0; o < sum.size(); ++o) {
+      const double want = sum[o] + (with_b ? FromBf16(b[channel * out + o]) : 0);
+      const double bound = kIn * 0x1p-23 * magnitude[o] + 0x1p-8 * std::abs(want) + 1e-6;
+      worst = std::max(worst, std::abs(FromBf16(got_y[at * out + o]) - want) / bound);
+    }
+    if (bias_out == 0) continue;
+    Product(&z[at * kIn], &w_bias[channel * bias_out * kIn], kIn, bias_out, &sum, &magnitude);
+    for (size_t o = 0; o < sum.size(); ++o) {
+      const double got = got_bias[(channel * bias_out + o) * m + row];
+      worst = std::max(worst, std::abs(got - sum[o]) / (kIn * 0x1p-23 * magnitude[o] + 1e-6));
+    }
+  }
+  EXPECT_LT(worst, 1);
+  printf("  project %d rows, %d channels, %d + %d: worst error %.3f of the bound\n", rows, channels, out, bias_out, worst);
+}
+
+TEST_F(CudaLayer, Project) {
+  CheckProject(64, 1, 128, 64, true);
+  CheckProject(4, 2, 1536, 256, true);
+  CheckProject(256, 2, 1536, 256, false);
+  CheckProject(300, 1, 1536, 0, true);
+  CheckProject(68, 2, 1536, 320, true);
+}
+
+TEST_F(CudaLayer, ProjectRefusesWhatItCannotDo) {
+  EXPECT_FALSE(ProjectFits(256, 1536, 256));
+  EXPECT_FALSE(ProjectFits(512, 1500, 256));
+  EXPECT_NE(Project({.rows = 5, .channels = 1, .in = 512, .out = 128}, nullptr), nullptr);
+}
+
+struct LayerCase {
+  static constexpr size_t kD = 512, kFfn = 1024;
+  size_t c, m;
+  Random random;
+  Both<uint16_t> attended, w_o, w_1, w_2, b_1;
+  Both<float> b_2, n1_g, n1_b, n2_g, n2_b, gate_w, gate_b, x;
+  LayerCase(int rows, int channels, uint64_t seed)
+      : c(static_cast<size_t>(channels)), m(static_cast<size_t>(rows)), random(seed),
+        attended(Matrix(c * m * kD, 1, &random)), w_o(Matrix(c * kD * kD, 0.04, &random)),
+        w_1(Matrix(c * kFfn * kD, 0.04, &random)), w_2(Matrix(c * kD * kFfn, 0.04, &random)),
+        b_1(Matrix(c * kFfn, 0.3, &random)), b_2(Vector(c * kD, 0, 0.3, &random)), n1_g(Vector(c * kD, 1, 0.2, &random)),
+        n1_b(Vector(c * kD, 0, 0.2, &random)), n2_g(Vector(c * kD, 1, 0.2, &random)),
+        n2_b(Vector(c * kD, 0, 0.2, &random)), gate_w(Vector(c * c * kD, 0, 0.05, &random)),
+        gate_b(Vector(c, 0, 0.5, &random)), x(Vector(c * m * kD, 0.5, 1, &random)) {}
+  FinishArgs Args() const {
+    return {.rows = static_cast<int>(m), .channels = static_cast<int>(c), .d = kD, .wide = kD, .ffn = kFfn,
+            .attended = attended.device(), .w_o = w_o.device(), .w_1 = w_1.device(), .w_2 = w_2.device(),
+            .b_1 = b_1.device(), .b_2 = b_2.device(), .n1_g = n1_g.device(), .n1_b = n1_b.device(),
+            .n2_g = n2_g.device(), .n2_b = n2_b.device(), .gate_w = gate_w.device(), .gate_b = gate_b.device(),
+            .x = x.device()};
+  }
+
+  static void Norm(const float* g, const float* b, std::vector<double>* v) {
+    double mean = 0, squares = 0;
+    for (double e : *v) mean += e / kD;
+    for (double e : *v) squares += (e - mean) * (e - mean) / kD;
+    for (size_t i = 0; i < kD; ++i) (*v)[i] = ((*v)[i] - mean) / std::sqrt(squares + 1e-5) * g[i] + b[i];
+  }
+  static std::vector<uint16_t> Rounded(const std::vector<double>& v) {
+    std::vector<uint16_t> r(v.size());
+    for (size_t i = 0; i < v.size(); ++i) r[i] = ToBf16(v[i]);
+    return r;
+  }
+  // x of one row after both norms, with activations rounded as the kernel's are.
+  std::vector<double> Row(size_t channel, size_t row) const {
+    const size_t at = channel * m + row;
+    std::vector<double> sum, magnitude, v(kD), inner(kFfn);
+    Product(&attended[at * kD], &w_o[channel * kD * kD], kD, kD, &sum, &magnitude);
+    for (size_t i = 0; i < kD; ++i) v[i] = x[at * kD + i] + sum[i];
+    Norm(&n1_g[channel * kD], &n1_b[channel * kD], &v);
+    Product(Rounded(v).data(), &w_1[channel * kFfn * kD], kD, kFfn, &sum, &magnitude);
+    for (size_t i = 0; i < kFfn; ++i) inner[i] = std::max(0.0, sum[i] + FromBf16(b_1[channel * kFfn + i]));
+    Product(Rounded(inner).data(), &w_2[channel * kD * kFfn], kFfn, kD, &sum, &magnitude);
+    for (size_t i = 0; i < kD; ++i) v[i] += sum[i] + b_2[channel * kD + i];
+    Norm(&n2_g[channel * kD], &n2_b[channel * kD], &v);
+    return v;
+  }
+  std::vector<std::vector<double>> Rows(size_t row, bool mix) const {
+    std::vector<std::vector<double>> v, mixed;
+    for (size_t channel = 0; channel < c; ++channel) v.push_back(Row(channel, row));
+    mixed = v;
+    for (size_t gate = 0; gate < c && mix; ++gate) {
+      double g = gate_b[gate];
+      for (size_t from = 0; from < c; ++from) {
+        for (size_t i = 0; i < kD; ++i) g += v[from][i] * gate_w[(from * c + gate) * kD + i];
+      }
+      for (size_t to = 0; to < c; ++to) {
+        for (size_t i = 0; i < kD && to != gate; ++i) mixed[to][i] += v[gate][i] / (1 + std::exp(-g));
+      }
+    }
+    return mixed;
+  }
+};
+
+// Root mean square error over that of the result. Roundings of activations that fall to the other side than in the
+// reference are the most of it: one in 2^9 by one part in 2^8.
+constexpr double kTolerance = 5e-4;
+
+void CheckFinish(int rows, int channels, bool mix, bool concat) {
+  const LayerCase l(rows, channels, static_cast<uint64_t>(100 * rows + channels));
+  const size_t size = l.c * l.m * LayerCase::kD;
+  const Both<uint16_t> z(std::vector<uint16_t>(size, ToBf16(kPoison)));
+  const Both<float> out(std::vector<float>(size, kPoison));
+  FinishArgs args = l.Args();
+  args.z = z.device();
+  if (!mix) args.gate_w = nullptr;
+  if (concat) args.concat = out.device();
+  const char* wrong = Finish(args, nullptr);
+  ASSERT_EQ(wrong, nullptr) << wrong;
+  Ok(cudaDeviceSynchronize());
+  const auto got = concat ? out.Read() : l.x.Read();
+  const auto got_z = z.Read();
+  for (float value : got) ASSERT_TRUE(std::isfinite(value) && value != kPoison);
+  double error = 0, norm = 0, worst_z = 0;
+  Random random(3);
+  for (size_t row = 0; row < l.m; row += rows < 20 ? 1 : 1 + random.Below(17)) {
+    const auto want = l.Rows(row, mix && channels == 2);
+    for (size_t c = 0; c < l.c; ++c) {
+      for (size_t i = 0; i < LayerCase::kD; ++i) {
+        const size_t at = (c * l.m + row) * LayerCase::kD + i;
+        const double value = got[concat ? (row * l.c + c) * LayerCase::kD + i : at];
+        error += (value - want[c][i]) * (value - want[c][i]), norm += want[c][i] * want[c][i];
+        worst_z = std::max(worst_z, std::abs(FromBf16(got_z[at]) - value) / (0x1p-8 * std::abs(value) + 1e-30));
+      }
+    }
+  }
+  EXPECT_LT(std::sqrt(error / norm), kTolerance);
+  EXPECT_LE(worst_z, 1);
+  printf("  finish %d rows, %d channels: error %.2e\n", rows, channels, std::sqrt(error / norm));
+}
+
+TEST_F(CudaLayer, FinishOneChannel) {
+  CheckFinish(64, 1, false, false);
+  CheckFinish(1, 1, false, true);
+  CheckFinish(333, 1, false, false);
+}
+TEST_F(CudaLayer, FinishTwoChannels) {
+  CheckFinish(64, 2, false, false);
+  CheckFinish(64, 2, true, false);
+  CheckFinish(7, 2, true, true);
+  CheckFinish(256, 2, true, false);
+  CheckFinish(1100, 2, true, false);
+}
+
+// The tolerance is worth something.
+TEST_F(CudaLayer, FinishDamageExceedsTheTolerance) {
+  const LayerCase l(8, 2, 5);
+  const auto want = l.Rows(3, true);
+  const auto distance = [&](const std::vector<std::vector<double>>& other) {
+    double error = 0, norm = 0;
+    for (size_t c = 0; c < 2; ++c) {
+      for (size_t i = 0; i < LayerCase::kD; ++i) {
+        error += (other[c][i] - want[c][i]) * (other[c][i] - want[c][i]), norm += want[c][i] * want[c][i];
+      }
+    }
+    return std::sqrt(error / norm);
+  };
+  EXPECT_GT(distance(l.Rows(3, false)), kTolerance) << "no mixing";
+  EXPECT_GT(distance({l.Rows(3, true)[1], l.Rows(3, true)[0]}), kTolerance) << "channels exchanged";
+  EXPECT_GT(distance(l.Rows(4, true)), kTolerance) << "another row";
+}
+
+// The same bits whatever other rows there are, and every time.
+TEST_F(CudaLayer, FinishBitsDoNotDependOnTheRows) {
+  const LayerCase many(200, 2, 9);
+  FinishArgs args = many.Args();
+  const Both<float> a(std::vector<float>(2 * 200 * 512, kPoison)), b(std::vector<float>(2 * 200 * 512, kPoison));
+  args.concat = a.device();
+  ASSERT_EQ(Finish(args, nullptr), nullptr);
+  args.concat = b.device();
+  for (int i = 0; i < 20; ++i) ASSERT_EQ(Finish(args, nullptr), nullptr);
+  Ok(cudaDeviceSynchronize());
+  EXPECT_EQ(a.Read(), b.Read());
+}
+
+}  // namespace
+}  // namespace backstory::cuda
