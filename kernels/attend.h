@@ -72,7 +72,7 @@ struct AttendArgs {
   const float* self_k = nullptr;  // [queries][kv_heads][d_k]
   const float* self_v = nullptr;  // [queries][kv_heads][d_v]
   float* o = nullptr;             // [queries][heads][d_v], contiguous
-  float* lse = nullptr;           // [queries][heads]
+  float* lse = nullptr;           // [queries][heads], or nullptr: not wanted
   float* workspace = nullptr;     // AttendWorkspaceFloats(shape), 64-byte aligned
 };
 

@@ -9,7 +9,7 @@
 namespace backstory {
 
 // y = g (x - mean) / sqrt(var + eps) + b per row, two passes over the row. y may be x. g and b may be nullptr (1 and
-// 0).
+// 0). With `add`, of x + add.
 struct LayerNormArgs {
   const float* x = nullptr;  // [rows][n]
   size_t rows = 0;
@@ -17,6 +17,7 @@ struct LayerNormArgs {
   const float* g = nullptr;  // [n]
   const float* b = nullptr;  // [n]
   float eps = 1e-5f;
+  const float* add = nullptr;  // [rows][n] or nullptr
   float* y = nullptr;  // [rows][n]
 };
 

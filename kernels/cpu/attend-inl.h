@@ -34,12 +34,12 @@ struct Softmax {
     sum[r][0] = self ? 1.0f : 0.0f;
   }
 
-  // What the logits at s, each to be shifted by `shift`, are to be lowered by: raises the running maximum to theirs and
-  // rescales the output so far.
-  HWY_INLINE float Raise(size_t r, const Window& w, float shift, size_t o_floats, const float* s, float* o) {
+  // What logits whose maxima by lane are `maxima` [16], each to be shifted by `shift`, are to be lowered by: raises the
+  // running maximum to theirs and rescales the output so far.
+  HWY_INLINE float Raise(size_t r, float shift, size_t o_floats, const float* maxima, float* o) {
     const Tag d;
-    Vec row_top = hn::Load(d, s + w.first);
-    for (size_t j = w.first + kLanes; j < w.last; j += kLanes) row_top = hn::Max(row_top, hn::Load(d, s + j));
+    Vec row_top = hn::Load(d, maxima);
+    for (size_t j = kLanes; j < kPanel; j += kLanes) row_top = hn::Max(row_top, hn::Load(d, maxima + j));
     row_top = hn::Add(row_top, hn::Set(d, shift));
     if (!hn::AllFalse(d, hn::Gt(row_top, hn::Set(d, top[r])))) {
       const float new_top = hn::GetLane(hn::MaxOfLanes(d, row_top));
@@ -57,6 +57,7 @@ struct Softmax {
     for (size_t j = kLanes; j < kPanel; j += kLanes) lanes = hn::Add(lanes, hn::Load(d, sum[r] + j));
     const float total = hn::GetLane(hn::SumOfLanes(d, lanes));
     Scale(from, n, total > 0 ? 1.0f / total : 0.0f, o);
+    if (lse == nullptr) return;
     *lse = total > 0 ? static_cast<float>((static_cast<double>(top[r]) + std::log2(static_cast<double>(total))) * kLn2)
                      : kMinusInf;
   }
@@ -110,8 +111,9 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
     next_v = AheadOf(a.pages[p + 1].v, call.kv_head, a.shape.v_head_size() * bytes, part, parts);
   }
   const auto* q = OperandsOf<Ops>(memory.q) + r0 * a.shape.k_depth();
+  HWY_ALIGN float maxima[kAttendSub * kPanel];
   if (all_flat) {
-    Dots<Ops, false>(call, q, rows, p, w, memory.s, next_k);
+    Dots<Ops, false>(call, q, rows, p, w, memory.s, next_k, maxima);
   } else {
     for (size_t r = 0; r < rows; ++r) {
       float* row = memory.s + r * kPageRows;
@@ -121,13 +123,13 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
         FillPiece(0.0f, w.first, w.last, row);
       }
     }
-    Dots<Ops, true>(call, q, rows, p, w, memory.s, next_k);
+    Dots<Ops, true>(call, q, rows, p, w, memory.s, next_k, maxima);
   }
   float* o = memory.o + r0 * memory.o_stride;
   float lower[kAttendSub];
   for (size_t r = 0; r < rows; ++r) {
     lower[r] = !look[r].reaches ? HUGE_VALF
-                                : score->Raise(r0 + r, w, look[r].shift, memory.o_stride, memory.s + r * kPageRows,
+                                : score->Raise(r0 + r, look[r].shift, memory.o_stride, maxima + r * kPanel,
                                                o + r * memory.o_stride);
   }
   Ops::Weights({memory.s, kPageRows, rows, w.first, w.last, lower, score->sum[r0]});
@@ -181,7 +183,8 @@ HWY_INLINE void AttendWith(const AttendArgs& a) {
       }
       for (size_t r = 0; r < rows; ++r) {
         const size_t row = (i0 + r) * a.heads + head;
-        score.Finish(r, memory.o + r * memory.o_stride, a.shape.d_v, a.o + row * a.shape.d_v, a.lse + row);
+        score.Finish(r, memory.o + r * memory.o_stride, a.shape.d_v, a.o + row * a.shape.d_v,
+                     a.lse == nullptr ? nullptr : a.lse + row);
       }
     }
   }

@@ -8,7 +8,7 @@ namespace {
 
 template <size_t kRows, size_t kPanels>
 inline __attribute__((always_inline)) void Tile(const Bf16DotArgs& args, const uint16_t* a, const uint16_t* panel,
-                                                float* c) {
+                                                float* c, float* maxima, bool first) {
   __m512 acc[kRows][kPanels];
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
@@ -35,6 +35,15 @@ inline __attribute__((always_inline)) void Tile(const Bf16DotArgs& args, const u
 #pragma GCC unroll 8
     for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_ps(c + r * args.ldc + 16 * p, acc[r][p]);
   }
+  if (maxima == nullptr) return;
+#pragma GCC unroll 8
+  for (size_t r = 0; r < kRows; ++r) {
+    __m512 top = acc[r][0];
+#pragma GCC unroll 8
+    for (size_t p = 1; p < kPanels; ++p) top = _mm512_max_ps(top, acc[r][p]);
+    if (!first) top = _mm512_max_ps(top, _mm512_load_ps(maxima + 16 * r));
+    _mm512_store_ps(maxima + 16 * r, top);
+  }
 }
 
 // What one tile is to prefetch of args.ahead: bursts would wait for each other.
@@ -57,25 +66,29 @@ template <size_t kPanels>
 void Rows(const Bf16DotArgs& args, size_t first_panel, Ahead* ahead) {
   const uint16_t* panel = args.panel + first_panel * args.panel_stride;
   float* c = args.c + 16 * first_panel;
+  float* maxima = args.maxima;
+  const bool first = first_panel == 0;
+  const auto skip = [&](size_t rows) { return maxima == nullptr ? nullptr : maxima + 16 * rows; };
   size_t r = 0;
   for (; r + kTileRows <= args.rows; r += kTileRows) {
     ahead->Step();
-    Tile<kTileRows, kPanels>(args, args.a + r * args.lda, panel, c + r * args.ldc);
+    Tile<kTileRows, kPanels>(args, args.a + r * args.lda, panel, c + r * args.ldc, skip(r), first);
   }
   const uint16_t* a = args.a + r * args.lda;
   c += r * args.ldc;
+  maxima = skip(r);
   ahead->Step();
   switch (args.rows - r) {
     case 5:
-      return Tile<5, kPanels>(args, a, panel, c);
+      return Tile<5, kPanels>(args, a, panel, c, maxima, first);
     case 4:
-      return Tile<4, kPanels>(args, a, panel, c);
+      return Tile<4, kPanels>(args, a, panel, c, maxima, first);
     case 3:
-      return Tile<3, kPanels>(args, a, panel, c);
+      return Tile<3, kPanels>(args, a, panel, c, maxima, first);
     case 2:
-      return Tile<2, kPanels>(args, a, panel, c);
+      return Tile<2, kPanels>(args, a, panel, c, maxima, first);
     case 1:
-      return Tile<1, kPanels>(args, a, panel, c);
+      return Tile<1, kPanels>(args, a, panel, c, maxima, first);
     default:
       return;
   }
@@ -101,7 +114,7 @@ void Bf16DotPanels(const Bf16DotArgs& args) {
   size_t p = 0;
   if (args.rows == 1) {
     for (; p + 8 <= args.panels; p += 8) {
-      Tile<1, 8>(args, args.a, args.panel + p * args.panel_stride, args.c + 16 * p);
+      Tile<1, 8>(args, args.a, args.panel + p * args.panel_stride, args.c + 16 * p, args.maxima, p == 0);
     }
   }
   for (; p + 4 <= args.panels; p += 4) Rows<4>(args, p, &ahead);
@@ -137,6 +150,20 @@ void Bf16Weights(const WeightsArgs& args) {
     }
     if (j < args.last) one(j, &even);
     _mm512_store_ps(args.sums + 16 * r, _mm512_add_ps(even, odd));
+  }
+}
+
+void Bf16Add(const Bf16AddArgs& args) {
+  alignas(64) static const uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                  8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i order = _mm512_load_si512(kPairs), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  for (size_t i = 0; i < args.pairs; ++i) {
+    const __m512i both = _mm512_load_si512(args.from + 32 * i);
+    const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
+                                     _mm512_load_ps(args.add + 32 * i));
+    const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(_mm512_and_si512(both, upper)),
+                                      _mm512_load_ps(args.add + 32 * i + 16));
+    _mm512_store_si512(args.to + 32 * i, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
   }
 }
 

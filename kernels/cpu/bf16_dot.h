@@ -26,6 +26,7 @@ struct Bf16DotArgs {
   bool add;
   const char* ahead;  // memory to bring into L2 meanwhile, spread over the work
   size_t ahead_bytes;
+  float* maxima;  // [rows][16], 64-byte aligned, or nullptr: set to the largest result of each row, lane by lane
 };
 void Bf16DotPanels(const Bf16DotArgs& args);
 
@@ -43,6 +44,15 @@ struct WeightsArgs {
   float* sums;       // [rows][16], 64-byte aligned
 };
 void Bf16Weights(const WeightsArgs& args);
+
+// Pairs of bf16 plus floats, rounded again: to[i][j][b] = from[i][j][b] + add[2 i + b][j].
+struct Bf16AddArgs {
+  const uint16_t* from;  // [pairs][16][2], 64-byte aligned
+  const float* add;      // [2 * pairs][16], 64-byte aligned
+  size_t pairs;
+  uint16_t* to;  // as from
+};
+void Bf16Add(const Bf16AddArgs& args);
 
 // n floats -> bf16 (ToBf16 of kernels/dtype.h), zero-padded to whole pairs.
 void Bf16Convert(const float* from, size_t n, uint16_t* to);

@@ -41,39 +41,38 @@ HWY_INLINE Vec BiasOf(const FoldPiece* pieces, size_t count, size_t stride, size
   return bias;
 }
 
+// All heads of one panel, kFoldDims of their dims at a time.
+constexpr size_t kFoldDims = 64;
+
+template <class Bf16Ops>
 HWY_INLINE void FoldPanel(const FoldBiasArgs& a, const FoldPiece* pieces, size_t count, size_t panel) {
   const Tag d;
-  const hn::RebindToUnsigned<Tag> du;
-  const size_t stride = a.codes->stride(), d_k = a.shape.d_k, head_size = a.shape.k_head_size();
-  const size_t at = panel * kPanel * a.shape.k_depth();
-  for (size_t v = 0; v < kVecs; ++v) {
-    if (a.shape.dtype == Dtype::kF32) {
-      for (size_t i = 0; i < d_k; ++i) {
-        const Vec bias = BiasOf(pieces, count, stride, i, v);
-        const size_t place = at + i * kPanel + v * kLanes;
-        for (size_t h = 0; h < a.shape.kv_heads; ++h) {
-          const Vec k = hn::Load(d, static_cast<const float*>(a.from) + h * head_size + place);
-          hn::Store(hn::Add(k, bias), d, static_cast<float*>(a.to) + h * head_size + place);
-        }
+  HWY_ALIGN float bias[kFoldDims * kPanel];
+  const size_t stride = a.codes->stride(), d_k = a.shape.d_k, depth = a.shape.k_depth();
+  for (size_t i0 = 0; i0 < depth; i0 += kFoldDims) {
+    const size_t dims = std::min(kFoldDims, depth - i0);
+    for (size_t i = 0; i < dims; ++i) {
+      for (size_t v = 0; v < kVecs; ++v) {
+        const Vec b = i0 + i < d_k ? BiasOf(pieces, count, stride, i0 + i, v) : hn::Zero(d);  // the padding of a pair
+        hn::Store(b, d, bias + i * kPanel + v * kLanes);
       }
-      continue;
     }
-    for (size_t i = 0; i < d_k; i += 2) {
-      const Vec even = BiasOf(pieces, count, stride, i, v);
-      const Vec odd = i + 1 < d_k ? BiasOf(pieces, count, stride, i + 1, v) : hn::Zero(d);
-      const size_t place = at + i * kPanel + v * 2 * kLanes;
-      for (size_t h = 0; h < a.shape.kv_heads; ++h) {
-        const Bf16* from = static_cast<const Bf16*>(a.from) + h * head_size + place;
-        const auto both = hn::Load(du, reinterpret_cast<const uint32_t*>(from));
-        const Vec low = RoundVec(hn::Add(hn::BitCast(d, hn::ShiftLeft<16>(both)), even));
-        const Vec high = RoundVec(hn::Add(hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u))), odd));
-        const auto packed = hn::Or(hn::ShiftRight<16>(hn::BitCast(du, low)), hn::BitCast(du, high));
-        hn::Store(packed, du, reinterpret_cast<uint32_t*>(static_cast<Bf16*>(a.to) + h * head_size + place));
+    for (size_t h = 0; h < a.shape.kv_heads; ++h) {
+      const size_t at = h * a.shape.k_head_size() + panel * kPanel * depth + i0 * kPanel;
+      if (a.shape.dtype == Dtype::kBf16) {
+        Bf16Ops::AddPairs({static_cast<const Bf16*>(a.from) + at, bias, dims / 2, static_cast<Bf16*>(a.to) + at});
+        continue;
+      }
+      const float* from = static_cast<const float*>(a.from) + at;
+      float* to = static_cast<float*>(a.to) + at;
+      for (size_t x = 0; x < dims * kPanel; x += kLanes) {
+        hn::Store(hn::Add(hn::Load(d, from + x), hn::Load(d, bias + x)), d, to + x);
       }
     }
   }
 }
 
+template <class Bf16Ops>
 void FoldBias(const FoldBiasArgs& a) {
   const size_t base = a.page * kPageRows, panel_elements = kPanel * a.shape.k_depth();
   size_t next = 0;
@@ -91,7 +90,7 @@ void FoldBias(const FoldBiasArgs& a) {
                          a.codes->Pos(rank), a.codes->Time(run.time)};
     }
     if (count > 0) {
-      FoldPanel(a, pieces, count, panel);
+      FoldPanel<Bf16Ops>(a, pieces, count, panel);
       continue;
     }
     const size_t bytes = panel_elements * a.shape.element_bytes();

@@ -51,14 +51,20 @@ HWY_INLINE const Bf16* PanelOf(const PackedMatrix& b, size_t p, Bf16) { return b
 // in C, which bias and relu are yet to be applied to.
 template <class Ops, bool kAdd>
 HWY_INLINE void GemmBlock(const GemmArgs& a, const typename Ops::Operand* x, size_t lda, size_t rows, size_t k0,
-                          size_t depth, bool last, float* edge, float* y) {
+                          size_t depth, bool first, bool last, float* edge, float* y) {
   const size_t n = a.b->n(), stride = a.b->panel_size();
   const size_t whole = n / kPanel;  // panels without padding
   const size_t end = std::min(whole, a.end_panel);
   const auto panel = [&](size_t p) { return PanelOf(*a.b, p, typename Ops::Stored()) + k0 * kPanel; };
   for (size_t p = a.first_panel; p < end; p += kGemmPanels) {
     const size_t panels = std::min(kGemmPanels, end - p);
-    Ops::template Panels<kAdd>(x, lda, rows, panel(p), stride, panels, depth, y + p * kPanel, a.ldc);
+    // The first rows find B in L3 or farther: the next panels are fetched beside the products of these.
+    Ahead next;
+    if (first && p + panels < end) {
+      next = {reinterpret_cast<const char*>(panel(p + panels)),
+              std::min(kGemmPanels, end - p - panels) * stride * sizeof(typename Ops::Stored)};
+    }
+    Ops::template Panels<kAdd>(x, lda, rows, panel(p), stride, panels, depth, y + p * kPanel, a.ldc, next);
     if (last && (a.bias != nullptr || a.relu)) {
       FinishGemm(a, rows, p * kPanel, panels * kPanel, y + p * kPanel, a.ldc, y + p * kPanel);
     }
@@ -78,7 +84,7 @@ HWY_INLINE void GemmWith(const GemmArgs& a) {
     const float* x = a.a + i * a.lda;
     float* y = a.c + i * a.ldc;
     if constexpr (!Ops::kRounds) {
-      GemmBlock<Ops, false>(a, x, a.lda, rows, 0, k, true, edge, y);
+      GemmBlock<Ops, false>(a, x, a.lda, rows, 0, k, i == 0, true, edge, y);
     } else {
       HWY_ALIGN typename Ops::Operand operands[kGemmRows * kGemmDepth];
       for (size_t k0 = 0; k0 == 0 || k0 < k; k0 += kGemmDepth) {
@@ -86,9 +92,9 @@ HWY_INLINE void GemmWith(const GemmArgs& a) {
         for (size_t r = 0; r < rows; ++r) Ops::Convert(x + r * a.lda + k0, count, operands + r * kGemmDepth);
         const bool last = k0 + count == k;
         if (k0 == 0) {
-          GemmBlock<Ops, false>(a, operands, kGemmDepth, rows, k0, PairPadded(count), last, edge, y);
+          GemmBlock<Ops, false>(a, operands, kGemmDepth, rows, k0, PairPadded(count), i == 0, last, edge, y);
         } else {
-          GemmBlock<Ops, true>(a, operands, kGemmDepth, rows, k0, PairPadded(count), last, edge, y);
+          GemmBlock<Ops, true>(a, operands, kGemmDepth, rows, k0, PairPadded(count), i == 0, last, edge, y);
         }
       }
     }

@@ -27,7 +27,7 @@ constexpr KernelTable TableOf(const char* target) {
           .gemm = Gemm<Bf16Ops>,
           .attend = Attend<Bf16Ops>,
           .attend_mass = AttendMass<Bf16Ops>,
-          .fold_bias = FoldBias,
+          .fold_bias = FoldBias<Bf16Ops>,
           .merge = Merge,
           .layer_norm = LayerNorm,
           .moments = RowMoments,

@@ -165,13 +165,13 @@ HWY_INLINE void StartLogits(const Call& call, size_t i, size_t p, uint32_t curso
 // Dot products of `rows` scaled queries with columns [w.first, w.last) of page p, added to what stands in s or not.
 template <class Ops, bool kAdd>
 HWY_INLINE void Dots(const Call& call, const typename Ops::Operand* q, size_t rows, size_t p, const Window& w, float* s,
-                     const Ahead& ahead) {
+                     const Ahead& ahead, float* maxima = nullptr) {
   const PageShape& shape = call.args->shape;
   const size_t depth = shape.k_depth();
   const auto* panels = static_cast<const typename Ops::Stored*>(call.args->pages[p].k) +
                        call.kv_head * shape.k_head_size() + w.first * depth;
   Ops::template Panels<kAdd>(q, depth, rows, panels, kPanel * depth, (w.last - w.first) / kPanel, depth, s + w.first,
-                             kPageRows, ahead);
+                             kPageRows, ahead, maxima);
 }
 
 }  // namespace HWY_NAMESPACE

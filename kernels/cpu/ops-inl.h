@@ -7,6 +7,8 @@
 #define BACKSTORY_KERNELS_CPU_OPS_INL_H_
 #endif
 
+#include <cstring>
+
 #include "hwy/highway.h"
 #include "kernels/cpu/bf16_dot.h"
 #include "kernels/cpu/logits-inl.h"
@@ -48,6 +50,37 @@ HWY_INLINE void WeightsOf(const WeightsArgs& args) {
   }
 }
 
+// maxima[r] [16] = the largest of row r's `panels` panels at c, lane by lane.
+HWY_INLINE void MaximaOf(const float* c, size_t ldc, size_t rows, size_t panels, float* maxima) {
+  const Tag d;
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t v = 0; v < kVecs; ++v) {
+      const float* x = c + r * ldc + v * kLanes;
+      Vec top = hn::LoadU(d, x);
+      for (size_t p = 1; p < panels; ++p) top = hn::Max(top, hn::LoadU(d, x + p * kPanel));
+      hn::Store(top, d, maxima + r * kPanel + v * kLanes);
+    }
+  }
+}
+
+// One panel of paired keys plus biases add [2 * pairs][16], rounded again.
+HWY_INLINE void AddToPairs(const Bf16AddArgs& a) {
+  const Tag d;
+  const hn::RebindToUnsigned<Tag> du;
+  for (size_t i = 0; i < a.pairs; ++i) {
+    for (size_t v = 0; v < kVecs; ++v) {
+      const size_t at = 2 * kPanel * i + v * 2 * kLanes;
+      const float* add = a.add + 2 * kPanel * i + v * kLanes;
+      const auto both = hn::Load(du, reinterpret_cast<const uint32_t*>(a.from + at));
+      const Vec low = RoundVec(hn::Add(hn::BitCast(d, hn::ShiftLeft<16>(both)), hn::Load(d, add)));
+      const Vec high = RoundVec(
+          hn::Add(hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u))), hn::Load(d, add + kPanel)));
+      const auto packed = hn::Or(hn::ShiftRight<16>(hn::BitCast(du, low)), hn::BitCast(du, high));
+      hn::Store(packed, du, reinterpret_cast<uint32_t*>(a.to + at));
+    }
+  }
+}
+
 struct F32Ops {
   using Stored = float;   // elements of pages and packed weights
   using Operand = float;  // elements of the rows that meet them
@@ -55,9 +88,11 @@ struct F32Ops {
 
   template <bool kAdd>
   static HWY_INLINE void Panels(const float* a, size_t lda, size_t rows, const float* panel, size_t panel_stride,
-                                size_t panels, size_t depth, float* c, size_t ldc, const Ahead& ahead = {}) {
+                                size_t panels, size_t depth, float* c, size_t ldc, const Ahead& ahead = {},
+                                float* maxima = nullptr) {
     ahead.Prefetch();
     TilePanels<kAdd>(a, lda, rows, panel, panel_stride, panels, depth, c, ldc);
+    if (maxima != nullptr) MaximaOf(c, ldc, rows, panels, maxima);
   }
   static HWY_INLINE void Weights(const WeightsArgs& args) { WeightsOf<false>(args); }
 };
@@ -70,11 +105,16 @@ struct WidenOps {
 
   template <bool kAdd>
   static HWY_INLINE void Panels(const float* a, size_t lda, size_t rows, const Bf16* panel, size_t panel_stride,
-                                size_t panels, size_t depth, float* c, size_t ldc, const Ahead& ahead = {}) {
+                                size_t panels, size_t depth, float* c, size_t ldc, const Ahead& ahead = {},
+                                float* maxima = nullptr) {
     ahead.Prefetch();
     TilePanels<kAdd>(a, lda, rows, panel, panel_stride, panels, depth, c, ldc);
+    if (maxima != nullptr) MaximaOf(c, ldc, rows, panels, maxima);
   }
   static HWY_INLINE void Weights(const WeightsArgs& args) { WeightsOf<true>(args); }
+  static HWY_INLINE void AddPairs(const Bf16AddArgs& args) { AddToPairs(args); }
+  // n operands -> floats.
+  static HWY_INLINE void Widen(const float* from, size_t n, float* to) { std::memcpy(to, from, n * sizeof(float)); }
   // n floats -> operands, zero-padded to whole pairs. May work in place.
   static HWY_INLINE void Convert(const float* from, size_t n, float* to) {
     const Tag d;
@@ -93,11 +133,24 @@ struct DotOps {
 
   template <bool kAdd>
   static HWY_INLINE void Panels(const Bf16* a, size_t lda, size_t rows, const Bf16* panel, size_t panel_stride,
-                                size_t panels, size_t depth, float* c, size_t ldc, const Ahead& ahead = {}) {
-    Bf16DotPanels({a, lda, rows, panel, panel_stride, panels, depth / 2, c, ldc, kAdd, ahead.from, ahead.bytes});
+                                size_t panels, size_t depth, float* c, size_t ldc, const Ahead& ahead = {},
+                                float* maxima = nullptr) {
+    Bf16DotPanels(
+        {a, lda, rows, panel, panel_stride, panels, depth / 2, c, ldc, kAdd, ahead.from, ahead.bytes, maxima});
   }
   static HWY_INLINE void Weights(const WeightsArgs& args) { Bf16Weights(args); }
+  static HWY_INLINE void AddPairs(const Bf16AddArgs& args) { Bf16Add(args); }
   static HWY_INLINE void Convert(const float* from, size_t n, Bf16* to) { Bf16Convert(from, n, to); }
+  static HWY_INLINE void Widen(const Bf16* from, size_t n, float* to) {
+    const Tag d;
+    const hn::RebindToUnsigned<Tag> du;
+    const hn::Rebind<uint16_t, Tag> half;
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, hn::LoadU(half, from + i)))), d, to + i);
+    }
+    for (; i < n; ++i) to[i] = FromBf16(from[i]);
+  }
 };
 
 // Workspace is handed out in floats; operands take no more room.
@@ -113,7 +166,7 @@ HWY_INLINE const float* StartQuery(const Call& call, size_t i, float* scratch, t
     const size_t d_k = call.args->shape.d_k;
     call.ScaleQuery(i, scratch);
     Ops::Convert(scratch, d_k, q);
-    WidenOps::Convert(scratch, d_k, scratch);
+    Ops::Widen(q, d_k, scratch);
     return scratch;
   } else {
     call.ScaleQuery(i, q);

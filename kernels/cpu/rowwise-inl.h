@@ -50,6 +50,13 @@ void LayerNorm(const LayerNormArgs& a) {
   for (size_t r = 0; r < a.rows; ++r) {
     const float* x = a.x + r * a.n;
     float* y = a.y + r * a.n;
+    if (a.add != nullptr) {
+      const float* add = a.add + r * a.n;
+      size_t i = 0;
+      for (; i + kLanes <= a.n; i += kLanes) hn::StoreU(hn::Add(hn::LoadU(d, x + i), hn::LoadU(d, add + i)), d, y + i);
+      for (; i < a.n; ++i) y[i] = x[i] + add[i];
+      x = y;
+    }
     const Moments moments = RowMoments(x, a.n);
     const float rstd = 1.0f / std::sqrt(moments.m2 / static_cast<float>(a.n) + a.eps);
     const Vec m = hn::Set(d, moments.mean), s = hn::Set(d, rstd);

@@ -95,6 +95,7 @@ void AttendRow(const AttendArgs& a, size_t i, size_t h) {
   for (size_t x = 0; x < s.d_v; ++x) {
     a.o[(i * a.heads + h) * s.d_v + x] = static_cast<float>(sum > 0 ? o[x] / sum : 0);
   }
+  if (a.lse == nullptr) return;
   a.lse[i * a.heads + h] = static_cast<float>(sum > 0 ? top + std::log(sum) : -INFINITY);
 }
 
@@ -168,7 +169,8 @@ Moments RowMoments(const float* x, size_t n) {
 
 void LayerNorm(const LayerNormArgs& a) {
   for (size_t r = 0; r < a.rows; ++r) {
-    const float* x = a.x + r * a.n;
+    std::vector<float> x(a.x + r * a.n, a.x + (r + 1) * a.n);
+    for (size_t i = 0; i < a.n && a.add != nullptr; ++i) x[i] += a.add[r * a.n + i];
     double mean = 0, var = 0;
     for (size_t i = 0; i < a.n; ++i) mean += x[i] / static_cast<double>(a.n);
     for (size_t i = 0; i < a.n; ++i) var += (x[i] - mean) * (x[i] - mean) / static_cast<double>(a.n);

@@ -164,7 +164,7 @@ absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const T
   if (!stack.ok()) return stack.status();
   auto partial = TokenNet::LoadPartial(config, tensors);
   if (!partial.ok()) return partial.status();
-  auto full = TokenNet::LoadFull(config, tensors);
+  auto full = TokenNet::LoadFull(config, tensors, precision);
   if (!full.ok()) return full.status();
   return std::make_unique<GrabModel>(std::move(*stack), std::move(*partial), std::move(*full),
                                      StateId(config, tensors, precision), TableBytes(config, tensors), pool);

@@ -84,21 +84,21 @@ void Stack::FinishLayer(const LayerWeights& w, size_t rows, Scratch* s, float* x
   const KernelTable& kernels = Kernels();
   const bool post = config_.norm == Norm::kPost;
   kernels.gemm({.a = s->o, .lda = wide_, .m = rows, .b = &w.wo, .c = s->z, .ldc = d_});
-  kernels.add(s->z, rows * d_, x);
-  const LayerNormArgs norm1{.x = x, .rows = rows, .n = d_, .g = w.n1_g.data(), .b = w.n1_b.data(), .y = x};
-  const LayerNormArgs norm2{
-      .x = x, .rows = rows, .n = d_, .g = w.n2_g.data(), .b = w.n2_b.data(), .y = post ? x : s->z};
   const float* y = x;
   if (post) {
-    kernels.layer_norm(norm1);
+    kernels.layer_norm({.x = x, .rows = rows, .n = d_, .g = w.n1_g.data(), .b = w.n1_b.data(), .add = s->z, .y = x});
   } else {
-    kernels.layer_norm(norm2);
+    kernels.add(s->z, rows * d_, x);
+    kernels.layer_norm({.x = x, .rows = rows, .n = d_, .g = w.n2_g.data(), .b = w.n2_b.data(), .y = s->z});
     y = s->z;
   }
   kernels.gemm({.a = y, .lda = d_, .m = rows, .b = &w.w1, .bias = w.b1.data(), .relu = true, .c = s->ffn, .ldc = ffn_});
   kernels.gemm({.a = s->ffn, .lda = ffn_, .m = rows, .b = &w.w2, .bias = w.b2.data(), .c = s->f, .ldc = d_});
-  kernels.add(s->f, rows * d_, x);
-  if (post) kernels.layer_norm(norm2);
+  if (post) {
+    kernels.layer_norm({.x = x, .rows = rows, .n = d_, .g = w.n2_g.data(), .b = w.n2_b.data(), .add = s->f, .y = x});
+  } else {
+    kernels.add(s->f, rows * d_, x);
+  }
 }
 
 // ---- History ----
@@ -277,12 +277,16 @@ void Stack::CandidateLayer(size_t layer, size_t c, Block* block) const {
   attend.shared_runs = runs;
   attend.self_k = s.k;
   attend.self_v = s.v;
+  const bool explains = block->candidates->explain_top > 0 && layer + 1 == weights_.layers.size();
+  const bool traces = block->candidates->trace != nullptr && layer == 0;
+  if (!explains && !traces) attend.lse = nullptr;
   kernels.attend(attend);
-  if (ScoreTrace* trace = block->candidates->trace; trace != nullptr && layer == 0) {
+  if (traces) {
+    ScoreTrace* trace = block->candidates->trace;
     std::copy_n(s.o, rows * wide_, trace->attend[c].begin() + static_cast<ptrdiff_t>(block->first * wide_));
     std::copy_n(s.lse, rows * heads_, trace->lse[c].begin() + static_cast<ptrdiff_t>(block->first * heads_));
   }
-  if (block->candidates->explain_top > 0 && layer + 1 == weights_.layers.size()) Explain(attend, c, block);
+  if (explains) Explain(attend, c, block);
   FinishLayer(w, rows, &s, block->x[c]);
 }
 

@@ -42,16 +42,16 @@ struct TokenNet::Columns {
 };
 
 absl::StatusOr<TokenNet> TokenNet::LoadPartial(const Config& config, const TensorMap& tensors) {
-  return Load(config, tensors, "tok.p.", config.tokenizer.partial, {}, false);
+  return Load(config, tensors, "tok.p.", config.tokenizer.partial, {}, false, Dtype::kF32);
 }
 
-absl::StatusOr<TokenNet> TokenNet::LoadFull(const Config& config, const TensorMap& tensors) {
-  return Load(config, tensors, "tok.f.", config.tokenizer.full, config.tokenizer.full_dense, true);
+absl::StatusOr<TokenNet> TokenNet::LoadFull(const Config& config, const TensorMap& tensors, Dtype dtype) {
+  return Load(config, tensors, "tok.f.", config.tokenizer.full, config.tokenizer.full_dense, true, dtype);
 }
 
 absl::StatusOr<TokenNet> TokenNet::Load(const Config& config, const TensorMap& tensors, const std::string& prefix,
                                         const std::vector<SparseFieldConfig>& sparse,
-                                        const std::vector<DenseFieldConfig>& dense, bool split) {
+                                        const std::vector<DenseFieldConfig>& dense, bool split, Dtype dtype) {
   TokenNet net;
   net.tensors_ = tensors;
   net.embedding_ = static_cast<size_t>(config.embedding);
@@ -85,7 +85,7 @@ absl::StatusOr<TokenNet> TokenNet::Load(const Config& config, const TensorMap& t
     if (!view.ok()) return view.status();
     *to = *view;
   }
-  auto w2 = LoadMatrix(tensors, prefix + "w2", hidden, d);
+  auto w2 = LoadMatrix(tensors, prefix + "w2", hidden, d, dtype);
   if (!w2.ok()) return w2.status();
   net.w2_ = std::move(*w2);
 

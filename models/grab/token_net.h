@@ -26,9 +26,11 @@ namespace backstory::grab {
 // Immutable, thread-safe. Keeps the tensor map's memory of its tables alive.
 class TokenNet {
  public:
-  // Of the partial view: all columns on the item side. Of the full view: split by IsUserSide.
+  // Of the partial view: all columns on the item side. Of the full view: split by IsUserSide. `dtype` is that of the
+  // second product; the first always runs in fp32, for the norm subtracts a mean from it. History rows stay fp32
+  // throughout: K/V depends on them.
   static absl::StatusOr<TokenNet> LoadPartial(const Config& config, const TensorMap& tensors);
-  static absl::StatusOr<TokenNet> LoadFull(const Config& config, const TensorMap& tensors);
+  static absl::StatusOr<TokenNet> LoadFull(const Config& config, const TensorMap& tensors, Dtype dtype = Dtype::kF32);
 
   // INVALID_ARGUMENT naming the field: wrong column counts, offsets that do not fit, ids beyond the vocabulary,
   // non-finite numbers. Rows before `first` were checked before. `what` opens the message.
@@ -66,7 +68,7 @@ class TokenNet {
 
   static absl::StatusOr<TokenNet> Load(const Config& config, const TensorMap& tensors, const std::string& prefix,
                                        const std::vector<SparseFieldConfig>& sparse,
-                                       const std::vector<DenseFieldConfig>& dense, bool split);
+                                       const std::vector<DenseFieldConfig>& dense, bool split, Dtype dtype);
   absl::Status Check(const Side& side, const TokenColumns& tokens, size_t first, const std::string& what) const;
   void Pool(const Side& side, const TokenColumns& tokens, size_t first, size_t rows, float* v) const;
 

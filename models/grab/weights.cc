@@ -121,11 +121,12 @@ absl::StatusOr<StackWeights> LoadStackWeights(const Config& c, const TensorMap& 
     read.Vector("b", channels, &gate.b);
     if (!read.status().ok()) return read.status();
   }
-  Reader read(tensors, "w.head.", Dtype::kF32);
-  read.Matrix("w1", channels * c.d, c.head_hidden, &w.head_w1);
+  Reader read_first(tensors, "w.head.", layers), read(tensors, "w.head.", Dtype::kF32);
+  read_first.Matrix("w1", channels * c.d, c.head_hidden, &w.head_w1);
   read.Vector("b1", c.head_hidden, &w.head_b1);
   read.Matrix("w2", c.head_hidden, tasks, &w.head_w2);
   read.Vector("b2", tasks, &w.head_b2);
+  if (!read_first.status().ok()) return read_first.status();
   if (!read.status().ok()) return read.status();
   return w;
 }

@@ -48,7 +48,7 @@ struct StackWeights {
   size_t Bytes() const;
 };
 
-// The matrices of the layers are packed as `layers`; gates and head, small and next to the logit, stay fp32. NOT_FOUND
+// The matrices of the layers and the head's first are packed as `layers`; the gates and the head's last stay fp32. NOT_FOUND
 // or INVALID_ARGUMENT naming the tensor.
 absl::StatusOr<StackWeights> LoadStackWeights(const Config& config, const TensorMap& tensors, Dtype layers);
 
