@@ -18,10 +18,11 @@ class RankJob : public Job {
  public:
   PreparedRank rank;
   std::function<void(absl::StatusOr<RankReply>)> done;
-  int64_t entered_us = 0;  // monotonic, when the engine was called
-  int64_t started_us = 0;  // monotonic, when a worker took it; 0 = never
-  int64_t in_flight = 0;   // others in flight when it entered
-  bool exposed = false;    // an ExposureRecord of id `id` was written
+  int64_t entered_us = 0;   // monotonic, when the engine was called
+  int64_t started_us = 0;   // monotonic, when a worker took it; 0 = never
+  int64_t in_flight = 0;    // others in flight when it entered
+  int64_t scored_with = 1;  // requests of its batch, itself included
+  bool exposed = false;     // an ExposureRecord of id `id` was written
 };
 
 // Prefetch, or (done empty) a refresh after an append.
