@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "serving/engine/shed.h"
+
 namespace backstory {
 
 void Batcher::Start(int threads) {
@@ -58,13 +60,44 @@ void Batcher::RunBatch(std::unique_ptr<RankJob> first) {
   ScoreAndFinish(&batch);
 }
 
+void Batcher::ServeReady() {
+  std::vector<std::unique_ptr<Job>> cold;
+  for (size_t i = 0; i < limits_.requests; ++i) {
+    RequestQueue::PopResult next = queue_->TryPopReady(clock_->MonotonicMicros());
+    Expire(std::move(next.expired));
+    if (next.job == nullptr) break;
+    std::unique_ptr<RankJob> job(static_cast<RankJob*>(next.job.release()));
+    if (!hooks_.start(job)) continue;
+    absl::StatusOr<Ranker::Prepared> prepared = ranker_->Prepare(&job->rank, /*may_wait=*/false);
+    if (!prepared.ok()) {
+      hooks_.finish(std::move(job), prepared.status());
+    } else if (*prepared == Ranker::Prepared::kBusy) {
+      cold.push_back(std::move(job));
+    } else {
+      std::vector<std::unique_ptr<RankJob>> batch;
+      batch.push_back(std::move(job));
+      ScoreAndFinish(&batch);
+    }
+  }
+  for (auto job = cold.rbegin(); job != cold.rend(); ++job) {
+    if (queue_->PutBack(*job)) continue;
+    hooks_.finish(std::unique_ptr<RankJob>(static_cast<RankJob*>(job->release())),
+                  ShedStatus("server is shutting down", 1000));
+  }
+}
+
 // Prepares a job and puts it into the batch. If that would mean waiting, the batch is scored first.
 bool Batcher::Add(std::unique_ptr<RankJob> job, std::vector<std::unique_ptr<RankJob>>* batch) {
   if (!hooks_.start(job)) return false;
-  absl::StatusOr<Ranker::Prepared> prepared = ranker_->Prepare(&job->rank, /*may_wait=*/batch->empty());
+  const BetweenSteps between = [this, &job] {
+    const int64_t start_us = clock_->MonotonicMicros();
+    ServeReady();
+    job->lent_us += clock_->MonotonicMicros() - start_us;
+  };
+  absl::StatusOr<Ranker::Prepared> prepared = ranker_->Prepare(&job->rank, /*may_wait=*/batch->empty(), between);
   if (prepared.ok() && *prepared == Ranker::Prepared::kBusy) {
     ScoreAndFinish(batch);
-    prepared = ranker_->Prepare(&job->rank, /*may_wait=*/true);
+    prepared = ranker_->Prepare(&job->rank, /*may_wait=*/true, between);
   }
   if (!prepared.ok()) {
     hooks_.finish(std::move(job), prepared.status());

@@ -19,7 +19,7 @@ struct BatchLimits {
 };
 
 // A worker waits for a user's state only while it holds none itself: what it has prepared is scored first. So no two
-// workers wait for each other, and a cold user delays nobody who is ready.
+// workers wait for each other, and a cold user delays nobody who is ready: building a long state is interrupted for them.
 class Batcher {
  public:
   struct Hooks {
@@ -38,6 +38,9 @@ class Batcher {
   void Start(int threads);
   // Returns once all workers have ended, which they do when the queue is closed.
   void Join();
+  // For a worker between two steps of long work: scores up to a batch of waiting ONLINE requests whose state is at hand,
+  // one by one. Those whose state is not go back to the queue, for a worker that may wait. Never waits.
+  void ServeReady();
   // One job (and what joins its batch) on the calling thread; false if nothing waits. For tests without workers.
   bool RunOne();
 

@@ -141,6 +141,7 @@ absl::StatusOr<std::vector<CacheReport>> EngineImpl::BringUpToDate(const Prefetc
     request.events_max = launch_.Int("state_events_max");
     request.parameter_hash = launch_.StateHash();
     request.view_us = clock_->WallMicros();
+    request.between = [this] { batcher_.ServeReady(); };
     absl::StatusOr<StateAnswer> answer = states_.Acquire(request);
     if (!answer.ok()) return answer.status();
     reports.push_back(std::move(answer->report));

@@ -127,7 +127,8 @@ void Ranker::AddTiming(PreparedRank* rank, std::string_view stage, int64_t durat
       ->Observe(static_cast<double>(duration_us) * 1e-6);
 }
 
-absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wait) const {
+absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wait,
+                                                 const BetweenSteps& between) const {
   const RankQuery& query = rank->query;
   const int64_t start_us = clock_->MonotonicMicros();
   StateRequest request;
@@ -138,6 +139,7 @@ absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wa
   request.view_us = std::min(query.now_us, query.as_of.event_time_us);
   request.known_by_us = query.as_of.known_by_us;
   request.may_wait = may_wait;
+  request.between = between;
   absl::StatusOr<StateAnswer> answer = states_->Acquire(request);
   if (!answer.ok()) return answer.status();
   if (answer->busy) return Prepared::kBusy;

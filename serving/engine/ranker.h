@@ -39,7 +39,7 @@ class Ranker {
 
   enum class Prepared { kReady, kBusy };
   // kBusy only if !may_wait: nothing was done, ask again when no pin is held. See StateRequest::may_wait.
-  absl::StatusOr<Prepared> Prepare(PreparedRank* rank, bool may_wait) const;
+  absl::StatusOr<Prepared> Prepare(PreparedRank* rank, bool may_wait, const BetweenSteps& between = {}) const;
   // All of one model version. Fills replies and releases the pins. A failure of the model fails the whole batch.
   absl::Status Score(std::span<PreparedRank* const> ranks) const;
 

@@ -26,6 +26,7 @@ class Job {
   JobClass job_class = JobClass::kOnline;
   int64_t deadline_us = INT64_MAX;  // monotonic
   int64_t enqueued_us = 0;          // monotonic
+  bool put_back = false;            // a worker amid other work found that it would have to wait
   const void* batch_key = nullptr;  // equal keys may share a batch; null: never
 };
 
@@ -64,6 +65,11 @@ class RequestQueue {
   PopResult TryPop(const void* key, int64_t now_us);
   // Whatever is next, without waiting.
   PopResult TryPopAny(int64_t now_us);
+  // The next ONLINE job that was not put back before, without waiting.
+  PopResult TryPopReady(int64_t now_us);
+  // A job that was taken but cannot run yet: it is the next of its class. False if the queue is closed; the caller then
+  // answers it.
+  bool PutBack(std::unique_ptr<Job>& job);
 
   // Takes one job back (a cancelled request); null if it is not here any more.
   std::unique_ptr<Job> Remove(uint64_t id);

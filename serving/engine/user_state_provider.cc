@@ -134,7 +134,8 @@ absl::Status UserStateProvider::BringUpToDate(const StateRequest& request, std::
     return Rebuild(request, state, answer);
   }
   ItemReader items(catalog_, request.user.ns);
-  return (*state)->Extend(*request.served->model, *std::move(tail), request.view_us, &items, &answer->report);
+  return (*state)->Extend(*request.served->model, *std::move(tail), request.view_us, &items, &answer->report,
+                          request.between);
 }
 
 absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique_ptr<UserState>* state,
@@ -155,7 +156,8 @@ absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique
   auto fresh = std::make_unique<UserState>(*request.served->model, request.events_max);
   ItemReader items(catalog_, request.user.ns);
   const absl::Status status =
-      fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items, &answer->report);
+      fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items, &answer->report,
+                   request.between);
   if (status.ok()) *state = std::move(fresh);
   return status;
 }
@@ -173,7 +175,7 @@ absl::Status UserStateProvider::BuildUncached(const StateRequest& request, State
   ItemReader items(catalog_, request.user.ns);
   answer->report = {};
   const absl::Status status = state->BuildFrom(*request.served->model, snapshot->head, std::move(snapshot->events),
-                                               request.view_us, &items, &answer->report);
+                                               request.view_us, &items, &answer->report, request.between);
   if (!status.ok()) return status;
   answer->head = snapshot->head;
   auto view = state->ViewOf(request.served->model->config().tokenizer, request.view_us);

@@ -26,6 +26,7 @@ struct StateRequest {
   // False: answer `busy` instead of waiting for another thread or starting long work. Must be false while the caller
   // holds a pin (two callers that wait for each other's pins would never end).
   bool may_wait = true;
+  BetweenSteps between;  // see extend_steps.h; long work is done in one go without it
 };
 
 struct StateAnswer {
