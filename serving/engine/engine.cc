@@ -262,7 +262,7 @@ bool EngineImpl::StartJob(std::unique_ptr<RankJob>& job) {
   rank.reply.degrade_step = static_cast<int>(step);
   rank.reply.parameters = rank.parameters.Report();
   rank.reply.timings.push_back({"queue", job->started_us - job->enqueued_us});
-  if (job->put_back) return true;  // counted at its first start
+  if (job->started) return true;  // counted at its first start
   metrics_
       ->GetHistogram("backstory_stage_seconds", "Time of one request in one stage", LatencyBoundsSeconds(),
                      {{"stage", "queue"}})

@@ -91,7 +91,7 @@ RequestQueue::PopResult RequestQueue::TryPopReady(int64_t now_us) {
   result.closed = closed_;
   auto& online = queues_[static_cast<int>(JobClass::kOnline)];
   for (auto it = online.begin(); it != online.end();) {
-    if ((*it)->put_back) {
+    if ((*it)->is_long) {
       ++it;
       continue;
     }
@@ -110,7 +110,7 @@ RequestQueue::PopResult RequestQueue::TryPopReady(int64_t now_us) {
 bool RequestQueue::PutBack(std::unique_ptr<Job>& job) {
   std::lock_guard lock(mutex_);
   if (closed_) return false;
-  job->put_back = true;
+  job->started = true;
   auto& queue = queues_[static_cast<int>(job->job_class)];
   queue.push_front(std::move(job));
   ++total_;

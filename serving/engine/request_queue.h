@@ -26,7 +26,8 @@ class Job {
   JobClass job_class = JobClass::kOnline;
   int64_t deadline_us = INT64_MAX;  // monotonic
   int64_t enqueued_us = 0;          // monotonic
-  bool put_back = false;            // a worker amid other work found that it would have to wait
+  bool started = false;             // a worker had it, and put it back
+  bool is_long = false;             // and found that it starts with long work
   const void* batch_key = nullptr;  // equal keys may share a batch; null: never
 };
 
@@ -65,7 +66,7 @@ class RequestQueue {
   PopResult TryPop(const void* key, int64_t now_us);
   // Whatever is next, without waiting.
   PopResult TryPopAny(int64_t now_us);
-  // The next ONLINE job that was not put back before, without waiting.
+  // The next ONLINE job that is not known to be long, without waiting.
   PopResult TryPopReady(int64_t now_us);
   // A job that was taken but cannot run yet: it is the next of its class. False if the queue is closed; the caller then
   // answers it.

@@ -167,7 +167,7 @@ TEST(RequestQueueTest, NothingIsLostOrDoubledAcrossThreads) {
   EXPECT_GT(consumed, 0u);
 }
 
-TEST(RequestQueueTest, AJobPutBackIsNextOfItsClassAndNotReadyAgain) {
+TEST(RequestQueueTest, AJobPutBackIsNextOfItsClassAndNotReadyIfLong) {
   RequestQueue queue(10, 1);
   for (uint64_t id : {1, 2, 3}) {
     auto job = Make(id, JobClass::kOnline);
@@ -177,6 +177,10 @@ TEST(RequestQueueTest, AJobPutBackIsNextOfItsClassAndNotReadyAgain) {
   ASSERT_TRUE(queue.Push(batch).accepted);
   std::unique_ptr<Job> first = queue.TryPopReady(0).job;
   ASSERT_EQ(first->id, 1u);
+  ASSERT_TRUE(queue.PutBack(first));
+  first = queue.TryPopReady(0).job;
+  ASSERT_EQ(first->id, 1u);
+  first->is_long = true;
   ASSERT_TRUE(queue.PutBack(first));
   EXPECT_EQ(queue.TryPopReady(0).job->id, 2u);
   EXPECT_EQ(queue.TryPopReady(0).job->id, 3u);
