@@ -312,8 +312,8 @@ void AddBenchModel(CLI::App* bench) {
   command->add_option("--threads", options->threads, "Threads, each on a processor of its own")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  command->add_option("--precision", options->precision, "fp32, bf16 or both")
-      ->check(CLI::IsMember({"fp32", "bf16", "both"}))
+  command->add_option("--precision", options->precision, "f32, bf16 or both")
+      ->check(CLI::IsMember({"f32", "bf16", "both"}))
       ->capture_default_str();
   command->add_option("--what", options->what, "score, prefill, append: one or several")
       ->check(CLI::IsMember({"score", "prefill", "append"}))
