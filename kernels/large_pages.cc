@@ -112,7 +112,7 @@ void* AllocateAligned(size_t bytes) {
   return ::operator new(bytes, kAlignment);
 }
 
-void FreeAligned(void* memory, size_t bytes) {
+void FreeAligned(void* memory, [[maybe_unused]] size_t bytes) {
   if (memory == nullptr) return;
 #ifdef BACKSTORY_CHUNKS
   if (Shares(Padded(bytes))) return TheSizes().Give(memory, Padded(bytes));
