@@ -101,8 +101,7 @@ void Panels(const Bf16DotArgs& args) {
   size_t p = 0;
   if (args.rows == 1) {
     for (; p + 8 <= args.panels; p += 8) {
-      Tile<1, 8, kMaxima>(args, args.a, args.panel + p * args.panel_stride, args.c + 16 * p,
-                           args.maxima, p == 0);
+      Tile<1, 8, kMaxima>(args, args.a, args.panel + p * args.panel_stride, args.c + 16 * p, args.maxima, p == 0);
     }
   }
   for (; p + 4 <= args.panels; p += 4) Rows<4, kMaxima>(args, p, &ahead);
@@ -158,15 +157,15 @@ void Bf16Weights(const WeightsArgs& args) {
 }
 
 void Bf16Add(const Bf16AddArgs& args) {
-  alignas(64) static const uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                  8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static const uint16_t kPairs[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i order = _mm512_load_si512(kPairs), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (size_t i = 0; i < args.pairs; ++i) {
     const __m512i both = _mm512_load_si512(args.from + 32 * i);
-    const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
-                                     _mm512_load_ps(args.add + 32 * i));
-    const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(_mm512_and_si512(both, upper)),
-                                      _mm512_load_ps(args.add + 32 * i + 16));
+    const __m512 low =
+        _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_load_ps(args.add + 32 * i));
+    const __m512 high =
+        _mm512_add_ps(_mm512_castsi512_ps(_mm512_and_si512(both, upper)), _mm512_load_ps(args.add + 32 * i + 16));
     _mm512_store_si512(args.to + 32 * i, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
   }
 }

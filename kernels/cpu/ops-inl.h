@@ -73,8 +73,8 @@ HWY_INLINE void AddToPairs(const Bf16AddArgs& a) {
       const float* add = a.add + 2 * kPanel * i + v * kLanes;
       const auto both = hn::Load(du, reinterpret_cast<const uint32_t*>(a.from + at));
       const Vec low = RoundVec(hn::Add(hn::BitCast(d, hn::ShiftLeft<16>(both)), hn::Load(d, add)));
-      const Vec high = RoundVec(
-          hn::Add(hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u))), hn::Load(d, add + kPanel)));
+      const Vec high =
+          RoundVec(hn::Add(hn::BitCast(d, hn::And(both, hn::Set(du, 0xffff0000u))), hn::Load(d, add + kPanel)));
       const auto packed = hn::Or(hn::ShiftRight<16>(hn::BitCast(du, low)), hn::BitCast(du, high));
       hn::Store(packed, du, reinterpret_cast<uint32_t*>(a.to + at));
     }

@@ -71,8 +71,9 @@ class Model {
 // Weights by the names of models/grab/tensors.h; further tensors are ignored. NOT_FOUND or INVALID_ARGUMENT naming the
 // tensor or the setting. Embedding tables stay in the memory of `tensors` (which the model keeps alive), the rest is
 // packed for the kernels. `pool` may be null (work runs in the calling thread) and must outlive the model.
-// `precision` is what K/V, the layers' matrices, the last of the candidates' tokens and the first of the head are stored in
-// and multiplied as (kernels/dtype.h); embeddings, norms, gates, softmax and logits are fp32 in either. It enters state_id.
+// `precision` is what K/V, the layers' matrices, the last of the candidates' tokens and the first of the head are
+// stored in and multiplied as (kernels/dtype.h); embeddings, norms, gates, softmax and logits are fp32 in either. It
+// enters state_id.
 absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
                                                    Dtype precision = Dtype::kF32);
 

@@ -19,7 +19,8 @@ struct BatchLimits {
 };
 
 // A worker waits for a user's state only while it holds none itself: what it has prepared is scored first. So no two
-// workers wait for each other, and a cold user delays nobody who is ready: building a long state is interrupted for them.
+// workers wait for each other, and a cold user delays nobody who is ready: building a long state is interrupted for
+// them.
 class Batcher {
  public:
   struct Hooks {

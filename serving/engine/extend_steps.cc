@@ -13,7 +13,8 @@ void AppendPart(const std::vector<T>& from, size_t begin, size_t end, std::vecto
 
 // Rows [to->time_us.size(), end) of `from` join `to`, which holds those before.
 void AppendRows(const ChannelRows& from, size_t end, ChannelRows* to) {
-  const size_t begin = to->time_us.size(), width = from.tokens.rows == 0 ? 0 : from.tokens.dense.size() / from.tokens.rows;
+  const size_t begin = to->time_us.size(),
+               width = from.tokens.rows == 0 ? 0 : from.tokens.dense.size() / from.tokens.rows;
   to->tokens.rows = end;
   to->tokens.sparse.resize(from.tokens.sparse.size());
   for (size_t f = 0; f < from.tokens.sparse.size(); ++f) {

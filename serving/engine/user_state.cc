@@ -182,7 +182,8 @@ absl::Status UserState::Update(const grab::Model& model, size_t first_changed, I
     if (first[c] < kv_->Rows(c)) kv_->Truncate(c, first[c]);
     kept += kv_->Rows(c);
   }
-  if (const absl::Status status = ExtendInSteps(model, tokens_.channels, kv_.get(), between); !status.ok()) return status;
+  if (const absl::Status status = ExtendInSteps(model, tokens_.channels, kv_.get(), between); !status.ok())
+    return status;
   for (int c = 0; c < static_cast<int>(first.size()); ++c) {
     if (kv_->Rows(c) != tokens_.channels[c].time_us.size()) {
       return absl::InternalError(absl::StrCat("model left ", kv_->Rows(c), " rows of channel ", c, ", expected ",

@@ -112,8 +112,8 @@ class UserState {
   uint64_t catalog_version_ = 0;
   size_t bytes_ = 0;
 
-  // Running statistics, each up to a moment: callers that walk through the user's past side by side (batch scoring) each
-  // find one that is not ahead of them.
+  // Running statistics, each up to a moment: callers that walk through the user's past side by side (batch scoring)
+  // each find one that is not ahead of them.
   struct RunningSummary {
     SummaryAccumulator sums;
     int64_t us = INT64_MIN;

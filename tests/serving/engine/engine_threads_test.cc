@@ -111,8 +111,8 @@ TEST(EngineThreadsTest, AColdUserIsBuiltOnce) {
   EXPECT_EQ(harness.engine->Stats().rebuilds, 1u);
 }
 
-// One thread, so that the order is certain: while it builds a long history, requests come for users whose state is there
-// or soon built, and for others.
+// One thread, so that the order is certain: while it builds a long history, requests come for users whose state is
+// there or soon built, and for others.
 class LongBuildTest : public ::testing::Test {
  protected:
   LongBuildTest() : harness_({{"1", Served(model_)}}, {{"refresh_queue", "0"}}) {
