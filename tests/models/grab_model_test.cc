@@ -174,7 +174,7 @@ TEST(Grab, CandidatesAreIsolatedAndOrderDoesNotMatter) {
 // Batched = single, bit for bit: every number of candidates from 1 to 200, from changing places, on one thread and on
 // several, over histories whose pages are uniform, split and folded.
 TEST(Grab, AScoresBitsDependOnNeitherBatchNorThreads) {
-  const World w = MakeWorld({}, {700, 300}, 23);
+  const World w = MakeWorld({}, {420, 200}, 23);
   Random random(24);
   const CandidateTokens all = RandomCandidates(w.config, 200, Newest(w) + 1'000'000, &random);
   ThreadPool two(2), five(5), sixteen(16);
