@@ -61,6 +61,9 @@ class Model {
   // Hash of every tensor and setting that K/V depends on (hex, 16 digits): versions that share it share user state.
   virtual const std::string& state_id() const = 0;
   virtual size_t parameter_bytes() const = 0;
+  // Whether Extend takes a whole history within milliseconds; if not, a server extends in steps and does other work
+  // between.
+  virtual bool ExtendsAtOnce() const { return false; }
 
   virtual std::unique_ptr<UserKv> NewState() const = 0;
   // Appends rows [kv->Rows(c), tokens[c].time_us.size()) of every channel. Rows before must be those already appended.

@@ -50,7 +50,7 @@ absl::Status ExtendInSteps(const grab::Model& model, std::span<const ChannelRows
     return true;
   };
   std::vector<ChannelRows> part;
-  while (between && !all_of()) {
+  while (between && !model.ExtendsAtOnce() && !all_of()) {
     part.resize(tokens.size());
     for (size_t c = 0; c < tokens.size(); ++c) AppendRows(tokens[c], next_of(c), &part[c]);
     if (absl::Status status = model.Extend(part, kv); !status.ok()) return status;

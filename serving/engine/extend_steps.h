@@ -20,7 +20,8 @@ using BetweenSteps = std::function<void()>;
 // longer the history, since a row costs what is before it. At 16,384 rows one page.
 size_t StepRows(size_t before);
 
-// grab::Model::Extend to all of `tokens`, bit for bit the same state. One call if a step suffices.
+// grab::Model::Extend to all of `tokens`, bit for bit the same state. One call if a step suffices or
+// the model is quick (ExtendsAtOnce).
 absl::Status ExtendInSteps(const grab::Model& model, std::span<const ChannelRows> tokens, grab::UserKv* kv,
                            const BetweenSteps& between);
 

@@ -223,6 +223,11 @@ TEST(ExtendInStepsTest, GivesTheStateOfOneCall) {
   ASSERT_TRUE(ExtendInSteps(model, rows, &steps, [&] { ++pauses; }).ok());
   EXPECT_EQ(steps.chain, once.chain);
   EXPECT_EQ(pauses, 2);
+  model.extends_at_once = true;
+  FakeKv quick(channels);
+  ASSERT_TRUE(ExtendInSteps(model, rows, &quick, [&] { ++pauses; }).ok());
+  EXPECT_EQ(quick.chain, once.chain);
+  EXPECT_EQ(pauses, 2);
   EXPECT_EQ(StepRows(0), 512u);
   EXPECT_EQ(StepRows(16'384), 128u);
   EXPECT_EQ(StepRows(1'000'000), 128u);
