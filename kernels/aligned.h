@@ -7,10 +7,11 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#include "kernels/large_pages.h"
 
 namespace backstory {
 
@@ -20,15 +21,13 @@ class AlignedArray {
   static_assert(std::is_trivial_v<T>);
 
  public:
-  static constexpr std::align_val_t kAlignment{64};
-
   AlignedArray() = default;
   explicit AlignedArray(size_t size) : AlignedArray(size, kUninitialised) {
     if (size > 0) std::memset(data_.get(), 0, size * sizeof(T));
   }
   enum Uninitialised { kUninitialised };
   AlignedArray(size_t size, Uninitialised) : size_(size) {
-    if (size > 0) data_.reset(static_cast<T*>(::operator new[](size * sizeof(T), kAlignment)));
+    if (size > 0) data_ = {static_cast<T*>(AllocateAligned(size * sizeof(T))), Free{size * sizeof(T)}};
   }
 
   T* data() { return data_.get(); }
@@ -45,7 +44,8 @@ class AlignedArray {
 
  private:
   struct Free {
-    void operator()(T* p) const { ::operator delete[](p, kAlignment); }
+    size_t bytes = 0;
+    void operator()(T* p) const { FreeAligned(p, bytes); }
   };
   std::unique_ptr<T[], Free> data_;
   size_t size_ = 0;

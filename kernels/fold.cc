@@ -5,7 +5,10 @@
 namespace backstory {
 
 FoldCodes::FoldCodes(const float* pos, size_t n_pos, const float* time, size_t n_time, size_t d_k)
-    : n_pos_(n_pos), d_k_(d_k), stride_(static_cast<size_t>(kLead) + n_pos + 2 * kPanel), time_(time, time + n_time * d_k) {
+    : n_pos_(n_pos),
+      d_k_(d_k),
+      stride_(static_cast<size_t>(kLead) + n_pos + 2 * kPanel),
+      time_(time, time + n_time * d_k) {
   pos_.resize(d_k * stride_);
   for (size_t i = 0; i < d_k; ++i) {
     for (size_t u = 0; u < stride_; ++u) {

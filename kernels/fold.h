@@ -1,5 +1,5 @@
-// FOLDED pages: the newest rows' position and time bias added to their keys once per request, instead of a table row per
-// query. logit = q . (k + pos[rank] + time[bucket]) scale, so a folded page needs no bias (KeyRun::kNoBias).
+// FOLDED pages: the newest rows' position and time bias added to their keys once per request, instead of a table row
+// per query. logit = q . (k + pos[rank] + time[bucket]) scale, so a folded page needs no bias (KeyRun::kNoBias).
 #ifndef BACKSTORY_KERNELS_FOLD_H_
 #define BACKSTORY_KERNELS_FOLD_H_
 

@@ -51,7 +51,7 @@ struct GemmArgs {
   // Columns outside panels [first_panel, end_panel) are neither computed nor written.
   size_t first_panel = 0;
   size_t end_panel = SIZE_MAX;
-  float* c = nullptr;      // [m][n], row stride ldc; must not overlap a
+  float* c = nullptr;  // [m][n], row stride ldc; must not overlap a
   size_t ldc = 0;
 };
 

@@ -10,8 +10,9 @@
 
 namespace backstory {
 
-// While alive, threads started by the caller run beside it, on the machine's other processors, and from Pin on the caller
-// keeps to the first one: a scheduler that finds no processor idle otherwise likes to wake a worker on the caller's.
+// While alive, threads started by the caller run beside it, on the machine's other processors, and from Pin on the
+// caller keeps to the first one: a scheduler that finds no processor idle otherwise likes to wake a worker on the
+// caller's.
 class OwnProcessors {
  public:
   explicit OwnProcessors(size_t threads) {

@@ -77,7 +77,8 @@ struct TileMemory {
         s(q + kAttendTile * PairPadded(a.shape.d_k)) {}
 };
 
-// Part `part` of `parts` of one head's K or V of the next page, which is brought closer while this page is worked on.
+// Part `part` of `parts` of one head's K or V of the page to come, which is brought closer while this page is worked
+// on.
 HWY_INLINE Ahead AheadOf(const void* page, size_t head, size_t head_bytes, size_t part, size_t parts) {
   const size_t lines = head_bytes / 64, first = part * lines / parts, last = (part + 1) * lines / parts;
   return {static_cast<const char*>(page) + head * head_bytes + first * 64, (last - first) * 64};
@@ -104,11 +105,14 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
   }
   if (w.first >= w.last) return;
   Ahead next_k, next_v;
-  if (p + 1 < a.pages.size()) {
+  const bool last_page = p + 1 == a.pages.size();
+  const size_t next_head = call.kv_head + (last_page ? 1 : 0);
+  if (next_head < a.shape.kv_heads) {
+    const PageView& next = a.pages[last_page ? 0 : p + 1];
     const size_t part = r0 / kAttendSub, parts = (tile_rows + kAttendSub - 1) / kAttendSub;
     const size_t bytes = a.shape.element_bytes();
-    next_k = AheadOf(a.pages[p + 1].k, call.kv_head, a.shape.k_head_size() * bytes, part, parts);
-    next_v = AheadOf(a.pages[p + 1].v, call.kv_head, a.shape.v_head_size() * bytes, part, parts);
+    next_k = AheadOf(next.k, next_head, a.shape.k_head_size() * bytes, part, parts);
+    next_v = AheadOf(next.v, next_head, a.shape.v_head_size() * bytes, part, parts);
   }
   const auto* q = OperandsOf<Ops>(memory.q) + r0 * a.shape.k_depth();
   HWY_ALIGN float maxima[kAttendSub * kPanel];
@@ -128,9 +132,9 @@ HWY_INLINE void AttendSub(const Call& call, const TileMemory& memory, size_t i0,
   float* o = memory.o + r0 * memory.o_stride;
   float lower[kAttendSub];
   for (size_t r = 0; r < rows; ++r) {
-    lower[r] = !look[r].reaches ? HUGE_VALF
-                                : score->Raise(r0 + r, look[r].shift, memory.o_stride, maxima + r * kPanel,
-                                               o + r * memory.o_stride);
+    lower[r] = !look[r].reaches
+                   ? HUGE_VALF
+                   : score->Raise(r0 + r, look[r].shift, memory.o_stride, maxima + r * kPanel, o + r * memory.o_stride);
   }
   Ops::Weights({memory.s, kPageRows, rows, w.first, w.last, lower, score->sum[r0]});
   const auto* v =

@@ -6,7 +6,7 @@
 namespace backstory {
 namespace {
 
-template <size_t kRows, size_t kPanels>
+template <size_t kRows, size_t kPanels, bool kMaxima>
 inline __attribute__((always_inline)) void Tile(const Bf16DotArgs& args, const uint16_t* a, const uint16_t* panel,
                                                 float* c, float* maxima, bool first) {
   __m512 acc[kRows][kPanels];
@@ -35,7 +35,7 @@ inline __attribute__((always_inline)) void Tile(const Bf16DotArgs& args, const u
 #pragma GCC unroll 8
     for (size_t p = 0; p < kPanels; ++p) _mm512_storeu_ps(c + r * args.ldc + 16 * p, acc[r][p]);
   }
-  if (maxima == nullptr) return;
+  if constexpr (!kMaxima) return;
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
     __m512 top = acc[r][0];
@@ -62,17 +62,17 @@ constexpr size_t kTileRows = 6;
 
 // All rows against kPanels panels. Six rows by four panels: 24 chains hide the instruction's latency, and ten loads
 // feed 24 of it.
-template <size_t kPanels>
+template <size_t kPanels, bool kMaxima>
 void Rows(const Bf16DotArgs& args, size_t first_panel, Ahead* ahead) {
   const uint16_t* panel = args.panel + first_panel * args.panel_stride;
   float* c = args.c + 16 * first_panel;
   float* maxima = args.maxima;
   const bool first = first_panel == 0;
-  const auto skip = [&](size_t rows) { return maxima == nullptr ? nullptr : maxima + 16 * rows; };
+  const auto skip = [&](size_t rows) { return kMaxima ? maxima + 16 * rows : nullptr; };
   size_t r = 0;
   for (; r + kTileRows <= args.rows; r += kTileRows) {
     ahead->Step();
-    Tile<kTileRows, kPanels>(args, args.a + r * args.lda, panel, c + r * args.ldc, skip(r), first);
+    Tile<kTileRows, kPanels, kMaxima>(args, args.a + r * args.lda, panel, c + r * args.ldc, skip(r), first);
   }
   const uint16_t* a = args.a + r * args.lda;
   c += r * args.ldc;
@@ -80,18 +80,36 @@ void Rows(const Bf16DotArgs& args, size_t first_panel, Ahead* ahead) {
   ahead->Step();
   switch (args.rows - r) {
     case 5:
-      return Tile<5, kPanels>(args, a, panel, c, maxima, first);
+      return Tile<5, kPanels, kMaxima>(args, a, panel, c, maxima, first);
     case 4:
-      return Tile<4, kPanels>(args, a, panel, c, maxima, first);
+      return Tile<4, kPanels, kMaxima>(args, a, panel, c, maxima, first);
     case 3:
-      return Tile<3, kPanels>(args, a, panel, c, maxima, first);
+      return Tile<3, kPanels, kMaxima>(args, a, panel, c, maxima, first);
     case 2:
-      return Tile<2, kPanels>(args, a, panel, c, maxima, first);
+      return Tile<2, kPanels, kMaxima>(args, a, panel, c, maxima, first);
     case 1:
-      return Tile<1, kPanels>(args, a, panel, c, maxima, first);
+      return Tile<1, kPanels, kMaxima>(args, a, panel, c, maxima, first);
     default:
       return;
   }
+}
+
+template <bool kMaxima>
+void Panels(const Bf16DotArgs& args) {
+  const size_t tiles = ((args.rows + kTileRows - 1) / kTileRows) * ((args.panels + 3) / 4);
+  Ahead ahead{args.ahead, args.ahead + args.ahead_bytes, tiles == 0 ? 0 : (args.ahead_bytes / 64 / tiles + 1) * 64};
+  size_t p = 0;
+  if (args.rows == 1) {
+    for (; p + 8 <= args.panels; p += 8) {
+      Tile<1, 8, kMaxima>(args, args.a, args.panel + p * args.panel_stride, args.c + 16 * p, args.maxima, p == 0);
+    }
+  }
+  for (; p + 4 <= args.panels; p += 4) Rows<4, kMaxima>(args, p, &ahead);
+  if (p + 2 <= args.panels) {
+    Rows<2, kMaxima>(args, p, &ahead);
+    p += 2;
+  }
+  if (p < args.panels) Rows<1, kMaxima>(args, p, &ahead);
 }
 
 // 2^x = 2^floor(x) 2^f for x <= 0, f in [0, 1): the polynomial is off by 7.5e-8, with rounding 1.5e-7.
@@ -108,22 +126,7 @@ inline __attribute__((always_inline)) __m512 Exp2(__m512 x) {
 
 }  // namespace
 
-void Bf16DotPanels(const Bf16DotArgs& args) {
-  const size_t tiles = ((args.rows + kTileRows - 1) / kTileRows) * ((args.panels + 3) / 4);
-  Ahead ahead{args.ahead, args.ahead + args.ahead_bytes, tiles == 0 ? 0 : (args.ahead_bytes / 64 / tiles + 1) * 64};
-  size_t p = 0;
-  if (args.rows == 1) {
-    for (; p + 8 <= args.panels; p += 8) {
-      Tile<1, 8>(args, args.a, args.panel + p * args.panel_stride, args.c + 16 * p, args.maxima, p == 0);
-    }
-  }
-  for (; p + 4 <= args.panels; p += 4) Rows<4>(args, p, &ahead);
-  if (p + 2 <= args.panels) {
-    Rows<2>(args, p, &ahead);
-    p += 2;
-  }
-  if (p < args.panels) Rows<1>(args, p, &ahead);
-}
+void Bf16DotPanels(const Bf16DotArgs& args) { args.maxima == nullptr ? Panels<false>(args) : Panels<true>(args); }
 
 void Bf16Weights(const WeightsArgs& args) {
   for (size_t r = 0; r < args.rows; ++r) {
@@ -154,15 +157,15 @@ void Bf16Weights(const WeightsArgs& args) {
 }
 
 void Bf16Add(const Bf16AddArgs& args) {
-  alignas(64) static const uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                  8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  alignas(64) static const uint16_t kPairs[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i order = _mm512_load_si512(kPairs), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   for (size_t i = 0; i < args.pairs; ++i) {
     const __m512i both = _mm512_load_si512(args.from + 32 * i);
-    const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
-                                     _mm512_load_ps(args.add + 32 * i));
-    const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(_mm512_and_si512(both, upper)),
-                                      _mm512_load_ps(args.add + 32 * i + 16));
+    const __m512 low =
+        _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), _mm512_load_ps(args.add + 32 * i));
+    const __m512 high =
+        _mm512_add_ps(_mm512_castsi512_ps(_mm512_and_si512(both, upper)), _mm512_load_ps(args.add + 32 * i + 16));
     _mm512_store_si512(args.to + 32 * i, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
   }
 }

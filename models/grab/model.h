@@ -61,6 +61,9 @@ class Model {
   // Hash of every tensor and setting that K/V depends on (hex, 16 digits): versions that share it share user state.
   virtual const std::string& state_id() const = 0;
   virtual size_t parameter_bytes() const = 0;
+  // Whether Extend takes a whole history within milliseconds; if not, a server extends in steps and does other work
+  // between.
+  virtual bool ExtendsAtOnce() const { return false; }
 
   virtual std::unique_ptr<UserKv> NewState() const = 0;
   // Appends rows [kv->Rows(c), tokens[c].time_us.size()) of every channel. Rows before must be those already appended.
@@ -71,8 +74,9 @@ class Model {
 // Weights by the names of models/grab/tensors.h; further tensors are ignored. NOT_FOUND or INVALID_ARGUMENT naming the
 // tensor or the setting. Embedding tables stay in the memory of `tensors` (which the model keeps alive), the rest is
 // packed for the kernels. `pool` may be null (work runs in the calling thread) and must outlive the model.
-// `precision` is what K/V, the layers' matrices, the last of the candidates' tokens and the first of the head are stored in
-// and multiplied as (kernels/dtype.h); embeddings, norms, gates, softmax and logits are fp32 in either. It enters state_id.
+// `precision` is what K/V, the layers' matrices, the last of the candidates' tokens and the first of the head are
+// stored in and multiplied as (kernels/dtype.h); embeddings, norms, gates, softmax and logits are fp32 in either. It
+// enters state_id.
 absl::StatusOr<std::unique_ptr<Model>> CreateModel(const Config& config, const TensorMap& tensors, ThreadPool* pool,
                                                    Dtype precision = Dtype::kF32);
 

@@ -63,7 +63,7 @@ class Stack {
 
   // What all blocks of one segment share: who is visible, and the pages.
   struct Visibility {
-    std::vector<std::vector<KeyRun>> runs;                  // [channel]
+    std::vector<std::vector<KeyRun>> runs;  // [channel]
     // The same with pages from first_folded on, the newest whose rows' positions differ, marked as FOLDED.
     std::vector<std::vector<KeyRun>> far_runs;              // [channel]
     std::vector<size_t> first_folded;                       // [channel]

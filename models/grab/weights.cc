@@ -84,7 +84,8 @@ absl::StatusOr<LayerWeights> LoadLayer(const Config& c, const TensorMap& tensors
 
 size_t BytesOf(const LayerWeights& w) {
   size_t bytes = w.fold_codes.bytes() + (w.wd.has_value() ? w.wd->bytes() : 0);
-  for (const PackedMatrix* m : {&w.wq, &w.wk, &w.wv, &w.wo, &w.w1, &w.w2, &w.bias_codes, &w.far_codes}) bytes += m->bytes();
+  for (const PackedMatrix* m : {&w.wq, &w.wk, &w.wv, &w.wo, &w.w1, &w.w2, &w.bias_codes, &w.far_codes})
+    bytes += m->bytes();
   for (const auto* v : {&w.b1, &w.b2, &w.n1_g, &w.n1_b, &w.n2_g, &w.n2_b, &w.bact}) bytes += v->size() * sizeof(float);
   return bytes;
 }

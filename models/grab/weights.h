@@ -48,8 +48,8 @@ struct StackWeights {
   size_t Bytes() const;
 };
 
-// The matrices of the layers and the head's first are packed as `layers`; the gates and the head's last stay fp32. NOT_FOUND
-// or INVALID_ARGUMENT naming the tensor.
+// The matrices of the layers and the head's first are packed as `layers`; the gates and the head's last stay fp32.
+// NOT_FOUND or INVALID_ARGUMENT naming the tensor.
 absl::StatusOr<StackWeights> LoadStackWeights(const Config& config, const TensorMap& tensors, Dtype layers);
 
 // Packs / copies one tensor.

@@ -11,7 +11,8 @@
 namespace backstory {
 
 void AddBenchCommand(CLI::App& app) {
-  CLI::App* bench = app.add_subcommand("bench", "Load on a running server, or kernels and models of this machine, measured");
+  CLI::App* bench =
+      app.add_subcommand("bench", "Load on a running server, or kernels and models of this machine, measured");
   bench->require_subcommand(1);
   AddBenchRank(bench);
   AddBenchAppend(bench);

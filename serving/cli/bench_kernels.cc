@@ -28,8 +28,8 @@ struct Options {
 constexpr char kExamples[] = R"(Examples:
   backstory bench kernels
   backstory bench kernels --only attend --seconds 1 --json
-One thread, inputs in cache. "of bound" is the share of what the core multiplies and adds from registers, measured first. No
-server and no model is needed.)";
+One thread, inputs in cache. "of bound" is the share of what the core multiplies and adds from registers, measured first.
+No server and no model is needed.)";
 
 std::vector<float> Normals(size_t n, uint32_t seed) {
   std::mt19937 random(seed);
@@ -76,9 +76,8 @@ void KernelBench::Gemm(size_t m, size_t k, size_t n, Dtype dtype) {
   const std::vector<float> a = Normals(m * k, 1), b = Normals(k * n, 2);
   std::vector<float> c(m * n);
   const PackedMatrix packed(b.data(), k, n, n, dtype);
-  Time(name, 2.0 * static_cast<double>(m * k * n), dtype, [&] {
-    Kernels().gemm({.a = a.data(), .lda = k, .m = m, .b = &packed, .c = c.data(), .ldc = n});
-  });
+  Time(name, 2.0 * static_cast<double>(m * k * n), dtype,
+       [&] { Kernels().gemm({.a = a.data(), .lda = k, .m = m, .b = &packed, .c = c.data(), .ldc = n}); });
 }
 
 void KernelBench::Attend(size_t queries, size_t rows, size_t heads, size_t width, bool bias, Dtype dtype) {
@@ -120,8 +119,14 @@ void KernelBench::Attend(size_t queries, size_t rows, size_t heads, size_t width
 
 void RunCases(KernelBench* bench) {
   for (const Dtype dtype : {Dtype::kF32, Dtype::kBf16}) {
-    for (const auto& [m, k, n] : {std::array<size_t, 3>{48, 64, 128}, {48, 256, 256}, {128, 256, 256}, {128, 256, 512},
-                                  {512, 64, 320}, {96, 512, 1024}, {1, 64, 192}, {1, 512, 1024}}) {
+    for (const auto& [m, k, n] : {std::array<size_t, 3>{48, 64, 128},
+                                  {48, 256, 256},
+                                  {128, 256, 256},
+                                  {128, 256, 512},
+                                  {512, 64, 320},
+                                  {96, 512, 1024},
+                                  {1, 64, 192},
+                                  {1, 512, 1024}}) {
       bench->Gemm(m, k, n, dtype);
     }
     for (const bool bias : {false, true}) {

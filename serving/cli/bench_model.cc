@@ -132,7 +132,8 @@ struct Result {
 
 class ModelBench {
  public:
-  ModelBench(const Options& options, const grab::Config& config, const TensorMap& weights, Dtype dtype, ThreadPool* pool)
+  ModelBench(const Options& options, const grab::Config& config, const TensorMap& weights, Dtype dtype,
+             ThreadPool* pool)
       : options_(options), config_(config), dtype_(dtype), gemm_flops_(GemmFlops(dtype, pool)) {
     auto model = grab::CreateModel(config, weights, pool, dtype);
     CheckOk(model.status(), "create the model");
@@ -193,8 +194,9 @@ Result ModelBench::Score() const {
     CheckOk(model_->Score({&segment, 1}), "score");
   });
   const grab::Costs costs = grab::CostsOf(config_);
-  const double macs = static_cast<double>(costs.macs_per_candidate) + channels() * static_cast<double>(history_) *
-                                                                          static_cast<double>(costs.macs_per_candidate_and_row);
+  const double macs =
+      static_cast<double>(costs.macs_per_candidate) +
+      channels() * static_cast<double>(history_) * static_cast<double>(costs.macs_per_candidate_and_row);
   return ResultOf("score", timing, macs * static_cast<double>(options_.candidates), users[0]->Bytes());
 }
 
@@ -312,8 +314,8 @@ void AddBenchModel(CLI::App* bench) {
   command->add_option("--threads", options->threads, "Threads, each on a processor of its own")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  command->add_option("--precision", options->precision, "fp32, bf16 or both")
-      ->check(CLI::IsMember({"fp32", "bf16", "both"}))
+  command->add_option("--precision", options->precision, "f32, bf16 or both")
+      ->check(CLI::IsMember({"f32", "bf16", "both"}))
       ->capture_default_str();
   command->add_option("--what", options->what, "score, prefill, append: one or several")
       ->check(CLI::IsMember({"score", "prefill", "append"}))

@@ -1,5 +1,5 @@
-// `backstory bench model`: GRAB in process, without store or gRPC: cached scoring, prefill and append beside the bounds of the
-// threads used.
+// `backstory bench model`: GRAB in process, without store or gRPC: cached scoring, prefill and append beside the bounds
+// of the threads used.
 #ifndef BACKSTORY_SERVING_CLI_BENCH_MODEL_H_
 #define BACKSTORY_SERVING_CLI_BENCH_MODEL_H_
 

@@ -59,19 +59,19 @@ double GemmFlops(Dtype dtype, ThreadPool* pool) {
   return 2.0 * static_cast<double>(threads * kRepeats * kM * kK * kN) / timing.median;
 }
 
-const char* PrecisionName(Dtype dtype) { return dtype == Dtype::kBf16 ? "bf16" : "fp32"; }
+const char* PrecisionName(Dtype dtype) { return dtype == Dtype::kBf16 ? "bf16" : "f32"; }
 
 nlohmann::ordered_json MachineReport() {
   nlohmann::ordered_json out;
   out["machine"] = MachineLine();
   out["kernel_target"] = Kernels().target;
-  out["core_bound_fp32_gflops"] = PeakFlops(Dtype::kF32) * 1e-9;
+  out["core_bound_f32_gflops"] = PeakFlops(Dtype::kF32) * 1e-9;
   out["core_bound_bf16_gflops"] = PeakFlops(Dtype::kBf16) * 1e-9;
   return out;
 }
 
 void PrintMachineReport() {
-  fmt::print("{}; kernels {}; one core from registers: {:.0f} GFLOP/s fp32, {:.0f} bf16\n", MachineLine(),
+  fmt::print("{}; kernels {}; one core from registers: {:.0f} GFLOP/s f32, {:.0f} bf16\n", MachineLine(),
              Kernels().target, PeakFlops(Dtype::kF32) * 1e-9, PeakFlops(Dtype::kBf16) * 1e-9);
 }
 

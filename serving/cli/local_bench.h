@@ -23,8 +23,8 @@ struct Timing {
 // shorter than 50 us are timed several to a sample.
 Timing TimeCalls(double seconds, const std::function<void()>& fn);
 
-// Operations per second of this build's own GEMM (128 x 256 x 256 on every thread at once): the rate that a pass made of
-// dense products alone would reach. 0.2 s.
+// Operations per second of this build's own GEMM (128 x 256 x 256 on every thread at once): the rate that a pass made
+// of dense products alone would reach. 0.2 s.
 double GemmFlops(Dtype dtype, ThreadPool* pool);
 
 const char* PrecisionName(Dtype dtype);

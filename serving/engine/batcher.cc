@@ -2,7 +2,16 @@
 
 #include <utility>
 
+#include "serving/engine/shed.h"
+
 namespace backstory {
+
+namespace {
+
+// Events whose state is built amid other work, in the time of a few steps of a long one.
+constexpr size_t kQuickEvents = 2'048;
+
+}  // namespace
 
 void Batcher::Start(int threads) {
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Work(); });
@@ -63,13 +72,45 @@ void Batcher::RunBatch(std::unique_ptr<RankJob> first) {
   ScoreAndFinish(&batch);
 }
 
+void Batcher::ServeReady() {
+  std::vector<std::unique_ptr<Job>> put_off;
+  for (size_t i = 0; i < limits_.requests; ++i) {
+    RequestQueue::PopResult next = queue_->TryPopReady(clock_->MonotonicMicros());
+    Expire(std::move(next.expired));
+    if (next.job == nullptr) break;
+    std::unique_ptr<RankJob> job(static_cast<RankJob*>(next.job.release()));
+    if (!hooks_.start(job)) continue;
+    absl::StatusOr<Ranker::Prepared> prepared = ranker_->PrepareQuickly(&job->rank, kQuickEvents);
+    if (!prepared.ok()) {
+      hooks_.finish(std::move(job), prepared.status());
+    } else if (*prepared != Ranker::Prepared::kReady) {
+      job->is_long = *prepared == Ranker::Prepared::kLong;
+      put_off.push_back(std::move(job));
+    } else {
+      std::vector<std::unique_ptr<RankJob>> batch;
+      batch.push_back(std::move(job));
+      ScoreAndFinish(&batch);
+    }
+  }
+  for (auto job = put_off.rbegin(); job != put_off.rend(); ++job) {
+    if (queue_->PutBack(*job)) continue;
+    hooks_.finish(std::unique_ptr<RankJob>(static_cast<RankJob*>(job->release())),
+                  ShedStatus("server is shutting down", 1000));
+  }
+}
+
 // Prepares a job and puts it into the batch. If that would mean waiting, the batch is scored first.
 bool Batcher::Add(std::unique_ptr<RankJob> job, std::vector<std::unique_ptr<RankJob>>* batch) {
   if (!hooks_.start(job)) return false;
-  absl::StatusOr<Ranker::Prepared> prepared = ranker_->Prepare(&job->rank, /*may_wait=*/batch->empty());
-  if (prepared.ok() && *prepared == Ranker::Prepared::kBusy) {
+  const BetweenSteps between = [this, &job] {
+    const int64_t start_us = clock_->MonotonicMicros();
+    ServeReady();
+    job->lent_us += clock_->MonotonicMicros() - start_us;
+  };
+  absl::StatusOr<Ranker::Prepared> prepared = ranker_->Prepare(&job->rank, /*may_wait=*/batch->empty(), between);
+  if (prepared.ok() && *prepared != Ranker::Prepared::kReady) {
     ScoreAndFinish(batch);
-    prepared = ranker_->Prepare(&job->rank, /*may_wait=*/true);
+    prepared = ranker_->Prepare(&job->rank, /*may_wait=*/true, between);
   }
   if (!prepared.ok()) {
     hooks_.finish(std::move(job), prepared.status());

@@ -19,7 +19,8 @@ struct BatchLimits {
 };
 
 // A worker waits for a user's state only while it holds none itself: what it has prepared is scored first. So no two
-// workers wait for each other, and a cold user delays nobody who is ready.
+// workers wait for each other, and a cold user delays nobody who is ready: building a long state is interrupted for
+// them.
 class Batcher {
  public:
   struct Hooks {
@@ -39,6 +40,10 @@ class Batcher {
   void Start(int threads);
   // Returns once all workers have ended, which they do when the queue is closed.
   void Join();
+  // For a worker between two steps of long work: scores up to a batch of waiting ONLINE requests whose state is at hand
+  // or soon built (2,048 events), one by one. Those with more to build go back to the queue for a worker that may wait,
+  // those whose state is in use for the next pause. Never waits.
+  void ServeReady();
   // One job (and what joins its batch) on the calling thread; false if nothing waits. For tests without workers.
   bool RunOne();
 

@@ -259,6 +259,7 @@ absl::Status EngineImpl::Enqueue(std::unique_ptr<RankJob>& job) {
 bool EngineImpl::StartJob(std::unique_ptr<RankJob>& job) {
   PreparedRank& rank = job->rank;
   job->started_us = clock_->MonotonicMicros();
+  rank.reply.timings.clear();  // of a first start, before it was put back
   if (rank.query.cancel != nullptr && rank.query.cancel->cancelled()) {
     FinishRank(std::move(job), absl::CancelledError("cancelled by the caller"));
     return false;
@@ -274,6 +275,7 @@ bool EngineImpl::StartJob(std::unique_ptr<RankJob>& job) {
   rank.reply.degrade_step = static_cast<int>(step);
   rank.reply.parameters = rank.parameters.Report();
   rank.reply.timings.push_back({"queue", job->started_us - job->enqueued_us});
+  if (job->started) return true;  // counted at its first start
   metrics_
       ->GetHistogram("backstory_stage_seconds", "Time of one request in one stage", LatencyBoundsSeconds(),
                      {{"stage", "queue"}})
@@ -307,7 +309,7 @@ void EngineImpl::FinishRank(std::unique_ptr<RankJob> job, absl::Status status) {
   }
   const int64_t now_us = clock_->MonotonicMicros();
   if (status.ok()) {
-    gate_.Sample(now_us - job->entered_us, now_us - job->started_us, job->scored_with, job->in_flight);
+    gate_.Sample(now_us - job->entered_us, now_us - job->started_us - job->lent_us, job->scored_with, job->in_flight);
   }
   CountOutcome(*job, status, now_us - job->entered_us);
   FinishExposure(*job, status);

@@ -168,6 +168,7 @@ absl::StatusOr<CacheReport> EngineImpl::BringUpToDate(const UserKey& user, const
   request.events_max = events_max;
   request.parameter_hash = launch_.StateHash();
   request.view_us = clock_->WallMicros();
+  request.between = [this] { batcher_.ServeReady(); };
   absl::StatusOr<StateAnswer> answer = states_.Acquire(request);
   if (!answer.ok()) return answer.status();
   return std::move(answer->report);

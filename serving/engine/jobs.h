@@ -32,6 +32,7 @@ class RankJob : public Job {
   int64_t started_us = 0;   // monotonic, when a worker took it; 0 = never
   int64_t in_flight = 0;    // others in flight when it entered
   int64_t scored_with = 1;  // requests of its batch, itself included
+  int64_t lent_us = 0;      // part of its worker's time that went to other requests (Batcher::ServeReady)
   bool exposed = false;     // an ExposureRecord of id `id` was written
 };
 

@@ -127,20 +127,33 @@ void Ranker::AddTiming(PreparedRank* rank, std::string_view stage, int64_t durat
       ->Observe(static_cast<double>(duration_us) * 1e-6);
 }
 
-absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wait) const {
+absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wait,
+                                                 const BetweenSteps& between) const {
+  StateRequest request;
+  request.may_wait = may_wait;
+  request.between = between;
+  return PrepareWith(std::move(request), rank);
+}
+
+absl::StatusOr<Ranker::Prepared> Ranker::PrepareQuickly(PreparedRank* rank, size_t quick_events) const {
+  StateRequest request;
+  request.may_wait = false;
+  request.quick_events = quick_events;
+  return PrepareWith(std::move(request), rank);
+}
+
+absl::StatusOr<Ranker::Prepared> Ranker::PrepareWith(StateRequest request, PreparedRank* rank) const {
   const RankQuery& query = rank->query;
   const int64_t start_us = clock_->MonotonicMicros();
-  StateRequest request;
   request.user = {query.ns, query.units.user};
   request.served = rank->served.get();
   request.events_max = rank->parameters.Int("state_events_max");
   request.parameter_hash = rank->parameters.StateHash();
   request.view_us = std::min(query.now_us, query.as_of.event_time_us);
   request.known_by_us = query.as_of.known_by_us;
-  request.may_wait = may_wait;
   absl::StatusOr<StateAnswer> answer = states_->Acquire(request);
   if (!answer.ok()) return answer.status();
-  if (answer->busy) return Prepared::kBusy;
+  if (answer->busy) return answer->long_work ? Prepared::kLong : Prepared::kBusy;
 
   RankReply& reply = rank->reply;
   reply.request_id = query.request_id;

@@ -37,9 +37,11 @@ class Ranker {
  public:
   Ranker(HistoryStore* store, Catalog* catalog, UserStateProvider* states, Clock* clock, Metrics* metrics);
 
-  enum class Prepared { kReady, kBusy };
-  // kBusy only if !may_wait: nothing was done, ask again when no pin is held. See StateRequest::may_wait.
-  absl::StatusOr<Prepared> Prepare(PreparedRank* rank, bool may_wait) const;
+  enum class Prepared { kReady, kBusy, kLong };  // kLong: busy until somebody has time for long work
+  // kBusy and kLong only if !may_wait: nothing was done, ask again when no pin is held. See StateRequest::may_wait.
+  absl::StatusOr<Prepared> Prepare(PreparedRank* rank, bool may_wait, const BetweenSteps& between = {}) const;
+  // Without waiting, but states of up to `quick_events` new events are brought up to date.
+  absl::StatusOr<Prepared> PrepareQuickly(PreparedRank* rank, size_t quick_events) const;
   // All of one model version. Fills replies and releases the pins. A failure of the model fails the whole batch.
   absl::Status Score(std::span<PreparedRank* const> ranks) const;
 
@@ -48,6 +50,7 @@ class Ranker {
   absl::Status Probe(std::shared_ptr<const ServedModel> served) const;
 
  private:
+  absl::StatusOr<Prepared> PrepareWith(StateRequest request, PreparedRank* rank) const;
   absl::Status Tokenize(PreparedRank* rank) const;
   void AddTiming(PreparedRank* rank, std::string_view stage, int64_t duration_us) const;
 

@@ -85,6 +85,39 @@ RequestQueue::PopResult RequestQueue::TryPopAny(int64_t now_us) {
   return PopLocked(now_us);
 }
 
+RequestQueue::PopResult RequestQueue::TryPopReady(int64_t now_us) {
+  PopResult result;
+  std::lock_guard lock(mutex_);
+  result.closed = closed_;
+  auto& online = queues_[static_cast<int>(JobClass::kOnline)];
+  for (auto it = online.begin(); it != online.end();) {
+    if ((*it)->is_long || (*it)->batch_key == nullptr) {
+      ++it;
+      continue;
+    }
+    std::unique_ptr<Job> job = std::move(*it);
+    it = online.erase(it);
+    --total_;
+    if (job->deadline_us > now_us) {
+      result.job = std::move(job);
+      break;
+    }
+    result.expired.push_back(std::move(job));
+  }
+  return result;
+}
+
+bool RequestQueue::PutBack(std::unique_ptr<Job>& job) {
+  std::lock_guard lock(mutex_);
+  if (closed_) return false;
+  job->started = true;
+  auto& queue = queues_[static_cast<int>(job->job_class)];
+  queue.push_front(std::move(job));
+  ++total_;
+  ready_.notify_one();
+  return true;
+}
+
 std::unique_ptr<Job> RequestQueue::Remove(uint64_t id) {
   std::lock_guard lock(mutex_);
   for (auto& queue : queues_) {

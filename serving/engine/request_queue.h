@@ -26,6 +26,8 @@ class Job {
   JobClass job_class = JobClass::kOnline;
   int64_t deadline_us = INT64_MAX;  // monotonic
   int64_t enqueued_us = 0;          // monotonic
+  bool started = false;             // a worker had it, and put it back
+  bool is_long = false;             // and found that it starts with long work
   const void* batch_key = nullptr;  // equal keys may share a batch; null: never
 };
 
@@ -64,6 +66,12 @@ class RequestQueue {
   PopResult TryPop(const void* key, int64_t now_us);
   // Whatever is next, without waiting.
   PopResult TryPopAny(int64_t now_us);
+  // The next ONLINE job that shares batches (it has a batch_key) and is not known to be long, without waiting. Others may
+  // need a second user state while their worker still builds one.
+  PopResult TryPopReady(int64_t now_us);
+  // A job that was taken but cannot run yet: it is the next of its class. False if the queue is closed; the caller then
+  // answers it.
+  bool PutBack(std::unique_ptr<Job>& job);
 
   // Takes one job back (a cancelled request); null if it is not here any more.
   std::unique_ptr<Job> Remove(uint64_t id);

@@ -73,7 +73,7 @@ int64_t AnchorOf(const UserHead& head, int64_t events_max) {
 }
 
 absl::Status UserState::Build(const grab::Model& model, HistoryStore::Snapshot snapshot, int64_t view_us,
-                              ItemReader* items, CacheReport* report) {
+                              ItemReader* items, CacheReport* report, const BetweenSteps& between) {
   const size_t covered = static_cast<size_t>(static_cast<int64_t>(snapshot.head.events) -
                                              (AnchorOf(snapshot.head, events_max_) - snapshot.head.first_index));
   std::vector<Event> events = std::move(snapshot.events);
@@ -94,19 +94,20 @@ absl::Status UserState::Build(const grab::Model& model, HistoryStore::Snapshot s
   newest_joined_us_ = events.empty() ? -1 : events.back().time_us;
   joined_ = JoinAll(events, model.config().tokenizer);
   unknown_items_.clear();
-  if (const absl::Status status = Update(model, 0, items, report); !status.ok()) return status;
+  if (const absl::Status status = Update(model, 0, items, report, between); !status.ok()) return status;
   report->source = "rebuild";
   return absl::OkStatus();
 }
 
 absl::Status UserState::BuildFrom(const grab::Model& model, const UserHead& head, std::vector<Event> events,
-                                  int64_t view_us, ItemReader* items, CacheReport* report) {
+                                  int64_t view_us, ItemReader* items, CacheReport* report,
+                                  const BetweenSteps& between) {
   UserHead seen = head;
   const size_t skipped = static_cast<size_t>(AnchorOf(head, events_max_) - head.first_index);
   events.erase(events.begin(), events.begin() + static_cast<ptrdiff_t>(std::min(skipped, events.size())));
   seen.events = events.size();
   seen.first_index = 0;
-  const absl::Status status = Build(model, {seen, std::move(events)}, view_us, items, report);
+  const absl::Status status = Build(model, {seen, std::move(events)}, view_us, items, report, between);
   head_ = head;
   report->source = "uncached";
   return status;
@@ -122,14 +123,14 @@ bool UserState::CanExtend(const HistoryTail& tail) const {
 bool UserState::Verify() const { return PageHashes(joined_.rows, 0, 0) == page_hash_; }
 
 absl::Status UserState::Extend(const grab::Model& model, HistoryTail tail, int64_t view_us, ItemReader* items,
-                               CacheReport* report) {
+                               CacheReport* report, const BetweenSteps& between) {
   assert(CanExtend(tail));
   const size_t joined_before = joined_.rows.size();
   size_t first_changed = Join(model.config().tokenizer, std::move(tail.events), std::max(view_us, view_us_));
   first_changed = std::min(first_changed, ForgetKnown(items));
   head_ = tail.head;
   report->source = first_changed < std::min(joined_before, tokens_.rows) ? "truncate" : "extend";
-  if (const absl::Status status = Update(model, first_changed, items, report); !status.ok()) return status;
+  if (const absl::Status status = Update(model, first_changed, items, report, between); !status.ok()) return status;
   if (report->rows_computed == 0 && report->source == "extend") report->source = "hit";
   return absl::OkStatus();
 }
@@ -166,7 +167,8 @@ size_t UserState::ForgetKnown(ItemReader* items) {
 }
 
 // Tokens, K/V, hashes and statistics from joined row `first_changed` on.
-absl::Status UserState::Update(const grab::Model& model, size_t first_changed, ItemReader* items, CacheReport* report) {
+absl::Status UserState::Update(const grab::Model& model, size_t first_changed, ItemReader* items, CacheReport* report,
+                               const BetweenSteps& between) {
   catalog_version_ = items->CatalogVersion();
   for (size_t i = first_changed; i < joined_.rows.size(); ++i) {
     if (items->Find(joined_.rows[i].item_id) == nullptr) unknown_items_.insert(joined_.rows[i].item_id);
@@ -180,7 +182,8 @@ absl::Status UserState::Update(const grab::Model& model, size_t first_changed, I
     if (first[c] < kv_->Rows(c)) kv_->Truncate(c, first[c]);
     kept += kv_->Rows(c);
   }
-  if (const absl::Status status = model.Extend(tokens_.channels, kv_.get()); !status.ok()) return status;
+  if (const absl::Status status = ExtendInSteps(model, tokens_.channels, kv_.get(), between); !status.ok())
+    return status;
   for (int c = 0; c < static_cast<int>(first.size()); ++c) {
     if (kv_->Rows(c) != tokens_.channels[c].time_us.size()) {
       return absl::InternalError(absl::StrCat("model left ", kv_->Rows(c), " rows of channel ", c, ", expected ",

@@ -16,6 +16,7 @@
 #include "features/incremental.h"
 #include "features/user_summary.h"
 #include "models/grab/model.h"
+#include "serving/engine/extend_steps.h"
 #include "serving/engine/item_reader.h"
 #include "serving/engine/rank_query.h"
 #include "store/history_store.h"
@@ -44,13 +45,15 @@ class UserState {
   // Whether the state knows exactly what a store at `head` knows.
   bool IsOf(const UserHead& head) const { return head == head_; }
 
+  // `between` is called between the steps of long work (extend_steps.h).
+
   // From scratch: `snapshot` holds every live event from AnchorOf(snapshot.head) on (more is fine, they are dropped),
   // of any time. Events at or after `view_us` are kept aside until the view moves past them.
   absl::Status Build(const grab::Model& model, HistoryStore::Snapshot snapshot, int64_t view_us, ItemReader* items,
-                     CacheReport* report);
+                     CacheReport* report, const BetweenSteps& between = {});
   // From a read restricted by as_of, of all retained events.
   absl::Status BuildFrom(const grab::Model& model, const UserHead& head, std::vector<Event> events, int64_t view_us,
-                         ItemReader* items, CacheReport* report);
+                         ItemReader* items, CacheReport* report, const BetweenSteps& between = {});
 
   // Whether Extend can take this tail; if not, Build.
   bool CanExtend(const HistoryTail& tail) const;
@@ -60,7 +63,7 @@ class UserState {
   // Adds the events of `tail` (those since head().seq; none if only time has passed) and moves the view to at least
   // `view_us`. Takes back K/V rows from the first changed one. On failure the state must be discarded.
   absl::Status Extend(const grab::Model& model, HistoryTail tail, int64_t view_us, ItemReader* items,
-                      CacheReport* report);
+                      CacheReport* report, const BetweenSteps& between = {});
 
   // What a request at `now_us` sees, or nullopt if this state cannot answer it: the view has to move first
   // (NeedsAdvance), or `now_us` lies in the past of the state where a later action changed a row that was open then
@@ -86,7 +89,8 @@ class UserState {
   JoinedHistory* mutable_joined_for_test() { return &joined_; }
 
  private:
-  absl::Status Update(const grab::Model& model, size_t first_changed, ItemReader* items, CacheReport* report);
+  absl::Status Update(const grab::Model& model, size_t first_changed, ItemReader* items, CacheReport* report,
+                      const BetweenSteps& between);
   size_t Join(const TokenizerConfig& config, std::vector<Event> fresh, int64_t view_us);
   size_t ForgetKnown(ItemReader* items);
   void Rehash(size_t from);
@@ -108,8 +112,8 @@ class UserState {
   uint64_t catalog_version_ = 0;
   size_t bytes_ = 0;
 
-  // Running statistics, each up to a moment: callers that walk through the user's past side by side (batch scoring) each
-  // find one that is not ahead of them.
+  // Running statistics, each up to a moment: callers that walk through the user's past side by side (batch scoring)
+  // each find one that is not ahead of them.
   struct RunningSummary {
     SummaryAccumulator sums;
     int64_t us = INT64_MIN;

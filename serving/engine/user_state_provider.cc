@@ -7,8 +7,6 @@
 namespace backstory {
 namespace {
 
-// More new events than this count as long work for a caller that may not wait.
-constexpr size_t kQuickEvents = 64;
 // A view further ahead of the clock than events may be (store/history_store.h) leaves the cached state alone, so that
 // one caller's strange clock does not cost the next one a rebuild.
 constexpr int64_t kViewAheadMaxUs = int64_t{24} * 3600 * 1'000'000;
@@ -89,7 +87,7 @@ absl::StatusOr<StateAnswer> UserStateProvider::Acquire(const StateRequest& reque
     }
   }
   if (!request.may_wait) {
-    answer.busy = true;
+    answer.busy = answer.long_work = true;
     return answer;
   }
   if (absl::Status status = BuildUncached(request, &answer); !status.ok()) return status;
@@ -125,8 +123,8 @@ absl::Status UserStateProvider::BringUpToDate(const StateRequest& request, std::
   }
   if (!tail.ok()) return tail.status();
   if (!(*state)->CanExtend(*tail)) return Rebuild(request, state, answer);
-  if (!request.may_wait && tail->events.size() > kQuickEvents) {
-    answer->busy = true;
+  if (!request.may_wait && tail->events.size() > request.quick_events) {
+    answer->busy = answer->long_work = true;
     return absl::OkStatus();
   }
   if (!(*state)->Verify()) {
@@ -134,13 +132,14 @@ absl::Status UserStateProvider::BringUpToDate(const StateRequest& request, std::
     return Rebuild(request, state, answer);
   }
   ItemReader items(catalog_, request.user.ns);
-  return (*state)->Extend(*request.served->model, *std::move(tail), request.view_us, &items, &answer->report);
+  return (*state)->Extend(*request.served->model, *std::move(tail), request.view_us, &items, &answer->report,
+                          request.between);
 }
 
 absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique_ptr<UserState>* state,
                                         StateAnswer* answer) {
-  if (!request.may_wait) {
-    answer->busy = true;
+  if (!request.may_wait && answer->head.events > request.quick_events) {
+    answer->busy = answer->long_work = true;
     return absl::OkStatus();
   }
   *state = nullptr;  // free the old one first
@@ -155,7 +154,8 @@ absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique
   auto fresh = std::make_unique<UserState>(*request.served->model, request.events_max);
   ItemReader items(catalog_, request.user.ns);
   const absl::Status status =
-      fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items, &answer->report);
+      fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items, &answer->report,
+                   request.between);
   if (status.ok()) *state = std::move(fresh);
   return status;
 }
@@ -173,7 +173,7 @@ absl::Status UserStateProvider::BuildUncached(const StateRequest& request, State
   ItemReader items(catalog_, request.user.ns);
   answer->report = {};
   const absl::Status status = state->BuildFrom(*request.served->model, snapshot->head, std::move(snapshot->events),
-                                               request.view_us, &items, &answer->report);
+                                               request.view_us, &items, &answer->report, request.between);
   if (!status.ok()) return status;
   answer->head = snapshot->head;
   auto view = state->ViewOf(request.served->model->config().tokenizer, request.view_us);

@@ -26,10 +26,13 @@ struct StateRequest {
   // False: answer `busy` instead of waiting for another thread or starting long work. Must be false while the caller
   // holds a pin (two callers that wait for each other's pins would never end).
   bool may_wait = true;
+  size_t quick_events = 64;  // more new events than this are long work
+  BetweenSteps between;  // see extend_steps.h; long work is done in one go without it
 };
 
 struct StateAnswer {
   bool busy = false;
+  bool long_work = false;  // busy because the state takes long, not because others have it
   StatePin pin;    // empty if the user has no events
   StateView view;  // of view_us
   UserHead head;   // what the state knows

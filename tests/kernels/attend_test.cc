@@ -353,7 +353,8 @@ TEST(Attend, FoldingAgreesWithItsTwinBitForBit) {
   RecordProperty("seed", std::to_string(seed));
   Random random(seed);
   for (int trial = 0; trial < 60; ++trial) {
-    const PageShape shape{1 + random.Below(3), 1 + random.Below(40), 8, random.Chance(0.5) ? Dtype::kBf16 : Dtype::kF32};
+    const PageShape shape{1 + random.Below(3), 1 + random.Below(40), 8,
+                          random.Chance(0.5) ? Dtype::kBf16 : Dtype::kF32};
     const size_t n_pos = 1 + random.Below(60), n_time = 1 + random.Below(9), rows = 3 * kPageRows;
     const FoldCodes codes(random.Normals(n_pos * shape.d_k).data(), n_pos, random.Normals(n_time * shape.d_k).data(),
                           n_time, shape.d_k);
@@ -372,8 +373,7 @@ TEST(Attend, FoldingAgreesWithItsTwinBitForBit) {
     }
     const auto fold = [&](const KernelTable& table) {
       Page to(shape);
-      table.fold_bias(
-          {.shape = shape, .from = page.k(), .page = 1, .runs = runs, .codes = &codes, .to = to.k()});
+      table.fold_bias({.shape = shape, .from = page.k(), .page = 1, .runs = runs, .codes = &codes, .to = to.k()});
       const auto* k = static_cast<const std::byte*>(to.k());
       return std::vector<std::byte>(k, k + shape.k_size() * shape.element_bytes());
     };

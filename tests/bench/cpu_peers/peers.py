@@ -5,12 +5,11 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(variable, None)
-os.environ["GOMP_CPU_AFFINITY"] = f"0-{os.cpu_count() - 1}"  # torch: one thread per processor, as grab_bench places its own
+os.environ["GOMP_CPU_AFFINITY"] = f"0-{os.cpu_count() - 1}"  # torch: one thread per processor, as ours places its own
 
 import numpy as np  # noqa: E402
 
@@ -243,30 +242,25 @@ def torch_contenders(weights, users, x, threads):
     return contenders
 
 
-def ours(binary, history, threads):
-    """One process; the median over its iterations of each precision, in ms."""
+def ours(binary, history, candidates, threads):
+    """One process; the median over its calls of each precision, in ms."""
     environment = {k: v for k, v in os.environ.items() if k != "GOMP_CPU_AFFINITY"}
-    with tempfile.NamedTemporaryFile() as out:
-        subprocess.run([binary, f"--benchmark_filter=BM_Score/model:256/N:{history}/M:256/threads:{threads}/explain:0",
-                        "--benchmark_min_time=0.01", "--benchmark_repetitions=5", "--benchmark_out_format=json",
-                        f"--benchmark_out={out.name}"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                       env=environment, preexec_fn=lambda: os.sched_setaffinity(0, range(os.cpu_count())))
-        report = json.load(open(out.name))
-    times = {}
-    for entry in report["benchmarks"]:
-        if entry.get("aggregate_name") == "median":
-            times["ours bf16" if "bf16:1" in entry["name"] else "ours fp32"] = entry["real_time"]
-    return times, report["context"]
+    done = subprocess.run([binary, "bench", "model", "--model", "grab-256", "--what", "score", "--history", str(history),
+                           "--candidates", str(candidates), "--threads", str(threads), "--seconds", "0.3", "--json"],
+                          check=True, capture_output=True, text=True, env=environment,
+                          preexec_fn=lambda: os.sched_setaffinity(0, range(os.cpu_count())))
+    report = json.loads(done.stdout)
+    return {f"ours {entry['precision']}": entry["median_ms"] for entry in report["results"]}, report
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ours", required=True, help="path of grab_bench")
+    parser.add_argument("--ours", required=True, help="path of the backstory binary")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=256)
     parser.add_argument("--history", type=int, nargs="*", default=[1024, 4096])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="substring of the peers to run")
+    parser.add_argument("--only", nargs="*", default=[""], help="substrings of the peers to run")
     args = parser.parse_args()
     for history in args.history:
         rng = np.random.default_rng(1)
@@ -275,7 +269,7 @@ def main():
         x = rng.standard_normal((args.candidates, D), np.float32)
         contenders = dict(ort_contender(weights, users, x, args.threads))
         contenders.update(torch_contenders(weights, users, x, args.threads))
-        contenders = {n: run for n, run in contenders.items() if args.only in n}
+        contenders = {n: run for n, run in contenders.items() if any(o in n for o in args.only)}
         want = exact(weights, users[0], x)
         error = {}
         for name, run in contenders.items():
@@ -284,7 +278,7 @@ def main():
             error[name] = float(np.abs(got - want).max())
         times = {name: [] for name in contenders}
         for turn in range(args.rounds):
-            mine, context = ours(args.ours, history, args.threads)
+            mine, context = ours(args.ours, history, args.candidates, args.threads)
             for name, ms in mine.items():
                 times.setdefault(name, []).append(ms)
             for name, run in contenders.items():
@@ -292,7 +286,7 @@ def main():
                     start = time.perf_counter()
                     run((3 * turn + i) % len(users))
                     times[name].append((time.perf_counter() - start) * 1e3)
-        print(f"1 x {history} x {args.candidates}, {args.threads} threads, {args.rounds} rounds, {context['cpu']}, "
+        print(f"1 x {history} x {args.candidates}, {args.threads} threads, {args.rounds} rounds, {context['machine']}, "
               f"target {context['kernel_target']}; |logit| <= {np.abs(want).max():.2f}")
         for name in sorted(times, key=lambda n: statistics.median(times[n])):
             note = f"  largest error {error[name]:.2g}" if name in error else ""

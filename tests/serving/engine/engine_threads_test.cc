@@ -111,5 +111,127 @@ TEST(EngineThreadsTest, AColdUserIsBuiltOnce) {
   EXPECT_EQ(harness.engine->Stats().rebuilds, 1u);
 }
 
+// One thread, so that the order is certain: while it builds a long history, requests come for users whose state is
+// there or soon built, and for others.
+class LongBuildTest : public ::testing::Test {
+ protected:
+  LongBuildTest() : harness_({{"1", Served(model_)}}, {{"refresh_queue", "0"}}) {
+    const auto history = [](uint64_t count) {
+      std::vector<Event> events;
+      for (uint64_t i = 1; i <= count; ++i) {
+        events.push_back(Shown(i, kNow - static_cast<int64_t>(10'000 - i) * kSecond, i % 50));
+      }
+      return events;
+    };
+    harness_.Append("long", history(3'000));
+    harness_.Append("cold", history(2'049));
+    harness_.Append("cold and short", history(2'048));
+    harness_.Append("ready", history(1));
+    EXPECT_TRUE(harness_.Rank(Query("ready")).ok());
+    model_->extends = 0;
+  }
+  void Send(const std::string& name, const std::string& user) {
+    harness_.engine->Rank(Query(user), [this, name](absl::StatusOr<RankReply> reply) {
+      EXPECT_TRUE(reply.ok()) << name << ": " << reply.status();
+      order_.push_back(name);
+      if (reply.ok()) replies_[name] = *std::move(reply);
+    });
+  }
+
+  std::shared_ptr<FakeModel> model_ = std::make_shared<FakeModel>(FakeConfig());
+  Harness harness_;
+  std::vector<std::string> order_;
+  std::map<std::string, RankReply> replies_;
+};
+
+TEST_F(LongBuildTest, ReadyRequestsAreScoredBetweenItsSteps) {
+  model_->on_extend = [this] {
+    if (model_->extends != 2) return;  // a step of the long one
+    Send("ready 1", "ready");
+    Send("cold", "cold");
+    Send("long again", "long");  // its state is being written
+    Send("cold and short", "cold and short");
+    Send("ready 2", "ready");
+  };
+  Send("long", "long");
+  harness_.RunAll();
+  EXPECT_EQ(order_, (std::vector<std::string>{"ready 1", "cold and short", "ready 2", "long", "long again", "cold"}));
+  EXPECT_EQ(replies_["ready 1"].cache.source, "hit");
+  EXPECT_EQ(replies_["long"].cache.source, "rebuild");
+  EXPECT_EQ(replies_["long again"].cache.source, "hit");
+  EXPECT_EQ(replies_["cold"].cache.source, "rebuild");
+  EXPECT_EQ(replies_["cold"].timings.size(), replies_["long"].timings.size()) << "a stage of the first start is left";
+  const EngineStats stats = harness_.engine->Stats();
+  EXPECT_EQ(stats.queued + stats.running, 0u);
+}
+
+TEST_F(LongBuildTest, APrefetchLetsRequestsPass) {
+  model_->on_extend = [this] {
+    if (model_->extends == 1) Send("ready", "ready");
+  };
+  harness_.engine->Prefetch({"default", "long"}, {}, INT64_MAX, [this](absl::StatusOr<std::vector<CacheReport>> done) {
+    EXPECT_TRUE(done.ok()) << done.status();
+    order_.push_back("prefetch");
+  });
+  harness_.RunAll();
+  EXPECT_EQ(order_, (std::vector<std::string>{"ready", "prefetch"}));
+}
+
+TEST_F(LongBuildTest, ACallCancelledAfterItWasPutBackIsAnsweredCancelled) {
+  auto cancel = std::make_shared<CancelToken>();
+  absl::Status status;
+  model_->on_extend = [&, this] {
+    if (model_->extends == 1) {
+      RankQuery query = Query("cold");
+      query.cancel = cancel;
+      harness_.engine->Rank(std::move(query), [&](absl::StatusOr<RankReply> reply) { status = reply.status(); });
+    }
+    if (model_->extends == 2) {
+      cancel->Cancel();
+      EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+    }
+  };
+  Send("long", "long");
+  harness_.RunAll();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(harness_.engine->Stats().running, 0u);
+}
+
+TEST(ExtendInStepsTest, GivesTheStateOfOneCall) {
+  FakeModel model(FakeConfig());
+  const size_t channels = model.config().tokenizer.channels.size();
+  std::vector<ChannelRows> rows(channels);
+  for (size_t c = 0; c < channels; ++c) {
+    const size_t count = c == 0 ? 1'300 : 40;
+    rows[c].tokens.rows = count;
+    rows[c].tokens.sparse.resize(2);
+    for (size_t i = 0; i < count; ++i) {
+      for (size_t f = 0; f < 2; ++f) {
+        SparseColumn& column = rows[c].tokens.sparse[f];
+        for (size_t id = 0; id < (i + f) % 3; ++id) column.ids.push_back(static_cast<uint32_t>(i * 7 + f));
+        column.offsets.push_back(static_cast<uint32_t>(column.ids.size()));
+      }
+      rows[c].time_us.push_back(static_cast<int64_t>(i));
+      rows[c].action.push_back(static_cast<int32_t>(i % 2));
+      rows[c].tie.push_back(static_cast<int64_t>(i / 3));
+      rows[c].event_id.push_back(i + 1);
+    }
+  }
+  FakeKv once(channels), steps(channels);
+  ASSERT_TRUE(model.Extend(rows, &once).ok());
+  int pauses = 0;
+  ASSERT_TRUE(ExtendInSteps(model, rows, &steps, [&] { ++pauses; }).ok());
+  EXPECT_EQ(steps.chain, once.chain);
+  EXPECT_EQ(pauses, 2);
+  model.extends_at_once = true;
+  FakeKv quick(channels);
+  ASSERT_TRUE(ExtendInSteps(model, rows, &quick, [&] { ++pauses; }).ok());
+  EXPECT_EQ(quick.chain, once.chain);
+  EXPECT_EQ(pauses, 2);
+  EXPECT_EQ(StepRows(0), 512u);
+  EXPECT_EQ(StepRows(16'384), 128u);
+  EXPECT_EQ(StepRows(1'000'000), 128u);
+}
+
 }  // namespace
 }  // namespace backstory::testing

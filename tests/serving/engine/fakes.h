@@ -279,6 +279,7 @@ class FakeModel : public grab::Model {
   const grab::Config& config() const override { return config_; }
   const std::string& state_id() const override { return state_id_; }
   size_t parameter_bytes() const override { return 1000; }
+  bool ExtendsAtOnce() const override { return extends_at_once; }
   std::unique_ptr<grab::UserKv> NewState() const override {
     return std::make_unique<FakeKv>(config_.tokenizer.channels.size());
   }
@@ -332,6 +333,7 @@ class FakeModel : public grab::Model {
   std::function<void()> on_extend;
   absl::Status extend_status;
   bool nan_scores = false;
+  bool extends_at_once = false;
   mutable std::atomic<int> scores{0}, extends{0};
   mutable std::atomic<size_t> segments_scored{0};
 

@@ -167,5 +167,33 @@ TEST(RequestQueueTest, NothingIsLostOrDoubledAcrossThreads) {
   EXPECT_GT(consumed, 0u);
 }
 
+TEST(RequestQueueTest, AJobPutBackIsNextOfItsClassAndNotReadyIfLong) {
+  RequestQueue queue(10, 1);
+  for (uint64_t id : {1, 2, 3}) {
+    auto job = Make(id, JobClass::kOnline, INT64_MAX, this);
+    ASSERT_TRUE(queue.Push(job).accepted);
+  }
+  auto batch = Make(4, JobClass::kBatch, INT64_MAX, this);
+  ASSERT_TRUE(queue.Push(batch).accepted);
+  auto alone = Make(5, JobClass::kOnline);
+  ASSERT_TRUE(queue.Push(alone).accepted);
+  std::unique_ptr<Job> first = queue.TryPopReady(0).job;
+  ASSERT_EQ(first->id, 1u);
+  ASSERT_TRUE(queue.PutBack(first));
+  first = queue.TryPopReady(0).job;
+  ASSERT_EQ(first->id, 1u);
+  first->is_long = true;
+  ASSERT_TRUE(queue.PutBack(first));
+  EXPECT_EQ(queue.TryPopReady(0).job->id, 2u);
+  EXPECT_EQ(queue.TryPopReady(0).job->id, 3u);
+  EXPECT_EQ(queue.TryPopReady(0).job, nullptr) << "neither BATCH nor what shares no batch is for a worker amid other work";
+  EXPECT_EQ(queue.Waiting(), 3u);
+  first = queue.TryPopAny(0).job;
+  EXPECT_EQ(first->id, 1u);
+  queue.Close();
+  EXPECT_FALSE(queue.PutBack(first));
+  EXPECT_EQ(first->id, 1u);
+}
+
 }  // namespace
 }  // namespace backstory
