@@ -8,8 +8,8 @@
 
 namespace backstory {
 
-// A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool` must
-// outlive the models. Generative versions compute in fp32 whatever the parameter `precision` says.
+// A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool`
+// must outlive the models. Generative versions compute in fp32 whatever the parameter `precision` says.
 ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch);
 
 }  // namespace backstory
