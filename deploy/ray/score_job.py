@@ -31,6 +31,7 @@ from backstory_engine.sources import Source
 
 ROW, SHARD, DAMAGE = "__row", "__shard", "__damage"  # columns that travel with the rows
 SLOTS, SHARDS_MIN = 16384, 16
+IN_FLIGHT = 2  # shards given to one actor: one is scored, one fetched; more of them end unevenly
 RETRIES = 3  # of a shard whose actor died; a shard that kills every actor must not do so for ever
 
 
@@ -142,7 +143,8 @@ def pipeline(job, flags, shards, done, expected):
     rows = read.map_batches(lambda batch: reader(batch), batch_size=1, batch_format="numpy", num_cpus=1)
     return rows.groupby(SHARD, num_partitions=shards).map_groups(
         Worker, fn_constructor_args=(job, expected), batch_format="pyarrow", num_cpus=max(flags.threads, 1),
-        compute=ray.data.ActorPoolStrategy(size=flags.workers), max_restarts=RETRIES, max_task_retries=RETRIES)
+        compute=ray.data.ActorPoolStrategy(size=flags.workers, max_tasks_in_flight_per_actor=IN_FLIGHT),
+        max_restarts=RETRIES, max_task_retries=RETRIES)
 
 
 @contextlib.contextmanager
@@ -186,17 +188,31 @@ def score(job, flags):
     done = [shard for shard in range(shards) if job.folder.done(shard)]
     counts = {shard: job.folder.counts(shard) for shard in done}
     progress = jobs.Progress(job.source.rows, sum(c.rows for c in counts.values()))
-    first, last = float("inf"), 0.0
+    parts_now = []
     if progress.done < job.source.rows:
         for batch in pipeline(job, flags, shards, done, expected).iter_batches(batch_size=None, batch_format="pyarrow"):
             for part in batch.to_pylist():
                 counts[part["shard"]] = parts.Counts(**part["counts"])
-                first, last = min(first, part["started"]), max(last, part["ended"])
+                parts_now.append(part)
                 progress.set(progress.done + counts[part["shard"]].rows)
             jobs.check_bad(job, sum(c.bad for c in counts.values()))
     progress.clear()
     return counts.values(), {"model": expected["model"], "resumed_parts": len(done), "workers": flags.workers,
-                             "scoring_seconds": round(max(last - first, 0.0), 3)}
+                             **rate(parts_now)}
+
+
+def rate(timeline):
+    """Seconds from the first shard's start to the last one's end, and rows a second once every worker has begun."""
+    if not timeline:
+        return {"scoring_seconds": 0.0, "rows_per_second": 0}
+    first, last = min(part["started"] for part in timeline), max(part["ended"] for part in timeline)
+    begun = {}
+    for part in timeline:
+        begun[part["worker"]] = min(begun.get(part["worker"], last), part["started"])
+    all_up = max(begun.values())
+    rows = sum(parts.Counts(**part["counts"]).rows * max(part["ended"] - max(part["started"], all_up), 0.0) /
+               max(part["ended"] - part["started"], 1e-9) for part in timeline)
+    return {"scoring_seconds": round(last - first, 3), "rows_per_second": round(rows / max(last - all_up, 1e-9))}
 
 
 def cause_of(error):

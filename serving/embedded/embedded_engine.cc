@@ -54,6 +54,7 @@ std::map<std::string, std::string> LaunchParameters(const EmbeddedOptions& optio
   parameters.try_emplace("concurrency_adaptive", "false");
   parameters.try_emplace("concurrency_limit_max", "1024");
   parameters.try_emplace("queue_requests", "1024");
+  parameters.try_emplace("queue_wait_fraction", "1");
   parameters.try_emplace("batch_limit_fraction", "1");
   parameters.try_emplace("degrade_queue_fill", "1");
   parameters.try_emplace("shed_batch_queue_fill", "1");

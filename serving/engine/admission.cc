@@ -62,6 +62,12 @@ bool CannotFinish(int64_t now_us, int64_t deadline_us, int64_t fastest_service_u
   return now_us >= deadline_us || deadline_us - now_us < fastest_service_us;
 }
 
+bool WaitsTooLong(int64_t now_us, int64_t deadline_us, size_t ahead, double cost_us, int threads, double fraction) {
+  if (deadline_us == INT64_MAX) return false;
+  const double wait_us = static_cast<double>(ahead) * cost_us / std::max(1, threads);
+  return wait_us > fraction * static_cast<double>(std::max<int64_t>(0, deadline_us - now_us));
+}
+
 int64_t PushbackMs(size_t waiting, int64_t mean_service_us, int threads) {
   const double drain_us = static_cast<double>(waiting) * static_cast<double>(mean_service_us) / std::max(1, threads);
   return std::clamp<int64_t>(static_cast<int64_t>(drain_us / 1e3), 10, 10'000);

@@ -64,6 +64,10 @@ DegradeStep NextDegradeStep(DegradeStep now, const Pressure& pressure, const Deg
 // it.
 bool CannotFinish(int64_t now_us, int64_t deadline_us, int64_t fastest_service_us);
 
+// Whether a request would wait for more than `fraction` of the time until its deadline: `ahead` requests of which each
+// keeps one of `threads` workers for `cost_us`. Without a deadline (INT64_MAX) never.
+bool WaitsTooLong(int64_t now_us, int64_t deadline_us, size_t ahead, double cost_us, int threads, double fraction);
+
 // When a shed client should come back: the time the present queue takes to drain, 10 ms .. 10 s.
 int64_t PushbackMs(size_t waiting, int64_t mean_service_us, int threads);
 

@@ -21,6 +21,7 @@ AdmissionGate::AdmissionGate(const ParameterSet& parameters, const std::vector<N
       threads_(threads),
       adaptive_(parameters.Bool("concurrency_adaptive")),
       limit_max_(parameters.Int("concurrency_limit_max")),
+      wait_fraction_(parameters.Real("queue_wait_fraction")),
       batch_fraction_(parameters.Real("batch_limit_fraction")),
       thresholds_{parameters.Real("degrade_queue_fill"), parameters.Real("shed_batch_queue_fill")},
       gradient_(parameters.Int("concurrency_limit_min"), parameters.Int("concurrency_limit_max")) {
@@ -32,7 +33,7 @@ AdmissionGate::AdmissionGate(const ParameterSet& parameters, const std::vector<N
 
 absl::Status AdmissionGate::Shed(const std::string& reason, const std::string& message, size_t waiting) {
   metrics_->GetCounter("backstory_shed_total", "Requests refused, by reason", {{"reason", reason}})->Add();
-  return ShedStatus(message, PushbackMs(waiting, static_cast<int64_t>(mean_service_us_), threads_));
+  return ShedStatus(message, PushbackMs(waiting, static_cast<int64_t>(mean_cost_us_), threads_));
 }
 
 absl::Status AdmissionGate::CheckQuota(const std::string& ns) {
@@ -46,20 +47,21 @@ absl::Status AdmissionGate::CheckQuota(const std::string& ns) {
                       std::max<int64_t>(1, bucket->second.WaitMs(now_us)));
 }
 
-absl::StatusOr<int64_t> AdmissionGate::Enter(JobClass job_class, size_t waiting) {
+absl::StatusOr<int64_t> AdmissionGate::Enter(JobClass job_class, size_t ahead, int64_t deadline_us) {
   std::lock_guard lock(mutex_);
-  if (draining_) return Shed("draining", "server is draining", waiting);
+  if (draining_) return Shed("draining", "server is draining", ahead);
   const int64_t limit = adaptive_ ? gradient_.limit() : limit_max_;
   if (in_flight_ >= limit) {
-    return Shed("limit", absl::StrCat("overloaded: ", in_flight_, " requests in flight, the limit is ", limit),
-                waiting);
+    return Shed("limit", absl::StrCat("overloaded: ", in_flight_, " requests in flight, the limit is ", limit), ahead);
+  }
+  if (WaitsTooLong(clock_->MonotonicMicros(), deadline_us, ahead, mean_cost_us_, threads_, wait_fraction_)) {
+    return Shed("wait", absl::StrCat("overloaded: ", ahead, " requests go first, too many for the deadline"), ahead);
   }
   if (IsBatch(job_class)) {
-    if (step_ == DegradeStep::kShedBatch) return Shed("batch", "overloaded: BATCH and SHADOW are shed", waiting);
+    if (step_ == DegradeStep::kShedBatch) return Shed("batch", "overloaded: BATCH and SHADOW are shed", ahead);
     const int64_t share = std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(limit) * batch_fraction_));
     if (batch_in_flight_ >= share) {
-      return Shed("batch", absl::StrCat("BATCH and SHADOW have their share of ", share, " requests in flight"),
-                  waiting);
+      return Shed("batch", absl::StrCat("BATCH and SHADOW have their share of ", share, " requests in flight"), ahead);
     }
     ++batch_in_flight_;
   }
@@ -98,11 +100,12 @@ DegradeStep AdmissionGate::step() const {
   return step_;
 }
 
-void AdmissionGate::Sample(int64_t latency_us, int64_t service_us, int64_t in_flight) {
+void AdmissionGate::Sample(int64_t latency_us, int64_t service_us, int64_t together, int64_t in_flight) {
   std::lock_guard lock(mutex_);
   gradient_.Sample(latency_us, service_us, in_flight);
   const double service = static_cast<double>(service_us);
-  mean_service_us_ = mean_service_us_ == 0 ? service : mean_service_us_ * 0.95 + service * 0.05;
+  const double cost = service / static_cast<double>(std::max<int64_t>(1, together));
+  mean_cost_us_ = mean_cost_us_ == 0 ? cost : mean_cost_us_ * 0.95 + cost * 0.05;
   // Rises slowly when nothing quick is seen, so that one lucky sample does not keep hopeless work alive for ever.
   fastest_service_us_ = fastest_service_us_ == 0 ? service : std::min(service, fastest_service_us_ * 1.01);
 }

@@ -25,8 +25,8 @@ class AdmissionGate {
   // UNAVAILABLE while draining; RESOURCE_EXHAUSTED naming the namespace's quota, with pushback.
   absl::Status CheckQuota(const std::string& ns);
   // Takes a slot: in flight from now until Leave. Returns how many others are in flight. UNAVAILABLE (draining, limit,
-  // BATCH and SHADOW under pressure), with pushback.
-  absl::StatusOr<int64_t> Enter(JobClass job_class, size_t waiting);
+  // `ahead` requests that go first would take too long, BATCH and SHADOW under pressure), with pushback.
+  absl::StatusOr<int64_t> Enter(JobClass job_class, size_t ahead, int64_t deadline_us);
   void Leave(JobClass job_class);
   // The status of a job that found the queue full or was displaced from it.
   absl::Status QueueFull(std::string_view reason, size_t waiting);
@@ -34,8 +34,9 @@ class AdmissionGate {
   // Looks at the queue and moves the ladder; returns the step.
   DegradeStep Observe(size_t waiting, size_t capacity);
   DegradeStep step() const;
-  // A finished request: its whole latency, the part that workers spent on it, and how many were in flight at its start.
-  void Sample(int64_t latency_us, int64_t service_us, int64_t in_flight);
+  // A finished request: its whole latency, the part that a worker spent on it and on the `together` - 1 others of its
+  // batch, and how many were in flight at its start.
+  void Sample(int64_t latency_us, int64_t service_us, int64_t together, int64_t in_flight);
   bool Hopeless(int64_t deadline_us) const;
 
   void StartDrain();
@@ -53,6 +54,7 @@ class AdmissionGate {
   const int threads_;
   const bool adaptive_;
   const int64_t limit_max_;
+  const double wait_fraction_;
   const double batch_fraction_;
   const DegradeThresholds thresholds_;
 
@@ -65,7 +67,7 @@ class AdmissionGate {
   bool draining_ = false;
   int64_t in_flight_ = 0;
   int64_t batch_in_flight_ = 0;
-  double mean_service_us_ = 0;
+  double mean_cost_us_ = 0;  // of a worker's time, a request
   double fastest_service_us_ = 0;
 };
 

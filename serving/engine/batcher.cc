@@ -84,6 +84,7 @@ void Batcher::ScoreAndFinish(std::vector<std::unique_ptr<RankJob>>* batch) {
   for (const auto& job : *batch) ranks.push_back(&job->rank);
   const absl::Status status = ranker_->Score(ranks);
   for (std::unique_ptr<RankJob>& job : *batch) {
+    job->scored_with = static_cast<int64_t>(batch->size());
     const absl::Status own = status.ok() ? job->rank.status : status;
     hooks_.finish(std::move(job), own);
   }

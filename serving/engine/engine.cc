@@ -227,7 +227,7 @@ void EngineImpl::FinishExposure(const RankJob& job, const absl::Status& status) 
 // Takes a slot and a place in the queue. On failure the job is still the caller's and holds nothing.
 absl::Status EngineImpl::Enqueue(std::unique_ptr<RankJob>& job) {
   gate_.Observe(queue_.Waiting(), queue_.capacity());
-  const absl::StatusOr<int64_t> in_flight = gate_.Enter(job->job_class, queue_.Waiting());
+  const absl::StatusOr<int64_t> in_flight = gate_.Enter(job->job_class, queue_.Ahead(job->job_class), job->deadline_us);
   if (!in_flight.ok()) return in_flight.status();
   job->in_flight = *in_flight;
   job->enqueued_us = clock_->MonotonicMicros();
@@ -306,7 +306,9 @@ void EngineImpl::FinishRank(std::unique_ptr<RankJob> job, absl::Status status) {
     rank.query.cancel->SetHook(nullptr);
   }
   const int64_t now_us = clock_->MonotonicMicros();
-  if (status.ok()) gate_.Sample(now_us - job->entered_us, now_us - job->started_us, job->in_flight);
+  if (status.ok()) {
+    gate_.Sample(now_us - job->entered_us, now_us - job->started_us, job->scored_with, job->in_flight);
+  }
   CountOutcome(*job, status, now_us - job->entered_us);
   FinishExposure(*job, status);
   if (status.ok() && job->done && options_.recorder != nullptr && InSample(rank.query, launch_.Real("request_log_fraction"))) {

@@ -107,7 +107,8 @@ void EngineImpl::Prefetch(const UserKey& user, const std::vector<ModelChoice>& m
     if (served.ok()) job->models.push_back(*std::move(served));
   }
   if (!status.ok()) return done(status);
-  const absl::StatusOr<int64_t> in_flight = gate_.Enter(JobClass::kPrefetch, queue_.Waiting());
+  const absl::StatusOr<int64_t> in_flight =
+      gate_.Enter(JobClass::kPrefetch, queue_.Ahead(JobClass::kPrefetch), deadline_us);
   if (!in_flight.ok()) return done(in_flight.status());
   job->id = next_id_++;
   job->job_class = JobClass::kPrefetch;

@@ -28,10 +28,11 @@ class RankJob : public Job {
 
   PreparedRank rank;
   std::function<void(absl::StatusOr<RankReply>)> done;
-  int64_t entered_us = 0;  // monotonic, when the engine was called
-  int64_t started_us = 0;  // monotonic, when a worker took it; 0 = never
-  int64_t in_flight = 0;   // others in flight when it entered
-  bool exposed = false;    // an ExposureRecord of id `id` was written
+  int64_t entered_us = 0;   // monotonic, when the engine was called
+  int64_t started_us = 0;   // monotonic, when a worker took it; 0 = never
+  int64_t in_flight = 0;    // others in flight when it entered
+  int64_t scored_with = 1;  // requests of its batch, itself included
+  bool exposed = false;     // an ExposureRecord of id `id` was written
 };
 
 // Recommend: everything around it is as for a Rank. `rank` is the request, without candidates; its `served` is generative.

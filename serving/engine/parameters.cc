@@ -93,6 +93,8 @@ std::vector<ParameterSpec> ProcessSpecs() {
       {"concurrency_limit_max", kProcess, int64_t{256}, 1, 100000, 0, "highest limit of requests in flight"},
       {"concurrency_adaptive", kProcess, true, 0, 0, 0,
        "shrink the limit while latency is more than three service times; false: always the highest"},
+      {"queue_wait_fraction", kProcess, 0.5, 0, 1, 0,
+       "share of its time that a request may be expected to wait: more, and it is refused at once; 1: all of it"},
       {"batch_limit_fraction", kProcess, 0.5, 0, 1, 0, "share of the limit that BATCH and SHADOW may take together"},
       {"degrade_queue_fill", kProcess, 0.5, 0, 1, 0,
        "share of what may wait from which histories are shortened (step 1)"},

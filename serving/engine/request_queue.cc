@@ -116,6 +116,13 @@ size_t RequestQueue::Waiting() const {
   return WaitingLocked();
 }
 
+size_t RequestQueue::Ahead(JobClass job_class) const {
+  std::lock_guard lock(mutex_);
+  size_t ahead = 0;
+  for (int c = 0; c <= static_cast<int>(job_class); ++c) ahead += queues_[c].size();
+  return ahead;
+}
+
 size_t RequestQueue::WaitingRefreshes() const {
   std::lock_guard lock(mutex_);
   return queues_[static_cast<int>(JobClass::kRefresh)].size();

@@ -71,6 +71,8 @@ class RequestQueue {
   std::vector<std::unique_ptr<Job>> Close();
 
   size_t Waiting() const;  // without refreshes
+  // Those that are served before a new job of `job_class`, the waiting ones of its class included.
+  size_t Ahead(JobClass job_class) const;
   size_t WaitingRefreshes() const;
   size_t capacity() const { return capacity_; }
 

@@ -1,12 +1,12 @@
 """Batch scoring from Parquet to Parquet, and on Ray, beside the engine alone: rows/s, interleaved rounds.
 
-    build/python-venv/bin/python tests/bench/batch_files_bench.py make DIR     MovieLens store and 1.1 M rows
+    build/python-venv/bin/python tests/bench/batch_files_bench.py make DIR     MovieLens store and 4.4 M rows
     build/python-venv/bin/python tests/bench/batch_files_bench.py round DIR    one round of all; repeat
     build/python-venv/bin/python tests/bench/batch_files_bench.py report DIR   medians of the rounds so far
 
 Engine alone: `batch_bench` (C++): Engine::Rank with the same requests, made before the clock starts, one thread, states
 built on the way. Parquet to Parquet: `seconds` of the command, one thread, from opening the engine to _SUCCESS. Ray:
-from the first shard's start to the last one's end, one thread a worker. Two processes: the command twice at once, half
+once every worker has begun, one thread a worker. Two processes: the command twice at once, half
 of the rows each: what the machine gives to two workers of any kind.
 """
 import json
@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/release"
 DATA = ROOT / "deploy/data/ml-latest-small"
-TIMES, CANDIDATES = 6, 300
+TIMES, CANDIDATES = 24, 300
 
 
 def make(folder):
-    """Every user at 6 times of their history, 300 movies each time."""
+    """Every user at 24 times of their history, 300 movies each time."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run([BUILD / "bin/backstory", "ingest", "--store", folder / "store", "--namespace", "movielens",
                     "--preset", "movielens", "--events", DATA / "ratings.csv", "--items", DATA / "movies.csv"],
@@ -75,8 +75,8 @@ def one_round(folder):
     result["two processes"] = rows / two_processes(folder)
     for workers in (1, 2):
         ray = last_json(sys.executable, ROOT / "deploy/ray/score_job.py", *flags(folder, folder / f"ray-{workers}"),
-                        "--workers", workers, "--rows-per-part", 30_000)
-        result[f"Ray, {workers} workers"] = rows / ray["scoring_seconds"]
+                        "--workers", workers, "--rows-per-part", 60_000)
+        result[f"Ray, {workers} workers"] = ray["rows_per_second"]
         result[f"Ray, {workers} workers, seconds in all"] = ray["seconds"]
     tables = [pa.concat_tables(map(pq.read_table, (folder / name).glob("part-*"))).sort_by("row").combine_chunks()
               for name in ("files", "ray-1", "ray-2")]

@@ -68,6 +68,18 @@ TEST(GradientLimitTest, IdleSamplesDoNotCount) {
   EXPECT_EQ(limit.limit(), 200);
 }
 
+TEST(WaitTest, RefusesWhatWouldWaitForTooMuchOfItsTime) {
+  // Ten requests of 10 ms on two workers are 50 ms of waiting; half of 100 ms may be waited.
+  EXPECT_FALSE(WaitsTooLong(0, 100'000, 10, 10'000, 2, 0.5));
+  EXPECT_TRUE(WaitsTooLong(0, 100'000, 11, 10'000, 2, 0.5));
+  EXPECT_TRUE(WaitsTooLong(1, 100'000, 10, 10'000, 2, 0.5));
+  EXPECT_FALSE(WaitsTooLong(0, 100'000, 20, 10'000, 2, 1));
+  EXPECT_FALSE(WaitsTooLong(0, 100'000, 0, 10'000, 2, 0));  // nobody goes first
+  EXPECT_FALSE(WaitsTooLong(0, 100'000, 1000, 0, 2, 0.5));  // nothing has been measured yet
+  EXPECT_TRUE(WaitsTooLong(200'000, 100'000, 1, 10'000, 2, 1));
+  EXPECT_FALSE(WaitsTooLong(0, INT64_MAX, 1'000'000, 1e9, 1, 0));  // no deadline
+}
+
 TEST(DegradeTest, ClimbsAtOnceAndComesDownStepByStep) {
   const DegradeThresholds t{0.5, 0.75};
   using enum DegradeStep;
