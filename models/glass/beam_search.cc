@@ -125,10 +125,12 @@ class Searching {
       };
       if (options_.mode == SearchMode::kValid) {
         const Trie::Children next = options_.trie->Next(step, beams[w].node);
-        for (size_t i = 0; i < next.codes.size(); ++i) offer(begin + next.codes[i], next.first + static_cast<uint32_t>(i));
+        for (size_t i = 0; i < next.codes.size(); ++i)
+          offer(begin + next.codes[i], next.first + static_cast<uint32_t>(i));
       } else {
         const bool level = options_.mode == SearchMode::kLevel;
-        const uint32_t end = level ? begin + static_cast<uint32_t>(config_.levels[step]) : static_cast<uint32_t>(vocabulary);
+        const uint32_t end =
+            level ? begin + static_cast<uint32_t>(config_.levels[step]) : static_cast<uint32_t>(vocabulary);
         for (uint32_t token = level ? begin : 0; token < end; ++token) offer(token, 0);
       }
     }
@@ -151,7 +153,8 @@ class Searching {
   // A token outside level 1 reads the nearest bucket, as in the public code.
   const RetrievedSet* SetOf(uint32_t first_token) {
     if (config_.retrieved_items == 0) return nullptr;
-    const int64_t code = std::clamp<int64_t>(static_cast<int64_t>(first_token) - config_.offset(0), 0, config_.levels[0] - 1);
+    const int64_t code =
+        std::clamp<int64_t>(static_cast<int64_t>(first_token) - config_.offset(0), 0, config_.levels[0] - 1);
     const auto [found, added] = by_code_.try_emplace(static_cast<uint16_t>(code), nullptr);
     if (added) {
       sets_.push_back(network_.Retrieve(buckets_(static_cast<uint16_t>(code))));

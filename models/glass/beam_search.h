@@ -22,7 +22,8 @@ enum class SearchMode {
   kValid,  // tokens that continue the SID of an item
 };
 
-// One beam. Scores add log-softmax over the whole vocabulary in every mode; nothing is renormalised, so that they compare.
+// One beam. Scores add log-softmax over the whole vocabulary in every mode; nothing is renormalised, so that they
+// compare.
 struct Beam {
   std::array<uint32_t, kLevels> tokens{};
   float score = 0;
@@ -37,8 +38,8 @@ using BucketTokens = std::function<std::vector<uint32_t>(uint16_t code)>;
 // Of a user's history, with repeats.
 BucketTokens BucketsOf(const Catalogue& catalogue, const History& history);
 
-// What steered the last step of a beam: its retrieved tokens by share of the search's attention (Decoder::SearchAttention),
-// and how far the gates of all layers let them in.
+// What steered the last step of a beam: its retrieved tokens by share of the search's attention
+// (Decoder::SearchAttention), and how far the gates of all layers let them in.
 struct Steering {
   std::vector<RetrievedSet::Member> tokens;
   std::vector<float> mass;  // [tokens]
@@ -62,8 +63,8 @@ std::vector<Beam> Search(const Network& network, const Memory& memory, const Buc
 
 struct RecommendOptions {
   size_t count = 10;
-  size_t per_sid_max = SIZE_MAX;                 // diversity: items of one SID
-  std::function<bool(uint32_t row)> keep;        // null: all items
+  size_t per_sid_max = SIZE_MAX;           // diversity: items of one SID
+  std::function<bool(uint32_t row)> keep;  // null: all items
 };
 
 struct RecommendedItem {

@@ -70,13 +70,14 @@ absl::Status CheckTierBins(const Config& config, std::span<const uint64_t> item_
   if (bins.empty()) return absl::OkStatus();
   const size_t codes = Size(config.levels[0]);
   if (bins.size() != item_ids.size() * codes) {
-    return absl::InvalidArgumentError(absl::StrCat("field tier_bin: ", bins.size(), " bins for ", item_ids.size(),
-                                                   " items of ", codes, " codes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("field tier_bin: ", bins.size(), " bins for ", item_ids.size(), " items of ", codes, " codes"));
   }
   for (size_t i = 0; i < bins.size(); ++i) {
     if (bins[i] < config.bins() || bins[i] == TierTable::kNoBin) continue;
-    return absl::InvalidArgumentError(absl::StrCat("item ", item_ids[i / codes], ", field tier_bin[", i % codes, "] is ",
-                                                   static_cast<int>(bins[i]), ", must be below ", config.bins(), " or 255"));
+    return absl::InvalidArgumentError(absl::StrCat("item ", item_ids[i / codes], ", field tier_bin[", i % codes,
+                                                   "] is ", static_cast<int>(bins[i]), ", must be below ",
+                                                   config.bins(), " or 255"));
   }
   return absl::OkStatus();
 }
@@ -87,15 +88,18 @@ absl::Status CheckInput(const Config& config, const CatalogueInput& input) {
   if (n == 0) return wrong("catalogue: no items");
   if (n > UINT32_MAX) return wrong(absl::StrCat("catalogue: ", n, " items, at most ", UINT32_MAX));
   if (auto s = CheckSids(config, input.item_ids, input.sids); !s.ok()) return s;
-  const bool wanted = (config.bins() > 0 && input.tier_bins.empty()) || (config.neighbours > 0 && input.prototypes.empty());
+  const bool wanted =
+      (config.bins() > 0 && input.tier_bins.empty()) || (config.neighbours > 0 && input.prototypes.empty());
   if (auto s = CheckTierBins(config, input.item_ids, input.tier_bins); !s.ok()) return s;
   if (wanted || !input.embeddings.empty()) {
     if (input.embeddings.size() != n * width) {
-      return wrong(absl::StrCat("field embedding: ", input.embeddings.size(), " numbers for ", n, " items of width ", width));
+      return wrong(
+          absl::StrCat("field embedding: ", input.embeddings.size(), " numbers for ", n, " items of width ", width));
     }
     for (size_t i = 0; i < input.embeddings.size(); ++i) {
       if (std::isfinite(input.embeddings[i])) continue;
-      return wrong(absl::StrCat("item ", input.item_ids[i / width], ", field embedding[", i % width, "] is not finite"));
+      return wrong(
+          absl::StrCat("item ", input.item_ids[i / width], ", field embedding[", i % width, "] is not finite"));
     }
   }
   if (!input.prototypes.empty() && input.prototypes.size() != Size(config.levels[0]) * width) {
@@ -144,7 +148,8 @@ std::vector<uint16_t> TierTable::Nearest(uint16_t code, size_t count) const {
   std::vector<std::pair<float, uint16_t>> order;
   for (size_t other = 0; other < codes_; ++other) {
     if (other == code) continue;
-    order.emplace_back(-Dot(unit_.data() + code * width_, unit_.data() + other * width_, width_), static_cast<uint16_t>(other));
+    order.emplace_back(-Dot(unit_.data() + code * width_, unit_.data() + other * width_, width_),
+                       static_cast<uint16_t>(other));
   }
   std::sort(order.begin(), order.end());
   std::vector<uint16_t> nearest;
@@ -223,8 +228,7 @@ void Catalogue::AddTiers(const CatalogueInput& input) {
   const bool from_embeddings = config_.bins() > 0 && input.tier_bins.empty();
   if (!from_embeddings) bins_.assign(input.tier_bins.begin(), input.tier_bins.end());
   if (!from_embeddings && config_.neighbours == 0) return;
-  const std::vector<float> computed =
-      input.prototypes.empty() ? MeanEmbeddings(config_, input) : std::vector<float>();
+  const std::vector<float> computed = input.prototypes.empty() ? MeanEmbeddings(config_, input) : std::vector<float>();
   const TierTable table(config_, input.prototypes.empty() ? std::span<const float>(computed) : input.prototypes);
   const size_t codes = Size(config_.levels[0]), width = Size(config_.embedding_width);
   if (from_embeddings) {

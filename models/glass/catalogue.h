@@ -55,8 +55,8 @@ struct CatalogueAddition {
 // Immutable once made, thread-safe. Rows number the items in input order.
 class Catalogue {
  public:
-  // INVALID_ARGUMENT naming the item and the field: an id twice, a code beyond its level, a number that is not finite, a
-  // wrong width.
+  // INVALID_ARGUMENT naming the item and the field: an id twice, a code beyond its level, a number that is not finite,
+  // a wrong width.
   static absl::StatusOr<std::unique_ptr<const Catalogue>> Create(const Config& config, const CatalogueInput& input);
 
   // Rows of the items that are there already stay; inside an SID the new ones come last. Errors as of Create.

@@ -50,19 +50,19 @@ struct Config {
   int vocabulary = 1000;  // softmax width; more than the last token
 
   std::vector<HistoryRule> history;  // which actions are behaviours; none = every action
-  int short_items = 50;      // newest behaviours, read by the encoder
-  int long_items = 0;        // older ones that are kept; 0 = all
-  int retrieved_items = 30;  // of a bucket, newest; 0 = no search
-  int neighbours = 0;        // nearest codes that help out a bucket of fewer than neighbour_below items
+  int short_items = 50;              // newest behaviours, read by the encoder
+  int long_items = 0;                // older ones that are kept; 0 = all
+  int retrieved_items = 30;          // of a bucket, newest; 0 = no search
+  int neighbours = 0;                // nearest codes that help out a bucket of fewer than neighbour_below items
   int neighbour_below = 8;
   std::vector<float> tier_edges{-1.0f, -0.1f, 0.0f, 0.1f, 1.0f};  // rising; empty = no SID-Tier token
   TierSimilarity tier_similarity = TierSimilarity::kDot;
   TierPosition tier_position = TierPosition::kFirst;
   GateInput gate_input = GateInput::kState;
 
-  int beam = 20;                      // default width
-  double first_step_epsilon = 1e-9;   // > 0: the first step scores log(p + epsilon)
-  int embedding_width = 128;          // of item embeddings and prototypes
+  int beam = 20;                     // default width
+  double first_step_epsilon = 1e-9;  // > 0: the first step scores log(p + epsilon)
+  int embedding_width = 128;         // of item embeddings and prototypes
   QuantiserKind quantiser = QuantiserKind::kNone;
   std::vector<int> quantiser_hidden;  // widths between embedding and latent
   int quantiser_latent = 0;           // width of a code

@@ -23,7 +23,8 @@ Decoder::Decoder(const Network* network, const Memory* memory, size_t beams_max,
       memory_(memory),
       beams_max_(beams_max),
       pool_(pool),
-      self_kv_(network->weights_.decoder.size() * kLevels * beams_max * 2 * network->inner_, AlignedFloats::kUninitialised),
+      self_kv_(network->weights_.decoder.size() * kLevels * beams_max * 2 * network->inner_,
+               AlignedFloats::kUninitialised),
       follow_(beams_max * 2 * network->inner_, AlignedFloats::kUninitialised) {}
 
 // Splits `beams` into as many parts as there are threads, whole tiles each where that is possible.
@@ -84,8 +85,12 @@ void Decoder::Run(Part* part, std::span<const uint32_t> tokens, std::span<const 
     AddFfn(layer.ffn, part->padded, d, part->z.data(), part->hidden.data(), part->x.data());
   }
   RmsNorm(part->x.data(), part->padded, d, network_->weights_.decoder_norm.data(), part->z.data());
-  Kernels().gemm({.a = part->z.data(), .lda = d, .m = part->padded, .b = &network_->weights_.head,
-                  .c = part->logits.data(), .ldc = vocabulary});
+  Kernels().gemm({.a = part->z.data(),
+                  .lda = d,
+                  .m = part->padded,
+                  .b = &network_->weights_.head,
+                  .c = part->logits.data(),
+                  .ldc = vocabulary});
   std::copy_n(part->logits.data(), part->rows * vocabulary, logits);
 }
 
@@ -94,7 +99,8 @@ void Decoder::Follow(std::span<const uint32_t> parents) {
   for (size_t layer = 0; layer < network_->weights_.decoder.size(); ++layer) {
     for (size_t p = 0; p < position_; ++p) {
       float* kv = Keys(layer, p);
-      for (size_t w = 0; w < parents.size(); ++w) std::copy_n(kv + parents[w] * width, width, follow_.data() + w * width);
+      for (size_t w = 0; w < parents.size(); ++w)
+        std::copy_n(kv + parents[w] * width, width, follow_.data() + w * width);
       std::copy_n(follow_.data(), parents.size() * width, kv);
     }
   }
@@ -103,11 +109,13 @@ void Decoder::Follow(std::span<const uint32_t> parents) {
 // At most three keys a beam: plain loops.
 void Decoder::SelfAttention(const DecoderLayer& layer, size_t index, Part* part) {
   const KernelTable& kernels = Kernels();
-  const size_t d = network_->d_, inner = network_->inner_, heads = network_->shape_.kv_heads, d_kv = network_->shape_.d_k;
+  const size_t d = network_->d_, inner = network_->inner_, heads = network_->shape_.kv_heads,
+               d_kv = network_->shape_.d_k;
   const Config& config = network_->config_;
   RmsNorm(part->x.data(), part->padded, d, layer.norm.data(), part->z.data());
   kernels.gemm({.a = part->z.data(), .lda = d, .m = part->padded, .b = &layer.q, .c = part->q.data(), .ldc = inner});
-  kernels.gemm({.a = part->z.data(), .lda = d, .m = part->padded, .b = &layer.kv, .c = part->kv.data(), .ldc = 2 * inner});
+  kernels.gemm(
+      {.a = part->z.data(), .lda = d, .m = part->padded, .b = &layer.kv, .c = part->kv.data(), .ldc = 2 * inner});
   std::copy_n(part->kv.data(), part->rows * 2 * inner, Keys(index, position_) + part->first * 2 * inner);
   for (size_t w = 0; w < part->rows; ++w) {
     for (size_t h = 0; h < heads; ++h) {
@@ -117,7 +125,8 @@ void Decoder::SelfAttention(const DecoderLayer& layer, size_t index, Part* part)
         const float* k = Keys(index, p) + (part->first + w) * 2 * inner + h * d_kv;
         const int bucket = RelativeBucket(static_cast<int>(p) - static_cast<int>(position_), config.relative_buckets,
                                           config.relative_distance_max);
-        weight[p] = std::inner_product(q, q + d_kv, k, network_->weights_.decoder_bias[static_cast<size_t>(bucket) * heads + h]);
+        weight[p] = std::inner_product(q, q + d_kv, k,
+                                       network_->weights_.decoder_bias[static_cast<size_t>(bucket) * heads + h]);
         top = std::max(top, weight[p]);
       }
       for (size_t p = 0; p <= position_; ++p) sum += weight[p] = std::exp(weight[p] - top);
@@ -153,8 +162,13 @@ void Decoder::Cross(const DecoderLayer& layer, size_t index, Part* part, double*
     std::copy_n(source + w * d, d, part->gate_in.data() + w * 2 * d);
     std::copy_n(part->far.data() + w * d, d, part->gate_in.data() + (w * 2 + 1) * d);
   }
-  kernels.gemm({.a = part->gate_in.data(), .lda = 2 * d, .m = m, .b = &layer.gate, .bias = layer.gate_b.data(),
-                .c = part->gate.data(), .ldc = d});
+  kernels.gemm({.a = part->gate_in.data(),
+                .lda = 2 * d,
+                .m = m,
+                .b = &layer.gate,
+                .bias = layer.gate_b.data(),
+                .c = part->gate.data(),
+                .ldc = d});
   kernels.sigmoid(m * d, part->gate.data());
   for (size_t i = 0; i < m * d; ++i) {
     part->x[i] += (1 - part->gate[i]) * part->near[i] + part->gate[i] * part->far[i];
@@ -206,7 +220,8 @@ void Decoder::PrepareSets(std::span<const RetrievedSet* const> retrieved, Part* 
   if (!part->union_pages.empty()) FillBias(part);
 }
 
-// The bias of key j is entry j of a query's row: ranks fall by one per key, and entries stand newest last (kernels/attend.h).
+// The bias of key j is entry j of a query's row: ranks fall by one per key, and entries stand newest last
+// (kernels/attend.h).
 void Decoder::FillBias(Part* part) const {
   const size_t heads = network_->shape_.kv_heads, keys = part->union_pages.size() * kPageRows;
   part->bias_stride = keys + kPanel;
@@ -219,7 +234,8 @@ void Decoder::FillBias(Part* part) const {
       std::fill_n(first + keys, kPanel, 0.0f);  // the one time bucket
       for (const RetrievedSet::Member& member : group.set->members) {
         const uint32_t page = group.set->pages[member.row / kPageRows];
-        const auto at = std::lower_bound(part->union_pages.begin(), part->union_pages.end(), page) - part->union_pages.begin();
+        const auto at =
+            std::lower_bound(part->union_pages.begin(), part->union_pages.end(), page) - part->union_pages.begin();
         first[static_cast<size_t>(at) * kPageRows + member.row % kPageRows] = group.set->log_count[member.row];
       }
       for (size_t h = 1; h < heads; ++h) std::copy_n(first, part->bias_stride, first + h * part->bias_stride);

@@ -13,8 +13,8 @@
 
 namespace backstory::glass {
 
-// Not thread-safe; network, memory and pool must outlive it. Memory is allocated once, for beams_max beams. The bits of a
-// beam do not depend on the beams beside it, nor on threads.
+// Not thread-safe; network, memory and pool must outlive it. Memory is allocated once, for beams_max beams. The bits of
+// a beam do not depend on the beams beside it, nor on threads.
 class Decoder {
  public:
   // `pool` may be null. Beams are dealt out to its threads.
@@ -27,8 +27,8 @@ class Decoder {
   // gate_sum, if not null: [beams], each layer's mean gate is added.
   void Step(std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
             double* gate_sum = nullptr);
-  // After Step: how the search's attention of the last layer was spread for beam `w`, whose set is `set`: mean over heads,
-  // [set.members], sums to 1. Zeros for an empty set. For explanations.
+  // After Step: how the search's attention of the last layer was spread for beam `w`, whose set is `set`: mean over
+  // heads, [set.members], sums to 1. Zeros for an empty set. For explanations.
   std::vector<float> SearchAttention(size_t w, const RetrievedSet& set) const;
   // Beam w of the next position goes on from beam parents[w] of the last one.
   void Follow(std::span<const uint32_t> parents);
@@ -42,20 +42,22 @@ class Decoder {
   // nothing where that is faster than a ragged tile.
   struct Part {
     size_t first = 0, rows = 0, padded = 0;
-    AlignedFloats x, z;            // [padded][d]
-    AlignedFloats near, far;       // [padded][d]: output of the memory and the retrieved branch
-    AlignedFloats gate_in;         // [padded][2 d]
-    AlignedFloats gate;            // [padded][d]
-    AlignedFloats q, o, kv;        // [padded][inner], [padded][inner], [padded][2 inner]
-    // Retrieved sets over few token pages: all beams attend to the union of the pages, each through its own row of ln(count)
-    // (-inf for what its set lacks), so that they share the tiles of a product. Else: set by set, beams of one together.
+    AlignedFloats x, z;       // [padded][d]
+    AlignedFloats near, far;  // [padded][d]: output of the memory and the retrieved branch
+    AlignedFloats gate_in;    // [padded][2 d]
+    AlignedFloats gate;       // [padded][d]
+    AlignedFloats q, o, kv;   // [padded][inner], [padded][inner], [padded][2 inner]
+    // Retrieved sets over few token pages: all beams attend to the union of the pages, each through its own row of
+    // ln(count)
+    // (-inf for what its set lacks), so that they share the tiles of a product. Else: set by set, beams of one
+    // together.
     std::vector<uint32_t> union_pages;  // empty: set by set
     AlignedFloats bias;                 // [padded][heads][bias_stride]
     size_t bias_stride = 0;
     AlignedFloats sorted_q, sorted_o;  // [padded][inner], beams of one set together
-    AlignedFloats lse;             // [padded][heads]
-    AlignedFloats hidden;          // [padded][ffn]
-    AlignedFloats logits;          // [padded][vocabulary]
+    AlignedFloats lse;                 // [padded][heads]
+    AlignedFloats hidden;              // [padded][ffn]
+    AlignedFloats logits;              // [padded][vocabulary]
     AlignedFloats workspace;
     std::vector<uint32_t> order;
     std::vector<Group> groups;

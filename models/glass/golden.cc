@@ -100,7 +100,8 @@ absl::Status ReadExpectation(const json& value, const std::string& key, GoldenEx
   if (absl::Status s = ReadObject(value, key + ".", readers); !s.ok()) return s;
   out->long_items = long_items;
   if (out->sids.size() != out->log_probability.size()) {
-    return Bad(key + ".log_probability", absl::StrCat(out->log_probability.size(), " numbers for ", out->sids.size(), " sids"));
+    return Bad(key + ".log_probability",
+               absl::StrCat(out->log_probability.size(), " numbers for ", out->sids.size(), " sids"));
   }
   if (out->items.size() != out->item_sids.size()) {
     return Bad(key + ".item_sids", absl::StrCat(out->item_sids.size(), " for ", out->items.size(), " items"));
@@ -113,25 +114,25 @@ absl::StatusOr<GoldenCase> CaseFromJson(std::string_view line) {
   if (!object.ok()) return object.status();
   GoldenCase golden;
   uint64_t beam = 0, count = 0, as_of_us = 0;
-  const absl::Status status = ReadObject(
-      *object, "",
-      {{"name",
-        [&](auto& v, auto& k) {
-          if (!v.is_string()) return Bad(k, "not a text");
-          golden.name = v.template get<std::string>();
-          return absl::OkStatus();
-        }},
-       {"events", [&](auto& v, auto& k) { return ReadList<Event>(v, k, &golden.events, ReadEvent); }},
-       {"as_of_us", [&](auto& v, auto& k) { return ReadUnsigned(v, k, INT64_MAX, &as_of_us); }},
-       {"beam", [&](auto& v, auto& k) { return ReadUnsigned(v, k, 1024, &beam); }},
-       {"count", [&](auto& v, auto& k) { return ReadUnsigned(v, k, 10'000, &count); }},
-       {"exclude_seen",
-        [&](auto& v, auto& k) {
-          if (!v.is_boolean()) return Bad(k, "not true or false");
-          golden.exclude_seen = v.template get<bool>();
-          return absl::OkStatus();
-        }},
-       {"expect", [&](auto& v, auto& k) { return ReadExpectation(v, k, &golden.expect); }}});
+  const absl::Status status =
+      ReadObject(*object, "",
+                 {{"name",
+                   [&](auto& v, auto& k) {
+                     if (!v.is_string()) return Bad(k, "not a text");
+                     golden.name = v.template get<std::string>();
+                     return absl::OkStatus();
+                   }},
+                  {"events", [&](auto& v, auto& k) { return ReadList<Event>(v, k, &golden.events, ReadEvent); }},
+                  {"as_of_us", [&](auto& v, auto& k) { return ReadUnsigned(v, k, INT64_MAX, &as_of_us); }},
+                  {"beam", [&](auto& v, auto& k) { return ReadUnsigned(v, k, 1024, &beam); }},
+                  {"count", [&](auto& v, auto& k) { return ReadUnsigned(v, k, 10'000, &count); }},
+                  {"exclude_seen",
+                   [&](auto& v, auto& k) {
+                     if (!v.is_boolean()) return Bad(k, "not true or false");
+                     golden.exclude_seen = v.template get<bool>();
+                     return absl::OkStatus();
+                   }},
+                  {"expect", [&](auto& v, auto& k) { return ReadExpectation(v, k, &golden.expect); }}});
   if (!status.ok()) return status;
   if (beam == 0) return Bad("beam", "must be 1..1024");
   golden.beam = beam, golden.count = count, golden.as_of_us = static_cast<int64_t>(as_of_us);
@@ -198,7 +199,8 @@ absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std:
   return goldens;
 }
 
-GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden, ThreadPool* pool) {
+GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden,
+                            ThreadPool* pool) {
   const Config& config = network.config();
   std::vector<Event> events = golden.events;
   std::sort(events.begin(), events.end(), CanonicalLess);
@@ -211,7 +213,8 @@ GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, 
     if (row.has_value() && IsBehaviour(config, event)) history.Append(*row, event.event_id, event.time_us);
   }
   GoldenExpectation found;
-  for (const Behaviour& behaviour : history.short_window()) found.short_items.push_back(catalogue.item_id(behaviour.row));
+  for (const Behaviour& behaviour : history.short_window())
+    found.short_items.push_back(catalogue.item_id(behaviour.row));
   found.long_items = history.long_size();
   const Memory memory = Encode(network, history, pool);
   SearchOptions options;

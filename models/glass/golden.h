@@ -49,7 +49,8 @@ struct GoldenCase {
 absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std::string_view source);
 
 // Every step of a recommendation on one case.
-GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden, ThreadPool* pool);
+GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden,
+                            ThreadPool* pool);
 
 struct GoldenReport {
   size_t cases = 0;

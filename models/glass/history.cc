@@ -97,7 +97,8 @@ uint64_t History::Hash(uint64_t seed) const {
   seed = HashBytes({reinterpret_cast<const char*>(counts_.data()), counts_.size() * sizeof(int32_t)}, seed);
   const auto add = [&seed](const BehaviourQueue& queue) {
     // Field by field: padding has no value.
-    for (const Behaviour& b : queue.held()) seed = HashU64(b.event_id ^ static_cast<uint64_t>(b.time_us), HashU64(b.row, seed));
+    for (const Behaviour& b : queue.held())
+      seed = HashU64(b.event_id ^ static_cast<uint64_t>(b.time_us), HashU64(b.row, seed));
   };
   add(ring_);
   for (const BehaviourQueue& bucket : buckets_) add(bucket);

@@ -19,7 +19,8 @@ struct Behaviour {
   bool operator==(const Behaviour&) const = default;
 };
 
-// A queue of behaviours whose memory is small when empty: there is one per first-level code. Both ends in amortised O(1).
+// A queue of behaviours whose memory is small when empty: there is one per first-level code. Both ends in amortised
+// O(1).
 class BehaviourQueue {
  public:
   void Push(const Behaviour& behaviour) { held_.push_back(behaviour); }
@@ -35,9 +36,9 @@ class BehaviourQueue {
   size_t begin_ = 0;
 };
 
-// Behaviours oldest first, as catalogue rows; one without a row (unknown item, no SID) is left out by the caller. Append
-// costs O(levels[0]), whatever the length. Two histories of one list are equal however they came about. Not thread-safe
-// for writing; the catalogue must outlive it.
+// Behaviours oldest first, as catalogue rows; one without a row (unknown item, no SID) is left out by the caller.
+// Append costs O(levels[0]), whatever the length. Two histories of one list are equal however they came about. Not
+// thread-safe for writing; the catalogue must outlive it.
 class History {
  public:
   explicit History(const Catalogue* catalogue);
@@ -69,7 +70,7 @@ class History {
   const Catalogue* catalogue_;
   size_t size_ = 0, long_count_ = 0;
   BehaviourQueue ring_;                  // newest short_items
-  std::vector<int32_t> counts_;    // [levels[0]][bins]
+  std::vector<int32_t> counts_;          // [levels[0]][bins]
   std::vector<BehaviourQueue> buckets_;  // [levels[0]] of the long part
   BehaviourQueue long_;                  // only where the long part is capped: what leaves it next
 };

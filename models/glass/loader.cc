@@ -80,7 +80,8 @@ absl::StatusOr<std::shared_ptr<const Catalogue>> ReadItems(const VerifiedFiles& 
                                                      (*ids)[i - 1], ", must ascend without repeats"));
     }
     if (!std::isfinite((*prior)[i])) {
-      return absl::DataLossError(absl::StrCat(file->source(), ": tensor item.prior: of item ", (*ids)[i], " is not finite"));
+      return absl::DataLossError(
+          absl::StrCat(file->source(), ": tensor item.prior: of item ", (*ids)[i], " is not finite"));
     }
   }
   sids->resize(ids->size());
@@ -134,7 +135,8 @@ absl::Status ReadNetwork(const VerifiedFiles& files, LoadedGlass* out) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::string& path, const LoadOptions& options) {
+absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::string& path,
+                                                                    const LoadOptions& options) {
   const auto files = VerifyDirectory(path);
   if (!files.ok()) return files.status();
   const auto config_file = RequiredFile(*files, kConfigName);
@@ -143,8 +145,8 @@ absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::s
   auto config = ConfigFromText((*config_file)->text(), config_path);
   if (!config.ok()) return config.status();
   if (!options.expected_name.empty() && config->name != options.expected_name) {
-    return absl::InvalidArgumentError(absl::StrCat(config_path, ": name: expected \"", options.expected_name,
-                                                   "\", found \"", config->name, "\""));
+    return absl::InvalidArgumentError(
+        absl::StrCat(config_path, ": name: expected \"", options.expected_name, "\", found \"", config->name, "\""));
   }
   auto loaded = std::make_shared<LoadedGlass>();
   loaded->name = config->name;

@@ -37,9 +37,9 @@ struct LoadedGlass {
 };
 
 // Reads and verifies the files, builds the model, runs the goldens. NOT_FOUND: no directory, or no MANIFEST in it.
-// DATA_LOSS: a file that is not what MANIFEST says, a damaged tensor file, a NaN. INVALID_ARGUMENT: whole files with wrong
-// content, named by file and field. FAILED_PRECONDITION: sid_version is not that of the SIDs, codebooks and prototypes in
-// the files, or a golden case gives something else. Nothing is kept on failure.
+// DATA_LOSS: a file that is not what MANIFEST says, a damaged tensor file, a NaN. INVALID_ARGUMENT: whole files with
+// wrong content, named by file and field. FAILED_PRECONDITION: sid_version is not that of the SIDs, codebooks and
+// prototypes in the files, or a golden case gives something else. Nothing is kept on failure.
 absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::string& path,
                                                                     const LoadOptions& options = {});
 

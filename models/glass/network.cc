@@ -107,9 +107,18 @@ void Network::MakeTokenPages() {
       uint32_t page = 0, row = 0;
       if (token != 0 && !Place(token, &page, &row)) continue;
       const float* e = weights_.embedding.data() + token * d_;
-      kernels.gemm({.a = e, .lda = d_, .m = 1, .b = &weights_.retrieved, .bias = weights_.retrieved_b.data(),
-                    .c = embedded.data(), .ldc = d_});
-      kernels.gemm({.a = embedded.data(), .lda = d_, .m = 1, .b = &weights_.decoder[layer].retrieved_kv, .c = kv.data(),
+      kernels.gemm({.a = e,
+                    .lda = d_,
+                    .m = 1,
+                    .b = &weights_.retrieved,
+                    .bias = weights_.retrieved_b.data(),
+                    .c = embedded.data(),
+                    .ldc = d_});
+      kernels.gemm({.a = embedded.data(),
+                    .lda = d_,
+                    .m = 1,
+                    .b = &weights_.decoder[layer].retrieved_kv,
+                    .c = kv.data(),
                     .ldc = 2 * inner_});
       if (token == 0) {
         std::copy_n(kv.data() + inner_, inner_, pad_v_.data() + layer * inner_);
@@ -208,9 +217,20 @@ Memory Network::Encode(std::span<const uint32_t> short_tokens, const float* tier
       continue;
     }
     std::vector<float> hidden(d_);
-    kernels.gemm({.a = tier, .lda = weights_.tier1.k(), .m = 1, .b = &weights_.tier1, .bias = weights_.tier_b1.data(),
-                  .relu = true, .c = hidden.data(), .ldc = d_});
-    kernels.gemm({.a = hidden.data(), .lda = d_, .m = 1, .b = &weights_.tier2, .bias = weights_.tier_b2.data(), .c = x,
+    kernels.gemm({.a = tier,
+                  .lda = weights_.tier1.k(),
+                  .m = 1,
+                  .b = &weights_.tier1,
+                  .bias = weights_.tier_b1.data(),
+                  .relu = true,
+                  .c = hidden.data(),
+                  .ldc = d_});
+    kernels.gemm({.a = hidden.data(),
+                  .lda = d_,
+                  .m = 1,
+                  .b = &weights_.tier2,
+                  .bias = weights_.tier_b2.data(),
+                  .c = x,
                   .ldc = d_});
   }
   std::vector<KeyRun> runs;  // of a query in slot 0: rows whose slots follow one another
@@ -234,8 +254,12 @@ Memory Network::Encode(std::span<const uint32_t> short_tokens, const float* tier
     const size_t layer = task / tasks, first = task % tasks * kRowsPerTask;
     const size_t rows = std::min(kRowsPerTask, memory.rows - first);
     AlignedFloats kv(rows * 2 * inner_, AlignedFloats::kUninitialised);
-    Kernels().gemm({.a = memory.states.data() + first * d_, .lda = d_, .m = rows, .b = &weights_.decoder[layer].memory_kv,
-                    .c = kv.data(), .ldc = 2 * inner_});
+    Kernels().gemm({.a = memory.states.data() + first * d_,
+                    .lda = d_,
+                    .m = rows,
+                    .b = &weights_.decoder[layer].memory_kv,
+                    .c = kv.data(),
+                    .ldc = 2 * inner_});
     for (size_t r = 0; r < rows; ++r) {
       const float* k = kv.data() + r * 2 * inner_;
       WriteRow(shape_, (first + r) % kPageRows, k, k + inner_, &memory.pages[layer * pages + (first + r) / kPageRows]);
@@ -244,8 +268,8 @@ Memory Network::Encode(std::span<const uint32_t> short_tokens, const float* tier
   return memory;
 }
 
-void Network::EncoderLayerForward(const EncoderLayer& layer, const Memory& memory, std::span<const KeyRun> runs, float* x,
-                                  ThreadPool* pool) const {
+void Network::EncoderLayerForward(const EncoderLayer& layer, const Memory& memory, std::span<const KeyRun> runs,
+                                  float* x, ThreadPool* pool) const {
   const size_t n = memory.rows, tasks = (n + kRowsPerTask - 1) / kRowsPerTask, ffn = Size(config_.ffn);
   std::vector<Page> pages;
   for (size_t p = 0; p < Pages(n); ++p) pages.emplace_back(shape_);
@@ -267,7 +291,8 @@ void Network::EncoderLayerForward(const EncoderLayer& layer, const Memory& memor
   ParallelFor(pool, tasks, [&](size_t task) {
     const size_t first = task * kRowsPerTask, rows = std::min(kRowsPerTask, n - first);
     Arena scratch(Arena::Padded(rows * inner_) + Arena::Padded(rows * shape_.kv_heads) + Arena::Padded(rows * d_) +
-                  Arena::Padded(rows * ffn) + Arena::Padded(AttendWorkspaceFloats(shape_)), arenas_.get());
+                      Arena::Padded(rows * ffn) + Arena::Padded(AttendWorkspaceFloats(shape_)),
+                  arenas_.get());
     float *o = scratch.Take(rows * inner_), *lse = scratch.Take(rows * shape_.kv_heads), *z = scratch.Take(rows * d_);
     float *hidden = scratch.Take(rows * ffn), *workspace = scratch.Take(AttendWorkspaceFloats(shape_));
     std::vector<KeyRun> own(rows * runs.size());

@@ -34,10 +34,10 @@ int RelativeBucket(int distance, int buckets, int distance_max);
 
 // One user's encoded short window, ready for decoding. Immutable once made; shared by beams, requests and threads.
 struct Memory {
-  size_t rows = 0;             // visible slots
+  size_t rows = 0;              // visible slots
   std::vector<uint32_t> slots;  // [rows] ascending
-  AlignedFloats states;        // [rows][d] after the final norm
-  std::vector<Page> pages;     // [decoder layer][ceil(rows / 128)]: K and V of each layer's memory attention
+  AlignedFloats states;         // [rows][d] after the final norm
+  std::vector<Page> pages;      // [decoder layer][ceil(rows / 128)]: K and V of each layer's memory attention
   size_t bytes() const;
 };
 
@@ -89,7 +89,7 @@ class Network {
   const Weights weights_;
   const size_t d_, inner_, slots_;
   const PageShape shape_;
-  AlignedFloats encoder_bias_;             // [kRowsPerTask][heads][stride]: one row, repeated
+  AlignedFloats encoder_bias_;  // [kRowsPerTask][heads][stride]: one row, repeated
   size_t encoder_bias_stride_ = 0;
   std::array<uint32_t, kLevels> first_page_{};
   std::vector<std::vector<Page>> token_pages_;  // [decoder layer][page]

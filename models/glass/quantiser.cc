@@ -12,7 +12,8 @@ namespace {
 
 size_t Size(int value) { return static_cast<size_t>(value); }
 
-absl::StatusOr<std::vector<float>> Values(const TensorMap& tensors, const std::string& name, int64_t rows, int64_t columns) {
+absl::StatusOr<std::vector<float>> Values(const TensorMap& tensors, const std::string& name, int64_t rows,
+                                          int64_t columns) {
   const auto view = columns > 0 ? tensors.Get(name, {rows, columns}) : tensors.Get(name, {rows});
   if (!view.ok()) return view.status();
   return std::vector<float>(view->data, view->data + view->size);

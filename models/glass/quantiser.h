@@ -18,12 +18,13 @@ namespace backstory::glass {
 // Immutable, thread-safe.
 class Quantiser {
  public:
-  // The tensors of quantiser.safetensors (glass.proto). NOT_FOUND or INVALID_ARGUMENT naming the tensor. Without codebooks
-  // where the configuration has no quantiser: then Encode refuses.
+  // The tensors of quantiser.safetensors (glass.proto). NOT_FOUND or INVALID_ARGUMENT naming the tensor. Without
+  // codebooks where the configuration has no quantiser: then Encode refuses.
   static absl::StatusOr<Quantiser> Create(const Config& config, const TensorMap& tensors);
 
-  // The SID of an embedding, and the item's tiers [levels[0]] (empty without SID-Tier). INVALID_ARGUMENT "embedding ..."
-  // for another width than embedding_width or a number that is not finite; FAILED_PRECONDITION without a quantiser.
+  // The SID of an embedding, and the item's tiers [levels[0]] (empty without SID-Tier). INVALID_ARGUMENT "embedding
+  // ..." for another width than embedding_width or a number that is not finite; FAILED_PRECONDITION without a
+  // quantiser.
   struct Encoded {
     Sid sid{};
     std::vector<uint8_t> tier_bins;
@@ -43,7 +44,7 @@ class Quantiser {
   const Config config_;
   const std::vector<float> prototypes_;
   const TierTable tiers_;
-  std::vector<Layer> encoder_;  // ReLU between
+  std::vector<Layer> encoder_;                         // ReLU between
   std::array<std::vector<float>, kLevels> codebooks_;  // [levels[l]][latent]
 };
 

@@ -13,8 +13,8 @@
 namespace backstory::glass {
 
 struct FfnWeights {
-  AlignedFloats norm;    // [d]
-  PackedMatrix w1, w2;   // d -> ffn -> d
+  AlignedFloats norm;   // [d]
+  PackedMatrix w1, w2;  // d -> ffn -> d
 };
 
 struct EncoderLayer {
@@ -30,20 +30,20 @@ struct DecoderLayer {
   PackedMatrix q, kv, o;           // self-attention
   PackedMatrix memory_q, memory_kv, memory_o;
   PackedMatrix retrieved_q, retrieved_kv, retrieved_o;  // empty without a search, as the gate
-  PackedMatrix gate;               // 2 d -> d: state or memory branch first, then the retrieved branch
-  AlignedFloats gate_b;            // [d]
+  PackedMatrix gate;     // 2 d -> d: state or memory branch first, then the retrieved branch
+  AlignedFloats gate_b;  // [d]
   FfnWeights ffn;
 };
 
 struct Weights {
-  AlignedFloats embedding;            // [vocabulary][d]
-  PackedMatrix head;                  // d -> vocabulary: the embedding, transposed
-  PackedMatrix tier1, tier2;          // levels[0] * bins -> d -> d
-  AlignedFloats tier_b1, tier_b2;     // [d]
-  PackedMatrix retrieved;             // d -> d
-  AlignedFloats retrieved_b;          // [d]
-  AlignedFloats encoder_bias;         // [relative_buckets][heads]
-  AlignedFloats decoder_bias;         // [relative_buckets][heads]
+  AlignedFloats embedding;                   // [vocabulary][d]
+  PackedMatrix head;                         // d -> vocabulary: the embedding, transposed
+  PackedMatrix tier1, tier2;                 // levels[0] * bins -> d -> d
+  AlignedFloats tier_b1, tier_b2;            // [d]
+  PackedMatrix retrieved;                    // d -> d
+  AlignedFloats retrieved_b;                 // [d]
+  AlignedFloats encoder_bias;                // [relative_buckets][heads]
+  AlignedFloats decoder_bias;                // [relative_buckets][heads]
   AlignedFloats encoder_norm, decoder_norm;  // [d]
   std::vector<EncoderLayer> encoder;
   std::vector<DecoderLayer> decoder;

@@ -53,7 +53,8 @@ v1::RecommendRequest RequestOf(const Options& options) {
   for (const std::string& category : options.categories) request.add_include_categories(category);
   if (options.allow_seen) request.set_exclude_seen(false);
   if (options.per_sid_max >= 0) request.set_per_sid_max(static_cast<uint32_t>(options.per_sid_max));
-  if (options.rank || !options.rank_model.empty()) request.mutable_rank()->mutable_model()->set_name(options.rank_model);
+  if (options.rank || !options.rank_model.empty())
+    request.mutable_rank()->mutable_model()->set_name(options.rank_model);
   for (const std::string& text : options.parameters) {
     const size_t equals = text.find('=');
     if (equals == std::string::npos) FailCommand(kExitUsage, "--parameter must be name=value, is " + text);
@@ -72,13 +73,14 @@ void PrintTable(const v1::RecommendResponse& response, const Titles& titles) {
     fmt::print("{:>4}  {:>9.4f}", ++rank, item.log_probability());
     if (item.ranked_size() > 0) fmt::print("  {:>10.4f}", item.ranked(0).calibrated());
     fmt::print("  {:>14}  {:>10}  {}\n", sid, item.item_id(), titles.Of(item.item_id()));
-    if (item.has_explanation()) fmt::print("      found in the long history (gate {:.2f}), by attention:\n", item.search_gate());
+    if (item.has_explanation())
+      fmt::print("      found in the long history (gate {:.2f}), by attention:\n", item.search_gate());
     PrintExplanation(item.explanation(), titles, false);
   }
   const auto& cache = response.cache();
-  fmt::print("model {}/{} · beam {} · history {} short + {} long · state {}: {} events reused, {} taken in", response.model(),
-             response.version(), response.beam(), response.rows_visible(0), response.rows_visible(1), cache.source(),
-             cache.rows_reused(), cache.rows_computed());
+  fmt::print("model {}/{} · beam {} · history {} short + {} long · state {}: {} events reused, {} taken in",
+             response.model(), response.version(), response.beam(), response.rows_visible(0), response.rows_visible(1),
+             cache.source(), cache.rows_reused(), cache.rows_computed());
   if (!response.rank_model().empty()) fmt::print(" · ranked by {}/{}", response.rank_model(), response.rank_version());
   if (response.unknown_user()) fmt::print(" · unknown user, nothing known of them");
   if (response.partial()) fmt::print(" · {}", response.partial_reason());

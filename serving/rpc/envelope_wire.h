@@ -1,5 +1,5 @@
-// What a RankRequest and a RecommendRequest have in common, and likewise their replies: the same fields under the same names,
-// read and written by the same code. Included by rank_wire.cc and recommend_wire.cc.
+// What a RankRequest and a RecommendRequest have in common, and likewise their replies: the same fields under the same
+// names, read and written by the same code. Included by rank_wire.cc and recommend_wire.cc.
 #ifndef BACKSTORY_SERVING_RPC_ENVELOPE_WIRE_H_
 #define BACKSTORY_SERVING_RPC_ENVELOPE_WIRE_H_
 

@@ -15,7 +15,8 @@ absl::StatusOr<RecommendQuery> RecommendQueryFromWire(const v1::RecommendRequest
   spec.count = request.count();
   spec.beam = request.beam();
   // Before anything is copied: a request may not cost much more than its own size.
-  if (auto s = CheckCount("exclude_item_ids", static_cast<uint64_t>(request.exclude_item_ids_size()), 0, kExcludedItemsMax);
+  if (auto s =
+          CheckCount("exclude_item_ids", static_cast<uint64_t>(request.exclude_item_ids_size()), 0, kExcludedItemsMax);
       !s.ok()) {
     return s;
   }

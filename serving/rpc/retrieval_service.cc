@@ -22,8 +22,8 @@ class RetrievalService final : public v1::Retrieval::WithRawCallbackMethod_Recom
           const auto status =
               CheckOverrides(*service_, CallerOf(*context), !request.parameters().empty(), Method::kRecommend);
           if (!status.ok()) return done(status);
-          service_->handlers->Recommend(request, WithPatience(*service_, *context, request.criticality(), call), response,
-                                        std::move(done));
+          service_->handlers->Recommend(request, WithPatience(*service_, *context, request.criticality(), call),
+                                        response, std::move(done));
         });
   }
 

@@ -12,8 +12,8 @@
 namespace backstory::glass {
 namespace {
 
-// d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, levels [64, 128, 128], 151 slots; a catalogue of 10,000 items and a user of
-// 1,000 events.
+// d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, levels [64, 128, 128], 151 slots; a catalogue of 10,000 items and a user
+// of 1,000 events.
 struct World {
   Config config;
   std::unique_ptr<const Catalogue> catalogue = RandomCatalogue(config, 10'000, 3);
@@ -38,7 +38,8 @@ double EncodeMacs(const Config& c) {
 }
 double DecodeMacs(const Config& c, double beam) {
   const double n = static_cast<double>(c.slots()), d = c.d, inner = static_cast<double>(c.inner());
-  const double token = c.decoder_layers * (8 * d * inner + 2 * n * inner + 2 * d * d + 2 * d * c.ffn) + d * c.vocabulary;
+  const double token =
+      c.decoder_layers * (8 * d * inner + 2 * n * inner + 2 * d * d + 2 * d * c.ffn) + d * c.vocabulary;
   return (1 + 2 * beam) * token;
 }
 
@@ -66,8 +67,8 @@ void BM_Decode(benchmark::State& state) {
 }
 BENCHMARK(BM_Decode)->ArgsProduct({{1, 12, 20, 24, 50, 256}, {1, 2}})->UseRealTime()->Unit(benchmark::kMicrosecond);
 
-// A catalogue of a million items over codebooks of 8,192: what the trie costs against no constraint but the level, and what
-// it takes. Without SID-Tier, whose table would be 8,192 bytes an item.
+// A catalogue of a million items over codebooks of 8,192: what the trie costs against no constraint but the level, and
+// what it takes. Without SID-Tier, whose table would be 8,192 bytes an item.
 struct LargeWorld {
   Config config;
   std::vector<uint64_t> ids;
@@ -127,8 +128,8 @@ void BM_MillionItemsIndex(benchmark::State& state) {
 }
 BENCHMARK(BM_MillionItemsIndex)->UseRealTime()->Unit(benchmark::kMillisecond);
 
-// A version directory of that catalogue, from disk (in the page cache) to ready: digests, tensors, indexes, token tables,
-// goldens.
+// A version directory of that catalogue, from disk (in the page cache) to ready: digests, tensors, indexes, token
+// tables, goldens.
 void BM_MillionItemsLoad(benchmark::State& state) {
   const LargeWorld& w = TheLargeWorld();
   const TempDir dir;

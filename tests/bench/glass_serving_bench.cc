@@ -1,8 +1,10 @@
-// Retrieval.Recommend over gRPC at the released size, one client at a time: d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, 151
-// slots, levels [64, 128, 128], beam 20, 10,000 items, users with 1,000 behaviours. Server and client share the machine.
+// Retrieval.Recommend over gRPC at the released size, one client at a time: d 96, 6 heads x 32, FFN 1024, 4 + 4 layers,
+// 151 slots, levels [64, 128, 128], beam 20, 10,000 items, users with 1,000 behaviours. Server and client share the
+// machine.
 //   unchanged   nothing happened since the user's last request: the state and the encoder's output are reused
 //   refreshed   one event was appended 20 ms before: the refresh that the append started has run the encoder already
-//   one event   one event was appended right before, so that the request meets that refresh: it waits for it, or does its
+//   one event   one event was appended right before, so that the request meets that refresh: it waits for it, or does
+//   its
 //               work. The append itself is not counted
 //   first       no state yet: the history is read from RocksDB
 // Run: build/release/bin/glass_serving_bench [requests]. Weights are random; time does not depend on them.
@@ -31,7 +33,8 @@ glass::VersionParts ReleasedSize() {
     c->d = released.d, c->heads = released.heads, c->d_kv = released.d_kv, c->ffn = released.ffn;
     c->encoder_layers = released.encoder_layers, c->decoder_layers = released.decoder_layers;
     c->levels = released.levels, c->vocabulary = released.vocabulary, c->short_items = released.short_items;
-    c->retrieved_items = released.retrieved_items, c->embedding_width = released.embedding_width, c->beam = released.beam;
+    c->retrieved_items = released.retrieved_items, c->embedding_width = released.embedding_width,
+    c->beam = released.beam;
     c->quantiser_latent = released.embedding_width;
   });
   return parts;
@@ -96,8 +99,9 @@ struct Bench {
     stage_ms.clear();
     for (int i = 0; i < requests; ++i, ++appended) {
       const std::string user = "user-" + std::to_string(i % kUsers);
-      const v1::Event event = RatingAt(10'000 + appended, kStart + (kHistory + static_cast<int64_t>(appended)) * kMinute,
-                                       1000 + 3 * (appended % 9'999));
+      const v1::Event event =
+          RatingAt(10'000 + appended, kStart + (kHistory + static_cast<int64_t>(appended)) * kMinute,
+                   1000 + 3 * (appended % 9'999));
       if (!client->Append(user, {event}).first.ok()) std::exit(1);
       std::this_thread::sleep_for(pause);
       ms.push_back(Recommend(i % kUsers));
@@ -107,7 +111,8 @@ struct Bench {
   void Report(const char* name, const std::vector<double>& ms) {
     std::printf("%-10s %6zu requests  p50 %6.2f ms  p90 %6.2f  p99 %6.2f   mean of stages, ms:", name, ms.size(),
                 QuantileMs(ms, 0.5), QuantileMs(ms, 0.9), QuantileMs(ms, 0.99));
-    for (const auto& [stage, sum] : stage_ms) std::printf(" %s %.2f", stage.c_str(), sum / static_cast<double>(ms.size()));
+    for (const auto& [stage, sum] : stage_ms)
+      std::printf(" %s %.2f", stage.c_str(), sum / static_cast<double>(ms.size()));
     std::printf("\n");
     stage_ms.clear();
   }

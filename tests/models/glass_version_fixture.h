@@ -41,11 +41,14 @@ struct VersionParts {
 
 inline std::string ConfigText(const Config& c) {
   std::string text = "name: \"" + c.name + "\"\nprofile: COMPAT\nsid_version: \"" + c.sid_version + "\"\n";
-  const auto add = [&text](const char* name, auto value) { text += std::string(name) + ": " + std::to_string(value) + "\n"; };
+  const auto add = [&text](const char* name, auto value) {
+    text += std::string(name) + ": " + std::to_string(value) + "\n";
+  };
   for (const int level : c.levels) add("levels", level);
   add("vocabulary", c.vocabulary), add("d", c.d), add("heads", c.heads), add("d_kv", c.d_kv), add("ffn", c.ffn);
   add("encoder_layers", c.encoder_layers), add("decoder_layers", c.decoder_layers);
-  add("short_items", c.short_items), add("retrieved_items", c.retrieved_items), add("embedding_width", c.embedding_width);
+  add("short_items", c.short_items), add("retrieved_items", c.retrieved_items),
+      add("embedding_width", c.embedding_width);
   add("beam", c.beam);
   for (const HistoryRule& rule : c.history) {
     text += "history { action: RATING min_value: " + std::to_string(rule.min_value) + " }\n";
@@ -58,11 +61,20 @@ inline nlohmann::json GoldenJson(const GoldenCase& golden) {
   const GoldenExpectation& e = golden.expect;
   nlohmann::json events = nlohmann::json::array();
   for (const Event& event : golden.events) events.push_back(EventToJson(event));
-  return {{"name", golden.name}, {"events", events}, {"as_of_us", golden.as_of_us}, {"beam", golden.beam},
-          {"count", golden.count}, {"exclude_seen", golden.exclude_seen},
-          {"expect", {{"short_items", e.short_items}, {"long_items", e.long_items}, {"sids", e.sids},
-                      {"log_probability", e.log_probability}, {"items", e.items}, {"item_sids", e.item_sids},
-                      {"min_gap", 1.0}}}};
+  return {{"name", golden.name},
+          {"events", events},
+          {"as_of_us", golden.as_of_us},
+          {"beam", golden.beam},
+          {"count", golden.count},
+          {"exclude_seen", golden.exclude_seen},
+          {"expect",
+           {{"short_items", e.short_items},
+            {"long_items", e.long_items},
+            {"sids", e.sids},
+            {"log_probability", e.log_probability},
+            {"items", e.items},
+            {"item_sids", e.item_sids},
+            {"min_gap", 1.0}}}};
 }
 
 inline Event RatingOf(uint64_t event_id, uint64_t item_id, int64_t time_us, float value = 5) {
@@ -91,7 +103,8 @@ inline std::string GoldensOf(const VersionParts& parts) {
   for (const size_t events : {0, 1, 30}) {
     GoldenCase golden{"events_" + std::to_string(events), {}, 1'000'000'000, 7, 9, true, {}};
     for (size_t i = 0; i < events; ++i) {
-      golden.events.push_back(RatingOf(i + 1, ids[random() % ids.size()], static_cast<int64_t>(i) * 1'000, random() % 6));
+      golden.events.push_back(
+          RatingOf(i + 1, ids[random() % ids.size()], static_cast<int64_t>(i) * 1'000, random() % 6));
     }
     golden.expect = RunGolden(**network, **catalogue, golden, nullptr);
     text += GoldenJson(golden).dump() + "\n";
@@ -109,7 +122,8 @@ inline TensorMap QuantiserMap(const VersionParts& parts) {
   return map;
 }
 
-// `name`: the repository's folder. Item i has id 1000 + 3 i. `change`: of the configuration, before anything is made of it.
+// `name`: the repository's folder. Item i has id 1000 + 3 i. `change`: of the configuration, before anything is made of
+// it.
 inline VersionParts MakeParts(const std::string& name = "tiny", size_t items = 60, uint32_t seed = 5,
                               const std::function<void(Config*)>& change = nullptr) {
   VersionParts parts;
@@ -169,10 +183,14 @@ inline void WriteParts(const VersionParts& parts, const std::string& path) {
   WriteTensors(path + "/weights-00001-of-00001.safetensors", parts.weights);
   WriteTensors(path + "/quantiser.safetensors", QuantiserMap(parts));
   const int64_t items = static_cast<int64_t>(parts.item_ids.size());
-  const std::span<const uint16_t> codes(parts.sids.empty() ? nullptr : parts.sids[0].data(), parts.sids.size() * kLevels);
+  const std::span<const uint16_t> codes(parts.sids.empty() ? nullptr : parts.sids[0].data(),
+                                        parts.sids.size() * kLevels);
   std::vector<SafetensorsTensor> tensors = {
       {"item.id", DType::kI64, {items}, AsBytes(parts.item_ids)},
-      {"item.sid", DType::kU16, {static_cast<int64_t>(codes.size()) / parts.sid_columns, parts.sid_columns}, AsBytes(codes)},
+      {"item.sid",
+       DType::kU16,
+       {static_cast<int64_t>(codes.size()) / parts.sid_columns, parts.sid_columns},
+       AsBytes(codes)},
       {"item.prior", DType::kF32, {static_cast<int64_t>(parts.prior.size())}, AsBytes(parts.prior)}};
   if (!parts.tier_bins.empty()) {
     const int64_t rows = static_cast<int64_t>(parts.tier_bins.size()) / c.levels[0];

@@ -64,7 +64,8 @@ TEST_P(GlassVersionFault, IsRefusedByName) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(GetParam().message));
 }
 
-void SetWeight(VersionParts* parts, const std::string& name, std::function<void(std::vector<float>*, std::vector<int64_t>*)> edit) {
+void SetWeight(VersionParts* parts, const std::string& name,
+               std::function<void(std::vector<float>*, std::vector<int64_t>*)> edit) {
   TensorMap edited;
   for (const std::string& each : parts->weights.Names()) {
     const TensorView* view = parts->weights.Find(each);
@@ -92,13 +93,14 @@ INSTANTIATE_TEST_SUITE_P(
               [](VersionParts* p) { p->sids[1][1] = 9; }},
         Fault{"OtherSidsThanTheModels", kPrecondition, "sid_version is",
               [](VersionParts* p) { p->sids[0][2] = static_cast<uint16_t>((p->sids[0][2] + 1) % 11); }},
-        Fault{"OtherCodebooks", kPrecondition, "sid_version is", [](VersionParts* p) { p->quantiser["codebook.1"][3] += 1; }},
-        Fault{"NoSidVersion", kPrecondition, "sid_version is \"\"", [](VersionParts* p) { p->config.sid_version = ""; }},
+        Fault{"OtherCodebooks", kPrecondition, "sid_version is",
+              [](VersionParts* p) { p->quantiser["codebook.1"][3] += 1; }},
+        Fault{"NoSidVersion", kPrecondition, "sid_version is \"\"",
+              [](VersionParts* p) { p->config.sid_version = ""; }},
         Fault{"ItemsOutOfOrder", kInvalid, "tensor item.id: 1000 after 1003, must ascend",
               [](VersionParts* p) { std::swap(p->item_ids[0], p->item_ids[1]); }},
-        Fault{"NoItems", kInvalid, "items", [](VersionParts* p) {
-                p->item_ids.clear(), p->sids.clear(), p->tier_bins.clear(), p->prior.clear();
-              }},
+        Fault{"NoItems", kInvalid, "items",
+              [](VersionParts* p) { p->item_ids.clear(), p->sids.clear(), p->tier_bins.clear(), p->prior.clear(); }},
         Fault{"APriorThatIsNoNumber", kDamage, "item.prior: of item 1006 is not finite",
               [](VersionParts* p) { p->prior[2] = std::nanf(""); }},
         Fault{"PriorOfFewerItems", kInvalid, "tensor item.prior: expected shape [60], found [59]",
@@ -110,18 +112,23 @@ INSTANTIATE_TEST_SUITE_P(
               [](VersionParts* p) { p->quantiser["prototype"].resize(6 * 7); }},
         Fault{"ANanInACodebook", kDamage, "tensor codebook.0: element 3 is NaN",
               [](VersionParts* p) { p->quantiser["codebook.0"][3] = std::nanf(""); }},
-        Fault{"ANanInTheWeights", kDamage, "tensor tier.b1: element 0 is NaN", [](VersionParts* p) {
+        Fault{"ANanInTheWeights", kDamage, "tensor tier.b1: element 0 is NaN",
+              [](VersionParts* p) {
                 SetWeight(p, "tier.b1", [](auto* values, auto*) { (*values)[0] = std::nanf(""); });
               }},
-        Fault{"AWeightMissing", kInvalid, "dec.1.gate.w", [](VersionParts* p) {
-                SetWeight(p, "dec.1.gate.w", [](auto* values, auto*) { values->clear(); });
-              }},
-        Fault{"AWeightOfAnotherShape", kInvalid, "enc.0.self.q", [](VersionParts* p) {
-                SetWeight(p, "enc.0.self.q", [](auto*, auto* shape) { std::swap((*shape)[0], (*shape)[1]); (*shape)[0] = 8, (*shape)[1] = 72; });
+        Fault{"AWeightMissing", kInvalid, "dec.1.gate.w",
+              [](VersionParts* p) { SetWeight(p, "dec.1.gate.w", [](auto* values, auto*) { values->clear(); }); }},
+        Fault{"AWeightOfAnotherShape", kInvalid, "enc.0.self.q",
+              [](VersionParts* p) {
+                SetWeight(p, "enc.0.self.q", [](auto*, auto* shape) {
+                  std::swap((*shape)[0], (*shape)[1]);
+                  (*shape)[0] = 8, (*shape)[1] = 72;
+                });
               }},
         Fault{"AWeightTooMany", kInvalid, "tensor dec.9.odd: the configuration calls for no such tensor",
               [](VersionParts* p) { EXPECT_TRUE(p->weights.Add("dec.9.odd", {1}, {1.0f}).ok()); }},
-        Fault{"OtherWeightsThanTheGoldens", kPrecondition, "golden case \"events_", [](VersionParts* p) {
+        Fault{"OtherWeightsThanTheGoldens", kPrecondition, "golden case \"events_",
+              [](VersionParts* p) {
                 SetWeight(p, "dec.final_norm", [](auto* values, auto*) {
                   for (float& v : *values) v *= 1.5f;
                 });
@@ -135,11 +142,13 @@ INSTANTIATE_TEST_SUITE_P(
         Fault{"AFieldTwice", kInvalid, "model.textproto:", [](VersionParts* p) { p->extra_config = "d: 24"; }},
         Fault{"ABeamOutOfRange", kInvalid, "field beam is 1025, must be 1..1024",
               [](VersionParts* p) { p->config.beam = 1025; }},
-        Fault{"ALatentThatIsNoWidth", kInvalid, "quantiser.latent", [](VersionParts* p) { p->config.quantiser_latent = 5; }}),
+        Fault{"ALatentThatIsNoWidth", kInvalid, "quantiser.latent",
+              [](VersionParts* p) { p->config.quantiser_latent = 5; }}),
     [](const auto& fault) { return fault.param.name; });
 
 TEST(GlassVersion, DamagedFilesAreDataLoss) {
-  for (const char* name : {"items.safetensors", "weights-00001-of-00001.safetensors", "goldens.jsonl", "model.textproto"}) {
+  for (const char* name :
+       {"items.safetensors", "weights-00001-of-00001.safetensors", "goldens.jsonl", "model.textproto"}) {
     const TempDir dir;
     const std::string path = dir.path() + "/1";
     WriteParts(MakeParts(), path);

@@ -1,4 +1,5 @@
-// Retrieval.Recommend on the real server: over gRPC and the command line, ranked and not, with new items across a restart.
+// Retrieval.Recommend on the real server: over gRPC and the command line, ranked and not, with new items across a
+// restart.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -26,7 +27,8 @@ class Recommend : public testing::Test {
     const std::string models = (scratch_.path() / "models").string();
     glass::WriteParts(parts_, models + "/tiny/1");
     std::string output;
-    ASSERT_EQ(RunBinary({"model", "init-random", "grab-tiny", "--out", models + "/grab-tiny/1"}, &output).code, 0) << output;
+    ASSERT_EQ(RunBinary({"model", "init-random", "grab-tiny", "--out", models + "/grab-tiny/1"}, &output).code, 0)
+        << output;
     server_ = std::make_unique<ServerProcess>(ServerProcess::Options{
         .store = scratch_.path() / "store", .models = models, .arguments = {"--create-store"}, .environment = {}});
     Start();
@@ -75,7 +77,8 @@ class Recommend : public testing::Test {
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     glass::GoldenCase golden{"", {}, kLater, beam, count, true, {}};
     for (int i = 0; i < ratings; ++i) {
-      golden.events.push_back(glass::RatingOf(1 + static_cast<uint64_t>(i), 1000 + 3 * (i * 7 % 60), kStart + i * kMinute));
+      golden.events.push_back(
+          glass::RatingOf(1 + static_cast<uint64_t>(i), 1000 + 3 * (i * 7 % 60), kStart + i * kMinute));
     }
     return glass::RunGolden(*(*loaded)->network, *(*loaded)->catalogue, golden, nullptr).items;
   }
@@ -135,12 +138,17 @@ TEST_F(Recommend, RefusesByNameAndSaysWhatIsPartial) {
     return request;
   };
   constexpr auto kInvalid = grpc::StatusCode::INVALID_ARGUMENT;
-  EXPECT_THAT(Refusal(with([](auto* r) { r->set_count(0); }), kInvalid), HasSubstr("count is 0, must be within 1..1000"));
-  EXPECT_THAT(Refusal(with([](auto* r) { r->set_beam(1025); }), kInvalid), HasSubstr("beam is 1025, must be within 0..1024"));
+  EXPECT_THAT(Refusal(with([](auto* r) { r->set_count(0); }), kInvalid),
+              HasSubstr("count is 0, must be within 1..1000"));
+  EXPECT_THAT(Refusal(with([](auto* r) { r->set_beam(1025); }), kInvalid),
+              HasSubstr("beam is 1025, must be within 0..1024"));
   EXPECT_THAT(Refusal(with([](auto* r) { r->clear_units(); }), kInvalid), HasSubstr("units.user"));
   EXPECT_THAT(Refusal(with([](auto* r) { r->set_explain_top(33); }), kInvalid), HasSubstr("explain_top"));
   EXPECT_THAT(Refusal(with([](auto* r) { r->set_now_us(-1); }), kInvalid), HasSubstr("now_us"));
-  EXPECT_THAT(Refusal(with([](auto* r) { for (int i = 0; i < 65; ++i) r->add_include_categories("x"); }), kInvalid),
+  EXPECT_THAT(Refusal(with([](auto* r) {
+                        for (int i = 0; i < 65; ++i) r->add_include_categories("x");
+                      }),
+                      kInvalid),
               HasSubstr("include_categories"));
   EXPECT_THAT(Refusal(with([](auto* r) { r->mutable_model()->set_version("9"); }), grpc::StatusCode::NOT_FOUND),
               HasSubstr("model tiny has no version \"9\""));
@@ -195,9 +203,10 @@ TEST_F(Recommend, NewItemsSurviveARestart) {
   EXPECT_THAT(status.error_message(), HasSubstr("items[0].embedding[0] must be finite"));
 
   std::string output;
-  const ExitState end = RunBinary({"recommend", "--server", server_->address(), "--namespace", kSystemNamespace, "--user",
-                                   "cid", "--count", "100", "--beam", "200", "--now-us", std::to_string(kLater)},
-                                  &output);
+  const ExitState end =
+      RunBinary({"recommend", "--server", server_->address(), "--namespace", kSystemNamespace, "--user", "cid",
+                 "--count", "100", "--beam", "200", "--now-us", std::to_string(kLater)},
+                &output);
   EXPECT_EQ(end.code, 0) << output;
   EXPECT_THAT(output, HasSubstr("A film with a better title"));
   EXPECT_EQ(RunBinary({"recommend", "--server", server_->address(), "--user", "cid", "--count", "0"}, &output).code, 1);

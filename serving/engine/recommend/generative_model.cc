@@ -6,7 +6,8 @@
 
 namespace backstory {
 
-std::shared_ptr<const glass::Catalogue> GenerativeModel::CatalogueOf(const std::string& ns, const Catalog& catalog) const {
+std::shared_ptr<const glass::Catalogue> GenerativeModel::CatalogueOf(const std::string& ns,
+                                                                     const Catalog& catalog) const {
   const auto find = [&]() -> std::shared_ptr<const glass::Catalogue> {
     std::lock_guard lock(mutex_);
     const auto found = catalogues_.find(ns);

@@ -1,6 +1,6 @@
-// A loaded generative version as the engine uses it: the network, and per namespace the items it can recommend. Those are
-// the version's own, and whatever the namespace's catalog has an embedding of: such items get their semantic ID from the
-// version's frozen codebooks, without a new version.
+// A loaded generative version as the engine uses it: the network, and per namespace the items it can recommend. Those
+// are the version's own, and whatever the namespace's catalog has an embedding of: such items get their semantic ID
+// from the version's frozen codebooks, without a new version.
 #ifndef BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_MODEL_H_
 #define BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_MODEL_H_
 
@@ -40,8 +40,8 @@ class GenerativeModel {
   // What can be recommended in a namespace. The first call for one reads its catalog. Rows of items never change, later
   // catalogues only have more of them.
   std::shared_ptr<const glass::Catalogue> CatalogueOf(const std::string& ns, const Catalog& catalog) const;
-  // After these items were stored in the catalog: takes in those with an embedding. One that the version knows keeps the
-  // semantic ID that it was trained with.
+  // After these items were stored in the catalog: takes in those with an embedding. One that the version knows keeps
+  // the semantic ID that it was trained with.
   void Add(const std::string& ns, std::span<const Item> items) const;
 
  private:

@@ -31,7 +31,8 @@ bool GenerativeState::Answers(int64_t view_us) const {
 
 bool GenerativeState::CanExtend(const HistoryTail& tail, int64_t view_us, const glass::Catalogue& catalogue) const {
   if (tail.rebuild || tail.head.epoch != head_.epoch || tail.head.first_index != head_.first_index) return false;
-  if (AnchorOf(tail.head, events_max_) != anchor_ || head_.events + tail.events.size() != tail.head.events) return false;
+  if (AnchorOf(tail.head, events_max_) != anchor_ || head_.events + tail.events.size() != tail.head.events)
+    return false;
   if (newest_us_ >= view_us) return false;
   if (!tail.events.empty() && taken_ > 0) {
     const Event& first = tail.events.front();

@@ -1,6 +1,7 @@
-// What one generative version remembers of one user: short window, tier counts, buckets by first code, the items seen, and
-// the encoder's output. Each event is taken in once, in O(1); nothing of the history is read again. However a state came
-// about - built at once or extended event by event - it is the same (tests/serving/engine/recommend_state_test.cc).
+// What one generative version remembers of one user: short window, tier counts, buckets by first code, the items seen,
+// and the encoder's output. Each event is taken in once, in O(1); nothing of the history is read again. However a state
+// came about - built at once or extended event by event - it is the same
+// (tests/serving/engine/recommend_state_test.cc).
 #ifndef BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_H_
 #define BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_H_
 
@@ -34,11 +35,11 @@ class GenerativeState {
   bool IsOf(const UserHead& head, const glass::Catalogue* catalogue) const {
     return head == head_ && catalogue == catalogue_.get();
   }
-  // Whether a request that sees events before `view_us` can be answered as the state stands: nothing waits that it would
-  // see, and nothing was taken in that it must not see.
+  // Whether a request that sees events before `view_us` can be answered as the state stands: nothing waits that it
+  // would see, and nothing was taken in that it must not see.
   bool Answers(int64_t view_us) const;
-  // Whether Extend can take this tail and view: no event lies before one that was taken in, no item that was unknown has
-  // become known, and nothing but time has passed otherwise. If not, Build a new one.
+  // Whether Extend can take this tail and view: no event lies before one that was taken in, no item that was unknown
+  // has become known, and nothing but time has passed otherwise. If not, Build a new one.
   bool CanExtend(const HistoryTail& tail, int64_t view_us, const glass::Catalogue& catalogue) const;
   // Whether the memory that the state is made of still has the hash that the last change left.
   bool Verify() const { return Hash() == hash_; }

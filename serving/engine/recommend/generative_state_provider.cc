@@ -54,8 +54,7 @@ absl::StatusOr<GenerativeStateAnswer> GenerativeStateProvider::Acquire(const Gen
   const absl::Status status = BringUpToDate(request, &lease.generative(), &answer);
   if (!status.ok()) lease.generative() = nullptr;
   metrics_->GetCounter("backstory_cache_evictions_total", "User states evicted to stay within the budget")
-      ->Add(static_cast<double>(
-          cache_->SetBytes(request.user, entry, status.ok() ? lease.generative()->Bytes() : 0)));
+      ->Add(static_cast<double>(cache_->SetBytes(request.user, entry, status.ok() ? lease.generative()->Bytes() : 0)));
   if (!status.ok()) return status;
   if (!lease.generative()->Answers(request.view_us)) {
     // The past of the state: it stays for those who ask about now.
@@ -83,7 +82,8 @@ absl::Status GenerativeStateProvider::BringUpToDate(const GenerativeStateRequest
         const uint64_t before = (*state)->events();
         (*state)->Extend(*request.model, std::move(catalogue), *std::move(tail), request.view_us);
         const uint64_t more = (*state)->events() - before;
-        answer->report = {.source = more > 0 ? "extend" : "hit", .tier = "host", .rows_reused = before, .rows_computed = more};
+        answer->report = {
+            .source = more > 0 ? "extend" : "hit", .tier = "host", .rows_reused = before, .rows_computed = more};
         return absl::OkStatus();
       }
       metrics_

@@ -1,5 +1,5 @@
-// The present state of a user under a generative version: cached, extended by what the store has newer, or built from the
-// history. The counterpart of user_state_provider.h; both share the cache and its budget.
+// The present state of a user under a generative version: cached, extended by what the store has newer, or built from
+// the history. The counterpart of user_state_provider.h; both share the cache and its budget.
 #ifndef BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_PROVIDER_H_
 #define BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_PROVIDER_H_
 

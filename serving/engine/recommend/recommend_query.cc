@@ -7,7 +7,8 @@ namespace {
 
 absl::Status CheckRange(std::string_view field, size_t value, size_t min, size_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(std::string(field), " is ", value, ", must be within ", min, "..", max));
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(field), " is ", value, ", must be within ", min, "..", max));
 }
 
 absl::Status CheckCount(std::string_view field, size_t entries, size_t max) {
@@ -22,11 +23,12 @@ absl::Status ValidateRecommendQuery(const RankQuery& request, const RecommendSpe
   if (auto s = CheckRange("count", spec.count, 1, kRecommendCountMax); !s.ok()) return s;
   if (auto s = CheckRange("beam", spec.beam, 0, kRecommendBeamMax); !s.ok()) return s;
   if (auto s = CheckCount("exclude_item_ids", spec.exclude_items.size(), kExcludedItemsMax); !s.ok()) return s;
-  if (auto s = CheckCount("include_categories", spec.include_categories.size(), kIncludedCategoriesMax); !s.ok()) return s;
+  if (auto s = CheckCount("include_categories", spec.include_categories.size(), kIncludedCategoriesMax); !s.ok())
+    return s;
   for (const std::string& category : spec.include_categories) {
     if (!category.empty() && category.size() <= kFeatureTextBytesMax) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("include_categories: a category has ", category.size(), " bytes, 1..", kFeatureTextBytesMax, " are allowed"));
+    return absl::InvalidArgumentError(absl::StrCat("include_categories: a category has ", category.size(),
+                                                   " bytes, 1..", kFeatureTextBytesMax, " are allowed"));
   }
   if (spec.per_sid_max.has_value()) {
     if (auto s = CheckRange("per_sid_max", *spec.per_sid_max, 0, kRecommendCountMax); !s.ok()) return s;

@@ -26,13 +26,13 @@ struct RankThem {
 };
 
 struct RecommendSpec {
-  size_t count = 10;                             // items wanted, 1..kRecommendCountMax
-  size_t beam = 0;                               // semantic IDs followed, 0..kRecommendBeamMax; 0: parameter, else the model's
-  std::vector<uint64_t> exclude_items;           // deny list
-  std::vector<std::string> include_categories;   // only items that the catalog puts in one of them; empty: all
-  std::optional<bool> exclude_seen;              // leave out items of the visible history; none: parameter
-  std::optional<size_t> per_sid_max;             // items of one semantic ID, 0: no limit; none: parameter
-  std::optional<RankThem> rank;                  // none: parameter recommend_rank
+  size_t count = 10;                    // items wanted, 1..kRecommendCountMax
+  size_t beam = 0;                      // semantic IDs followed, 0..kRecommendBeamMax; 0: parameter, else the model's
+  std::vector<uint64_t> exclude_items;  // deny list
+  std::vector<std::string> include_categories;  // only items that the catalog puts in one of them; empty: all
+  std::optional<bool> exclude_seen;             // leave out items of the visible history; none: parameter
+  std::optional<size_t> per_sid_max;            // items of one semantic ID, 0: no limit; none: parameter
+  std::optional<RankThem> rank;                 // none: parameter recommend_rank
 };
 
 struct RecommendQuery {
@@ -55,8 +55,9 @@ struct Recommended {
   float log_probability = 0;            // of the semantic ID, over the model's whole vocabulary
   float score = 0;                      // what the order follows
   std::vector<RecommendedTask> ranked;  // one per task, if ranked
-  // When asked: the behaviours that the semantic hard search found for this item's first code, by share of its attention
-  // in the last decoder layer and step (they sum to 1 over all that were found), and how far the gate let them in, 0..1.
+  // When asked: the behaviours that the semantic hard search found for this item's first code, by share of its
+  // attention in the last decoder layer and step (they sum to 1 over all that were found), and how far the gate let
+  // them in, 0..1.
   std::vector<ExplainedEvent> explanation;
   float search_gate = 0;
 };
@@ -67,7 +68,8 @@ struct Filtered {
 };
 
 struct RecommendReply {
-  RankReply common;  // without scores: model, parameters, exposures, cache, timings. rows_visible: short window, long part
+  RankReply
+      common;  // without scores: model, parameters, exposures, cache, timings. rows_visible: short window, long part
   std::vector<Recommended> items;  // best first
   size_t beam = 0;                 // followed
   size_t sids_found = 0;           // semantic IDs at the end of the search

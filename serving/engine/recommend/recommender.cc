@@ -93,8 +93,25 @@ void Explain(const GenerativeState& state, const glass::Sid& sid, const glass::S
   item->search_gate = steering.gate;
 }
 
+// Nothing is an error, too little is not; both say why.
+absl::Status Judge(const RecommendSpec& spec, const std::string& filtered, RecommendReply* reply) {
+  if (reply->items.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("no item is left: of the items of ", reply->sids_found, " semantic IDs (beam ", reply->beam,
+                     ") the filters took all: ", filtered, "; loosen them or raise beam"));
+  }
+  if (reply->items.size() >= spec.count) return absl::OkStatus();
+  reply->partial = true;
+  reply->partial_reason =
+      absl::StrCat(reply->items.size(), " of ", spec.count, " items: beam ", reply->beam, " found ", reply->sids_found,
+                   " semantic IDs", filtered.empty() ? "" : ", filters took: ", filtered);
+  return absl::OkStatus();
+}
+
 // ln sigmoid(logit), without overflow.
-double LogProbability(double logit) { return logit > 0 ? -std::log1p(std::exp(-logit)) : logit - std::log1p(std::exp(logit)); }
+double LogProbability(double logit) {
+  return logit > 0 ? -std::log1p(std::exp(-logit)) : logit - std::log1p(std::exp(logit));
+}
 
 }  // namespace
 
@@ -125,19 +142,18 @@ Recommender::Found Recommender::Search(const GenerativeState& state, size_t beam
   return found;
 }
 
-absl::Status Recommender::Generate(const RecommendSpec& spec, size_t wanted, PreparedRank* request,
-                                   RecommendReply* reply) const {
+absl::StatusOr<StatePin> Recommender::Acquire(PreparedRank* request) const {
   const RankQuery& query = request->query;
   const GenerativeModel& model = *request->served->generative;
-  int64_t start_us = clock_->MonotonicMicros();
-  GenerativeStateRequest wanted_state;
-  wanted_state.user = {query.ns, query.units.user};
-  wanted_state.model = &model;
-  wanted_state.events_max = request->parameters.Int("state_events_max");
-  wanted_state.parameter_hash = request->parameters.StateHash();
-  wanted_state.view_us = std::min(query.now_us, query.as_of.event_time_us);
-  wanted_state.known_by_us = query.as_of.known_by_us;
-  absl::StatusOr<GenerativeStateAnswer> answer = states_->Acquire(wanted_state);
+  const int64_t start_us = clock_->MonotonicMicros();
+  GenerativeStateRequest wanted;
+  wanted.user = {query.ns, query.units.user};
+  wanted.model = &model;
+  wanted.events_max = request->parameters.Int("state_events_max");
+  wanted.parameter_hash = request->parameters.StateHash();
+  wanted.view_us = std::min(query.now_us, query.as_of.event_time_us);
+  wanted.known_by_us = query.as_of.known_by_us;
+  absl::StatusOr<GenerativeStateAnswer> answer = states_->Acquire(wanted);
   if (!answer.ok()) return answer.status();
   const GenerativeState& state = *answer->pin.generative();
   RankReply& common = request->reply;
@@ -153,19 +169,32 @@ absl::Status Recommender::Generate(const RecommendSpec& spec, size_t wanted, Pre
   common.rows_visible = {state.history().short_window().size(), state.history().long_size()};
   common.timings.push_back({"store", answer->store_us});
   AddTiming(request, "state", start_us + answer->store_us);
+  return std::move(answer->pin);
+}
 
-  start_us = clock_->MonotonicMicros();
+absl::Status Recommender::Generate(const RecommendSpec& spec, size_t wanted, PreparedRank* request,
+                                   RecommendReply* reply) const {
+  const absl::StatusOr<StatePin> pin = Acquire(request);
+  if (!pin.ok()) return pin.status();
+  const GenerativeState& state = *pin->generative();
+  int64_t start_us = clock_->MonotonicMicros();
   reply->beam = BeamOf(*request);
-  const Found found = Search(state, reply->beam, query.explain_top > 0, request);
+  const Found found = Search(state, reply->beam, request->query.explain_top > 0, request);
+  reply->sids_found = found.beams.size();
   AddTiming(request, "decode", start_us);
   start_us = clock_->MonotonicMicros();
-  reply->sids_found = found.beams.size();
+  Filter filter(spec, *request, state, catalog_, &reply->filtered);
+  const size_t explain_top = Size(request->query.explain_top);
   size_t per_sid = Size(request->parameters.Int("recommend_per_sid_max"));
   if (per_sid == 0) per_sid = SIZE_MAX;
-  Filter filter(spec, *request, state, catalog_, &reply->filtered);
   for (size_t b = 0; b < found.beams.size() && reply->items.size() < wanted; ++b) {
+    const glass::Beam& beam = found.beams[b];
+    if (!std::isfinite(beam.score)) {
+      return absl::InternalError(absl::StrCat("model ", request->served->name, " version ", request->served->version,
+                                              " gave a log-probability that is not finite"));
+    }
     size_t of_sid = 0;
-    for (const uint32_t row : state.catalogue().Items(found.beams[b].node)) {
+    for (const uint32_t row : state.catalogue().Items(beam.node)) {
       if (reply->items.size() == wanted) break;
       const uint64_t item_id = state.catalogue().item_id(row);
       if (!filter.Keep(item_id)) continue;
@@ -175,29 +204,13 @@ absl::Status Recommender::Generate(const RecommendSpec& spec, size_t wanted, Pre
       }
       ++of_sid;
       const glass::Sid& sid = state.catalogue().sid(row);
-      Recommended item{item_id, {sid.begin(), sid.end()}, found.beams[b].score, found.beams[b].score, {}, {}, 0};
-      if (!std::isfinite(item.log_probability)) {
-        return absl::InternalError(absl::StrCat("model ", common.model, " version ", common.version,
-                                                " gave a log-probability that is not finite"));
-      }
-      if (query.explain_top > 0) Explain(state, sid, found.steering[b], Size(query.explain_top), &item);
+      Recommended item{item_id, {sid.begin(), sid.end()}, beam.score, beam.score, {}, {}, 0};
+      if (explain_top > 0) Explain(state, sid, found.steering[b], explain_top, &item);
       reply->items.push_back(std::move(item));
     }
   }
   AddTiming(request, "items", start_us);
-  if (reply->items.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("no item is left: of the items of ", reply->sids_found, " semantic IDs (beam ", reply->beam,
-                     ") the filters took all: ", filter.Describe(), "; loosen them or raise beam"));
-  }
-  if (reply->items.size() < spec.count) {
-    const std::string filtered = filter.Describe();
-    reply->partial = true;
-    reply->partial_reason = absl::StrCat(reply->items.size(), " of ", spec.count, " items: beam ", reply->beam, " found ",
-                                         reply->sids_found, " semantic IDs", filtered.empty() ? "" : ", filters took: ",
-                                         filtered);
-  }
-  return absl::OkStatus();
+  return Judge(spec, filter.Describe(), reply);
 }
 
 absl::Status Recommender::RankItems(const RecommendSpec& spec, std::shared_ptr<const ServedModel> rank_with,
@@ -253,8 +266,7 @@ absl::Status Recommender::Probe(const GenerativeModel& model) const {
   glass::SearchOptions options;
   options.beam = Size(model.config().beam);
   options.trie = &catalogue.trie();
-  for (const glass::Beam& beam :
-       glass::Search(model.network(), memory, glass::BucketsOf(catalogue, nobody), options)) {
+  for (const glass::Beam& beam : glass::Search(model.network(), memory, glass::BucketsOf(catalogue, nobody), options)) {
     if (!std::isfinite(beam.score)) return absl::InternalError("a log-probability is not finite");
   }
   return absl::OkStatus();

@@ -1,5 +1,5 @@
-// Recommend through the engine: however a user's state came about, the answer is that of the whole history; filters, ranking,
-// experiments and new items do what they say; what is wrong is refused by name.
+// Recommend through the engine: however a user's state came about, the answer is that of the whole history; filters,
+// ranking, experiments and new items do what they say; what is wrong is refused by name.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -24,7 +24,8 @@ std::shared_ptr<const glass::LoadedGlass> LoadTiny(uint32_t seed) {
   return *std::move(loaded);
 }
 
-std::shared_ptr<const ServedModel> ServedTiny(std::shared_ptr<const glass::LoadedGlass> loaded, const std::string& version) {
+std::shared_ptr<const ServedModel> ServedTiny(std::shared_ptr<const glass::LoadedGlass> loaded,
+                                              const std::string& version) {
   auto served = std::make_shared<ServedModel>();
   served->name = "tiny";
   served->version = version;
@@ -184,7 +185,8 @@ TEST_F(RecommendTest, AnAppendBringsTheStateUpToDateBeforeAnybodyAsks) {
   }
   EXPECT_EQ(Recommend(For("cid"))->common.cache.source, "hit");
   std::optional<absl::StatusOr<std::vector<CacheReport>>> reports;
-  engine_->Prefetch({"default", "dan"}, {{"tiny", "", ""}}, INT64_MAX, [&](auto answer) { reports = std::move(answer); });
+  engine_->Prefetch({"default", "dan"}, {{"tiny", "", ""}}, INT64_MAX,
+                    [&](auto answer) { reports = std::move(answer); });
   while (engine_->RunOne()) {
   }
   ASSERT_TRUE(reports.has_value() && reports->ok()) << reports->status();
@@ -215,7 +217,8 @@ TEST_F(RecommendTest, FiltersLeaveOutWhatTheySayAndSaySo) {
   ASSERT_TRUE(everything.ok()) << everything.status();
   ASSERT_EQ(everything->items.size(), 60u);
   EXPECT_FALSE(everything->partial);
-  for (size_t i = 1; i < 60; ++i) EXPECT_LE(everything->items[i].log_probability, everything->items[i - 1].log_probability);
+  for (size_t i = 1; i < 60; ++i)
+    EXPECT_LE(everything->items[i].log_probability, everything->items[i - 1].log_probability);
 
   RecommendQuery filtered = all;
   filtered.spec.exclude_items = {everything->items[0].item_id, everything->items[1].item_id};
@@ -375,7 +378,8 @@ TEST_F(RecommendTest, ItemsWithAnEmbeddingCanBeRecommended) {
   item.embedding.pop_back();
   auto refused = engine_->UpsertItems("default", {&item, 1});
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("items[0].embedding has 7 numbers, model tiny takes 8"));
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("items[0].embedding has 7 numbers, model tiny takes 8"));
   item.embedding.push_back(std::nanf(""));
   refused = engine_->UpsertItems("default", {&item, 1});
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("items[0].embedding[7] is not finite"));
@@ -388,22 +392,37 @@ TEST_F(RecommendTest, EveryWrongRequestIsRefusedByName) {
     edit(&query);
     return query;
   };
-  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.count = 0; }), kInvalid), HasSubstr("count is 0, must be within 1..1000"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.count = 0; }), kInvalid),
+              HasSubstr("count is 0, must be within 1..1000"));
   EXPECT_THAT(Refusal(with([](auto* q) { q->spec.count = 1001; }), kInvalid), HasSubstr("count is 1001"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.beam = 1025; }), kInvalid), HasSubstr("beam is 1025, must be within 0..1024"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.beam = 1025; }), kInvalid),
+              HasSubstr("beam is 1025, must be within 0..1024"));
   EXPECT_THAT(Refusal(with([](auto* q) { q->spec.per_sid_max = 1001; }), kInvalid), HasSubstr("per_sid_max is 1001"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.rank = RankThem{{}, 10'001}; }), kInvalid), HasSubstr("rank.candidates is 10001"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.exclude_items.resize(10'001); }), kInvalid), HasSubstr("exclude_item_ids"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.include_categories = {""}; }), kInvalid), HasSubstr("include_categories"));
+  EXPECT_THAT(Refusal(with([](auto* q) {
+                        q->spec.rank = RankThem{{}, 10'001};
+                      }),
+                      kInvalid),
+              HasSubstr("rank.candidates is 10001"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.exclude_items.resize(10'001); }), kInvalid),
+              HasSubstr("exclude_item_ids"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.include_categories = {""}; }), kInvalid),
+              HasSubstr("include_categories"));
   EXPECT_THAT(Refusal(with([](auto* q) { q->request.units.user = ""; }), kInvalid), HasSubstr("units.user"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->request.parameters["recommend_blend"] = "2"; }), kInvalid), HasSubstr("recommend_blend"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->request.parameters["beam"] = "2"; }), kInvalid), HasSubstr("unknown parameter"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->request.model.model = "none"; }), absl::StatusCode::kNotFound), HasSubstr("unknown model \"none\""));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->request.parameters["recommend_blend"] = "2"; }), kInvalid),
+              HasSubstr("recommend_blend"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->request.parameters["beam"] = "2"; }), kInvalid),
+              HasSubstr("unknown parameter"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->request.model.model = "none"; }), absl::StatusCode::kNotFound),
+              HasSubstr("unknown model \"none\""));
   EXPECT_THAT(Refusal(with([](auto* q) { q->request.model.model = "fake"; }), absl::StatusCode::kFailedPrecondition),
               HasSubstr("model fake version 1 ranks and does not recommend: ask Ranking.Rank"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->spec.rank = RankThem{{"tiny", "", ""}, 0}; }), absl::StatusCode::kFailedPrecondition),
+  EXPECT_THAT(Refusal(with([](auto* q) {
+                        q->spec.rank = RankThem{{"tiny", "", ""}, 0};
+                      }),
+                      absl::StatusCode::kFailedPrecondition),
               HasSubstr("rank: model tiny version 1 recommends and does not rank"));
-  EXPECT_THAT(Refusal(with([](auto* q) { q->request.deadline_us = 1; }), absl::StatusCode::kDeadlineExceeded), HasSubstr("deadline"));
+  EXPECT_THAT(Refusal(with([](auto* q) { q->request.deadline_us = 1; }), absl::StatusCode::kDeadlineExceeded),
+              HasSubstr("deadline"));
   RankQuery rank = Query("lea");
   rank.model.model = "tiny";
   std::optional<absl::StatusOr<RankReply>> answer;
@@ -418,7 +437,10 @@ TEST_F(RecommendTest, UnderPressureBeamsGetFewer) {
   Start({{"queue_requests", "4"}, {"degrade_queue_fill", "0.1"}, {"degrade_beam", "2"}}, {});
   std::vector<RecommendReply> replies;
   for (int i = 0; i < 3; ++i) {
-    engine_->Recommend(For("max"), [&](auto reply) { ASSERT_TRUE(reply.ok()); replies.push_back(*std::move(reply)); });
+    engine_->Recommend(For("max"), [&](auto reply) {
+      ASSERT_TRUE(reply.ok());
+      replies.push_back(*std::move(reply));
+    });
   }
   while (engine_->RunOne()) {
   }
@@ -431,9 +453,9 @@ TEST_F(RecommendTest, AStateThatMemoryCorruptedIsRebuilt) {
   Append("ned", Ratings(30, 1, kNow - 100 * kSecond, 9));
   const auto before = Recommend(For("ned"));
   ASSERT_TRUE(before.ok());
-  const auto entry = engine_->cache_for_test().Get({"default", "ned"},
-                                                   GenerativeStateProvider::StateKey(
-                                                       GenerativeModel(first_, nullptr), engine_->parameters().StateHash()));
+  const auto entry = engine_->cache_for_test().Get(
+      {"default", "ned"},
+      GenerativeStateProvider::StateKey(GenerativeModel(first_, nullptr), engine_->parameters().StateHash()));
   {
     StateLease lease = StateLease::Acquire(entry);
     ASSERT_NE(lease.generative(), nullptr);
