@@ -261,7 +261,7 @@ TEST(GrabCuda, OutOfMemoryAnywhereFallsBackToTheCpu) {
   const Config config = SmallConfig({});
   const TensorMap tensors = RandomTensors(config, 6);
   int failed = 0;
-  for (int n = 1; n <= 12; ++n) {
+  for (int n = 1; n <= 16; ++n) {
     CARD_OR_SKIP(, size_t{64} << 20, true);
     card->runtime->device().FailAllocation(n);
     const World w = MakeWorld(config, tensors, {50, 40}, 41, *card);
@@ -279,10 +279,11 @@ TEST(GrabCuda, OutOfMemoryAnywhereFallsBackToTheCpu) {
     ++failed;
     EXPECT_EQ(card->lines.size(), 1u);
     EXPECT_NE(card->lines[0].find("no room for"), std::string::npos) << card->lines[0];
-    EXPECT_GT(card->runtime->counters.fallbacks, 0u);
+    const bool tables = card->lines[0].find("token rows") != std::string::npos;  // the card does the rest
+    EXPECT_EQ(card->runtime->counters.fallbacks > 0, !tables);
     EXPECT_TRUE(card->runtime->device().health().ok());
   }
-  EXPECT_GE(failed, 6);
+  EXPECT_GE(failed, 12);
 }
 
 TEST(GrabCuda, PressureInThePoolFallsBackAndReturns) {
