@@ -73,6 +73,14 @@ World MakeWorld(const Config& config, const TensorMap& tensors, const std::vecto
   return w;
 }
 
+// LogitTolerance counts the rounded products of the CPU's bf16 model: eight a layer. The card rounds more of them: the
+// latent's, the tokenizer's two and the head's first, which the CPU keeps in fp32.
+double CardTolerance(const Config& config, size_t longest, double scale) {
+  const double layers = config.layers, counted = 8 * layers * layers;
+  const double rounded = (config.latent > 0 ? 9 : 8) * layers * layers + 3;
+  return LogitTolerance(config, longest, scale, Dtype::kBf16) * std::sqrt(rounded / counted);
+}
+
 // The largest difference over what it may be; also prints what was seen.
 double WorstShare(const World& w, const std::vector<float>& got, const std::vector<float>& want, size_t longest,
                   const std::string& what) {
@@ -82,7 +90,7 @@ double WorstShare(const World& w, const std::vector<float>& got, const std::vect
     const double difference = std::abs(static_cast<double>(got[i]) - want[i]);
     worst = std::max(worst, std::isnan(difference) ? INFINITY : difference);
   }
-  const double bound = LogitTolerance(w.config, longest, scale, Dtype::kBf16);
+  const double bound = CardTolerance(w.config, longest, scale);
   std::printf("  %s: %zu logits, scale %.3f, largest difference %.2e, bound %.2e\n", what.c_str(), want.size(), scale,
               worst, bound);
   return worst / bound;
@@ -261,7 +269,7 @@ TEST(GrabCuda, OutOfMemoryAnywhereFallsBackToTheCpu) {
   const Config config = SmallConfig({});
   const TensorMap tensors = RandomTensors(config, 6);
   int failed = 0;
-  for (int n = 1; n <= 12; ++n) {
+  for (int n = 1; n <= 16; ++n) {
     CARD_OR_SKIP(, size_t{64} << 20, true);
     card->runtime->device().FailAllocation(n);
     const World w = MakeWorld(config, tensors, {50, 40}, 41, *card);
@@ -279,10 +287,11 @@ TEST(GrabCuda, OutOfMemoryAnywhereFallsBackToTheCpu) {
     ++failed;
     EXPECT_EQ(card->lines.size(), 1u);
     EXPECT_NE(card->lines[0].find("no room for"), std::string::npos) << card->lines[0];
-    EXPECT_GT(card->runtime->counters.fallbacks, 0u);
+    const bool tables = card->lines[0].find("token rows") != std::string::npos;  // the card does the rest
+    EXPECT_EQ(card->runtime->counters.fallbacks > 0, !tables);
     EXPECT_TRUE(card->runtime->device().health().ok());
   }
-  EXPECT_GE(failed, 6);
+  EXPECT_GE(failed, 12);
 }
 
 TEST(GrabCuda, PressureInThePoolFallsBackAndReturns) {

@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<CudaLane>> Lane::Create(const CudaWidths& w, Cuda
   place(&lane->hidden, rows * size(w.hidden), 4);
   place(&lane->parts, kPartBytes, 1);
   place(&lane->counters, kCounterBytes, 1);
-  place(&lane->workspace, CudaGemmLibrary::kWorkspaceBytes, 1);
+  place(&lane->workspace_, CudaGemmLibrary::kWorkspaceBytes, 1);
   place(&lane->side_workspace, CudaGemmLibrary::kWorkspaceBytes, 1);
   auto memory = device->Allocate(bytes, "a scoring lane");
   if (!memory.ok()) return memory.status();

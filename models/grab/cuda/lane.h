@@ -53,6 +53,8 @@ class Lane final : public CudaLane {
   float* rows() override { return host.rows(); }
   const float* logits() const override { return logits_.as<float>(); }
   void* stream() override { return cuda_stream; }
+  float* rows_on_card() override { return card.rows(); }
+  void* workspace() override { return workspace_; }
   float* logits_on_card() const { return static_cast<float*>(logits_.on_card()); }
 
   Inputs host, card;
@@ -68,7 +70,7 @@ class Lane final : public CudaLane {
   void* ffn = nullptr;       // bf16 [ffn]
   void* concat = nullptr;    // bf16 [rows][channels * stride]
   float* hidden = nullptr;   // fp32 [rows][hidden]
-  void *parts = nullptr, *counters = nullptr, *workspace = nullptr, *side_workspace = nullptr;
+  void *parts = nullptr, *counters = nullptr, *workspace_ = nullptr, *side_workspace = nullptr;
   std::map<int, Program> programs;  // by rows
   int last_rows = 0;
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/prefill.h"
+#include "models/grab/cuda/tokens.h"
 #include "models/grab/key_runs.h"
 #include "models/grab/segment_check.h"
 #include "models/grab/token_net.h"
@@ -20,18 +21,23 @@ namespace {
 constexpr size_t kTokenRows = 64;  // of one tokenizer task
 constexpr int kRowAlign = 4;       // of a segment's first row in a launch
 
+struct TwoLanes {
+  std::unique_ptr<CudaLane> network;
+  std::unique_ptr<CudaTokenLane> tokens;  // null: the CPU makes the token rows
+};
+
 // The lanes of a model; a caller has one to itself.
 class Lanes {
  public:
-  void Add(std::unique_ptr<CudaLane> lane) { free_.push_back(std::move(lane)); }
-  std::unique_ptr<CudaLane> Take() {
+  void Add(TwoLanes lane) { free_.push_back(std::move(lane)); }
+  TwoLanes Take() {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return !free_.empty(); });
     auto lane = std::move(free_.back());
     free_.pop_back();
     return lane;
   }
-  void Give(std::unique_ptr<CudaLane> lane) {
+  void Give(TwoLanes lane) {
     {
       std::lock_guard lock(mutex_);
       free_.push_back(std::move(lane));
@@ -42,7 +48,7 @@ class Lanes {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<std::unique_ptr<CudaLane>> free_;  // guarded by mutex_
+  std::vector<TwoLanes> free_;  // guarded by mutex_
 };
 
 // Candidates [first, first + count) of a segment.
@@ -68,6 +74,7 @@ class CudaModel final : public Model {
   const Config& config() const override { return cpu_->config(); }
   const std::string& state_id() const override { return cpu_->state_id(); }
   size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
+  bool ExtendsAtOnce() const override { return true; }  // 16,384 rows are a few milliseconds of a card
   std::unique_ptr<UserKv> NewState() const override {
     auto host = cpu_->NewState();
     return std::make_unique<CudaUserKv>(pages_, std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
@@ -77,12 +84,13 @@ class CudaModel final : public Model {
 
  private:
   absl::Status ScoreOnCard(std::span<const Slice> slices) const;
-  absl::Status Launch(std::span<const Slice> slices, CudaLane* lane, std::vector<int32_t>* scratch) const;
+  absl::Status Launch(std::span<const Slice> slices, TwoLanes* lane, std::vector<int32_t>* scratch) const;
   absl::Status FindPages(const Slice& slice, CudaSegment* out, std::vector<int32_t>* scratch) const;
   // Whether this version's card holds, or may hold, the user's pages.
   bool OnCard(const CudaUserKv* kv) const { return network_ != nullptr && kv->pool() == pages_.get(); }
   absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv) const;
-  void Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, CudaLane* lane) const;
+  absl::Status Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, int rows,
+                        TwoLanes* lanes) const;
   absl::Status ScoreOnCpu(std::span<const ScoreSegment> segments) const;
 
   const std::unique_ptr<Model> cpu_;
@@ -94,6 +102,7 @@ class CudaModel final : public Model {
   std::shared_ptr<CudaPagePool> pages_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
   std::unique_ptr<CudaPrefill> prefill_;
+  std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes token rows
   mutable Lanes lanes_;
 };
 
@@ -104,11 +113,28 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   if (!pages.ok()) return pages.status();
   auto network = CudaNetwork::Load(config(), tensors, runtime_->gemms(), *pages);
   if (!network.ok()) return network.status();
+  constexpr size_t kTableShare = 4;  // of what is free
+  auto tokens =
+      CudaTokens::Load(config(), tensors, (*network)->widths().stride, runtime_->device().FreeBytes() / kTableShare,
+                       runtime_->shared_device(), runtime_->gemms());
+  if (!tokens.ok()) {
+    runtime_->Log(absl::StrCat("model ", config().name,
+                               ": the CPU makes its candidates' token rows: ", std::string(tokens.status().message())));
+  } else {
+    tokens_ = *std::move(tokens);
+  }
   for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
+    TwoLanes lanes;
     auto lane = (*network)->NewLane();
     if (!lane.ok()) return lane.status();
     if (absl::Status s = (*network)->Warm(runtime_->options().warm_rows, lane->get()); !s.ok()) return s;
-    lanes_.Add(*std::move(lane));
+    lanes.network = *std::move(lane);
+    if (tokens_ != nullptr) {
+      auto token_lane = tokens_->NewLane(CudaNetwork::kRowsMax);
+      if (!token_lane.ok()) return token_lane.status();
+      lanes.tokens = *std::move(token_lane);
+    }
+    lanes_.Add(std::move(lanes));
   }
   auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
   if (!prefill.ok()) return prefill.status();
@@ -221,9 +247,11 @@ absl::Status CudaModel::Score(std::span<const ScoreSegment> segments) const {
 }
 
 absl::Status CudaModel::ScoreOnCard(std::span<const Slice> slices) const {
-  std::unique_ptr<CudaLane> lane = lanes_.Take();
+  TwoLanes lane = lanes_.Take();
   std::vector<int32_t> scratch;
-  absl::Status status = Launch(slices, lane.get(), &scratch);
+  absl::Status status = Launch(slices, &lane, &scratch);
+  // What was enqueued before a failure must not read what the lane's next user writes.
+  if (!status.ok()) static_cast<void>(network_->Wait(lane.network.get()));
   pages_->Free(scratch);
   lanes_.Give(std::move(lane));
   // More pages than one launch takes: halves may fit.
@@ -274,14 +302,31 @@ absl::Status CudaModel::FindPages(const Slice& slice, CudaSegment* out, std::vec
   return absl::OkStatus();
 }
 
-void CudaModel::Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, CudaLane* lane) const {
+absl::Status CudaModel::Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, int rows,
+                                 TwoLanes* lanes) const {
+  std::vector<TokenNet::UserPart> users;
+  for (const Slice& slice : slices) users.push_back(full_.RunUser(slice.segment->candidates->user));
+  CudaLane* const lane = lanes->network.get();
+  lane->rows_are_on_card = false;
+  if (lanes->tokens != nullptr) {
+    std::vector<CudaTokenSlice> on_card;
+    for (size_t s = 0; s < slices.size(); ++s) {
+      on_card.push_back({.candidates = slices[s].segment->candidates,
+                         .first = slices[s].first,
+                         .count = slices[s].count,
+                         .row = static_cast<size_t>(at[s].first_row),
+                         .user = &users[s]});
+    }
+    const absl::Status status = tokens_->Run(on_card, CudaNetwork::Bucket(rows), lanes->tokens.get(),
+                                             lane->rows_on_card(), lane->workspace(), lane->stream());
+    lane->rows_are_on_card = status.ok();
+    if (status.ok() || !absl::IsResourceExhausted(status)) return status;
+  }
   struct Piece {
     size_t slice, first, count;
   };
   std::vector<Piece> pieces;
-  std::vector<TokenNet::UserPart> users;
   for (size_t s = 0; s < slices.size(); ++s) {
-    users.push_back(full_.RunUser(slices[s].segment->candidates->user));
     for (size_t r = 0; r < slices[s].count; r += kTokenRows) {
       pieces.push_back({s, r, std::min(kTokenRows, slices[s].count - r)});
     }
@@ -294,9 +339,11 @@ void CudaModel::Tokenize(std::span<const Slice> slices, std::span<const CudaSegm
     full_.Run(users[piece.slice], slice.segment->candidates->item, slice.first + piece.first, piece.count, out);
     Spread(piece.count, d, stride, out);
   });
+  return absl::OkStatus();
 }
 
-absl::Status CudaModel::Launch(std::span<const Slice> slices, CudaLane* lane, std::vector<int32_t>* scratch) const {
+absl::Status CudaModel::Launch(std::span<const Slice> slices, TwoLanes* lanes, std::vector<int32_t>* scratch) const {
+  CudaLane* const lane = lanes->network.get();
   if (absl::Status status = runtime_->device().Select(); !status.ok()) return status;
   std::vector<CudaPagePool::Pin> pins;
   std::vector<CudaSegment> segments;
@@ -309,10 +356,11 @@ absl::Status CudaModel::Launch(std::span<const Slice> slices, CudaLane* lane, st
     if (!pin.ok()) return pin.status();
     pins.push_back(*std::move(pin));
   }
+  // The card begins with the tokens while the CPU looks for pages.
+  if (absl::Status status = Tokenize(slices, segments, rows, lanes); !status.ok()) return status;
   for (size_t s = 0; s < slices.size(); ++s) {
     if (absl::Status status = FindPages(slices[s], &segments[s], scratch); !status.ok()) return status;
   }
-  Tokenize(slices, segments, lane);
   if (absl::Status status = network_->Score(segments, rows, lane); !status.ok()) return status;
   ++runtime_->counters.launches;
   runtime_->counters.rows += static_cast<uint64_t>(rows);

@@ -36,6 +36,7 @@ class Network final : public CudaNetwork {
   absl::Status Score(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const override;
   absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const override;
   absl::Status Run(CudaLane* lane) const override;
+  absl::Status Wait(CudaLane* lane) const override;
   absl::Status Warm(int rows_max, CudaLane* lane) const override;
 
  private:
@@ -79,7 +80,7 @@ absl::StatusOr<std::shared_ptr<const Lane::Products>> Network::ProductsFor(int r
 absl::Status Network::Tune(const Lane::Products& p, Lane* lane) const {
   const CudaLayerOffsets& o = weights_.layers.front();
   const auto tune = [&](CudaGemm* gemm, const void* x, const void* w, const void* bias, void* y) {
-    return gemm->Tune(x, w, bias, y, lane->workspace, lane->cuda_stream);
+    return gemm->Tune(x, w, bias, y, lane->workspace_, lane->cuda_stream);
   };
   const void* z = p.latent != nullptr ? lane->inner : lane->z;
   if (p.latent != nullptr) {
@@ -197,6 +198,7 @@ absl::Status Network::Upload(std::span<const CudaSegment> segments, int bucket, 
   RETURN_IF_ERROR(copy(0, Inputs::kItemsAt + plan.items.size() * sizeof(cuda::WorkItem)));
   RETURN_IF_ERROR(copy(Inputs::kEntriesAt, entry * sizeof(cuda::PageEntry)));
   RETURN_IF_ERROR(copy(Inputs::kFoldsAt, fold * sizeof(CudaFoldRow)));
+  if (lane->rows_are_on_card) return absl::OkStatus();
   return copy(Inputs::kRowsAt, sizeof(float) * static_cast<size_t>(bucket) * static_cast<size_t>(w.stride));
 }
 
@@ -254,7 +256,7 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p
   void* const stream = lane->cuda_stream;
   const void* z = lane->z;
   if (p.latent != nullptr) {
-    RETURN_IF_ERROR(p.latent->Run(z, weights_.matrix(o.wd), nullptr, lane->inner, lane->workspace, stream));
+    RETURN_IF_ERROR(p.latent->Run(z, weights_.matrix(o.wd), nullptr, lane->inner, lane->workspace_, stream));
     z = lane->inner;
   }
   // The biases of the segments beside Q, K and V: neither waits for the other.
@@ -263,10 +265,11 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p
   RETURN_IF_ERROR(
       p.bias->Run(weights_.matrix(o.wbias), z, nullptr, lane->bias, lane->side_workspace, lane->side_stream));
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->join, lane->side_stream), "event"));
-  RETURN_IF_ERROR(p.qkv->Run(z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv, lane->workspace, stream));
+  RETURN_IF_ERROR(
+      p.qkv->Run(z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv, lane->workspace_, stream));
   RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->cuda_stream, lane->join), "event"));
   RETURN_IF_ERROR(Attend(l, rows, lane));
-  RETURN_IF_ERROR(p.out->Run(lane->attended, weights_.matrix(o.wo), nullptr, lane->x, lane->workspace, stream));
+  RETURN_IF_ERROR(p.out->Run(lane->attended, weights_.matrix(o.wo), nullptr, lane->x, lane->workspace_, stream));
   CudaRowsArgs between{.rows = rows,
                        .channels = w.channels,
                        .d = w.d,
@@ -283,8 +286,8 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p
   }
   RETURN_IF_ERROR(device().CheckText(CudaRows(between, stream), "norm"));
   RETURN_IF_ERROR(
-      p.ffn1->Run(lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn, lane->workspace, stream));
-  return p.ffn2->Run(lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x, lane->workspace, stream);
+      p.ffn1->Run(lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn, lane->workspace_, stream));
+  return p.ffn2->Run(lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x, lane->workspace_, stream);
 }
 
 absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& products) const {
@@ -317,7 +320,7 @@ absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& produc
     if (l < w.layers) RETURN_IF_ERROR(Layer(l, rows, lane, products));
   }
   RETURN_IF_ERROR(products.head->Run(lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
-                                     lane->hidden, lane->workspace, lane->cuda_stream));
+                                     lane->hidden, lane->workspace_, lane->cuda_stream));
   return device().CheckText(CudaHead({.rows = rows,
                                       .hidden = w.hidden,
                                       .stride = w.hidden,
@@ -376,7 +379,11 @@ absl::Status Network::Warm(int rows_max, CudaLane* lane) const {
 absl::Status Network::Score(std::span<const CudaSegment> segments, int rows, CudaLane* base) const {
   RETURN_IF_ERROR(Prepare(segments, rows, base));
   RETURN_IF_ERROR(Run(base));
-  return Check(cudaStreamSynchronize(static_cast<Lane*>(base)->cuda_stream), "scoring");
+  return Wait(base);
+}
+
+absl::Status Network::Wait(CudaLane* lane) const {
+  return Check(cudaStreamSynchronize(static_cast<Lane*>(lane)->cuda_stream), "scoring");
 }
 
 }  // namespace

@@ -40,6 +40,10 @@ class CudaLane {
   // [row][tasks] of the last launch.
   virtual const float* logits() const = 0;
   virtual void* stream() = 0;
+  // Where the token rows go. If they are written there in stream order, say so: rows() is then not uploaded.
+  virtual float* rows_on_card() = 0;
+  bool rows_are_on_card = false;
+  virtual void* workspace() = 0;  // CudaGemmLibrary::kWorkspaceBytes, of products enqueued on the stream
 };
 
 // Immutable, thread-safe for different lanes.
@@ -70,6 +74,7 @@ class CudaNetwork {
   // the pass. Run may be repeated. Before the next Prepare the stream must be idle.
   virtual absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const = 0;
   virtual absl::Status Run(CudaLane* lane) const = 0;
+  virtual absl::Status Wait(CudaLane* lane) const = 0;
 };
 
 }  // namespace backstory::grab

@@ -36,6 +36,7 @@ class CudaRuntime {
 
   const CudaOptions& options() const { return options_; }
   CudaDevice& device() const { return *device_; }
+  const std::shared_ptr<CudaDevice>& shared_device() const { return device_; }
   const std::shared_ptr<CudaGemmLibrary>& gemms() const { return gemms_; }
   // Models of the same K/V layout share one.
   absl::StatusOr<std::shared_ptr<CudaPagePool>> PoolFor(const CudaKvShape& shape);
