@@ -9,6 +9,7 @@
 namespace backstory::grab {
 
 inline constexpr int kCudaHistoryChannels = 16;
+inline constexpr int kCudaFewRows = 4;  // of every channel at most: appended rows, whose history is split by pages
 
 // Rows [first, first + rows) of one channel.
 struct CudaHistoryRows {
@@ -32,7 +33,9 @@ struct CudaHistoryArgs {
   float scale = 1;
   int64_t window_rows = 0, window_us = 0;
   const int64_t* edges = nullptr;  // [n_time]: TimeBuckets::edge
-  void* pool = nullptr;            // blocks [layer][K, V][head][128][d_h] bf16
+  float* parts = nullptr;          // [channels][kCudaFewRows][heads][pages_max][2 + d_h], for few rows
+  int pages_max = 0;
+  void* pool = nullptr;  // blocks [layer][K, V][head][128][d_h] bf16
   CudaHistoryRows channel[kCudaHistoryChannels];
 };
 

@@ -1,6 +1,6 @@
-// GRAB on a Hopper card: prefill, append and scoring. A user's state is its tokens in host memory and, while the user is
-// in use, K/V pages on the card; pages that left are computed again from the tokens. So whatever happens to the card, the
-// CPU can answer: it computes its own K/V from the same tokens when it is first asked.
+// GRAB on a Hopper card: prefill, append and scoring. A user's state is its tokens in host memory and, while the user
+// is in use, K/V pages on the card; pages that left are computed again from the tokens. So whatever happens to the
+// card, the CPU can answer: it computes its own K/V from the same tokens when it is first asked.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_MODEL_H_
 

@@ -27,6 +27,9 @@ struct Group {
   int first, channels, rows;  // rows: padded, of each
 };
 
+// Longer histories go the way of many rows.
+constexpr size_t kFewRowsPages = 1024;
+
 class Prefill final : public CudaPrefill {
  public:
   Prefill(const Config& config, const CudaWeights* weights, std::shared_ptr<CudaGemmLibrary> gemms,
@@ -88,7 +91,7 @@ class Prefill final : public CudaPrefill {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, end_ = nullptr;
   std::vector<Facts> host_, card_;
-  float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr;
+  float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr, *parts_ = nullptr;
   int64_t* edges_ = nullptr;
   void *z_ = nullptr, *inner_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *ffn_ = nullptr, *workspace_ = nullptr;
   std::map<std::vector<int64_t>, std::unique_ptr<CudaGemm>> products_;
@@ -125,6 +128,7 @@ absl::Status Prefill::Allocate() {
   place(&attended_, all * size(w.wide), 2);
   place(&ffn_, all * size(w.ffn), 2);
   place(&workspace_, CudaGemmLibrary::kWorkspaceBytes, 1);
+  place(&parts_, size(w.channels) * kCudaFewRows * size(w.heads) * kFewRowsPages * size(2 + w.d_h), 4);
   auto memory = device().Allocate(bytes, "prefill");
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
@@ -348,6 +352,8 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .window_rows = windows_.rows,
                        .window_us = windows_.age_us,
                        .edges = edges_,
+                       .parts = parts_,
+                       .pages_max = static_cast<int>(kFewRowsPages),
                        .pool = pool_->data()};
   for (int c = 0; c < w.channels; ++c) {
     const Facts& f = card_[static_cast<size_t>(c)];

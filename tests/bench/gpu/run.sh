@@ -16,4 +16,9 @@ for tool in memcheck synccheck; do
 done
 echo "== timing"
 python3 "$here/attend_bench.py" --lib ours="$dir/libattend_bench.so" || failed=1
+if [ -x "$dir/grab_cuda_test" ]; then
+  echo "== GRAB on the card against the CPU, then the whole scoring pass, prefill and append"
+  "$dir/grab_cuda_test" --gtest_brief=1 || failed=1
+  "$dir/../bin/grab_cuda_bench" || failed=1
+fi
 exit $failed
