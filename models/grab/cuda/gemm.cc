@@ -3,8 +3,6 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
-#include <vector>
-
 #include "absl/strings/str_cat.h"
 
 namespace backstory::grab {
@@ -107,34 +105,6 @@ class Gemm final : public CudaGemm {
                                             shape_.k, " batch ", shape_.batch));
   }
 
-  absl::Status Tune(const void* x, const void* w, const void* bias, void* y, void* workspace, void* stream) override {
-    constexpr int kRuns = 8;
-    cudaEvent_t start = nullptr, end = nullptr;
-    CudaDevice& device = library_->device();
-    absl::Status status = device.Check(cudaEventCreate(&start), "event");
-    if (status.ok()) status = device.Check(cudaEventCreate(&end), "event");
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    float best = 0;
-    cublasLtMatmulAlgo_t fastest = algorithm_;
-    for (size_t i = 0; status.ok() && i < offered_.size(); ++i) {
-      algorithm_ = offered_[i];
-      // An algorithm that refuses these operands is passed over; a broken card shows at the synchronisation.
-      if (Launch(x, w, bias, y, workspace, stream) != CUBLAS_STATUS_SUCCESS) continue;
-      status = device.Check(cudaEventRecord(start, cuda_stream), "event");
-      for (int run = 0; run < kRuns; ++run) static_cast<void>(Launch(x, w, bias, y, workspace, stream));
-      if (status.ok()) status = device.Check(cudaEventRecord(end, cuda_stream), "event");
-      if (status.ok()) status = device.Check(cudaStreamSynchronize(cuda_stream), "choosing a matrix product");
-      float ms = 0;
-      if (status.ok()) status = device.Check(cudaEventElapsedTime(&ms, start, end), "event");
-      if (best == 0 || ms < best) best = ms, fastest = offered_[i];
-    }
-    algorithm_ = fastest;
-    for (cudaEvent_t event : {start, end}) {
-      if (event != nullptr) static_cast<void>(cudaEventDestroy(event));
-    }
-    return status;
-  }
-
   absl::Status Run(const void* x, const void* w, const void* bias, void* y, void* workspace,
                    void* stream) const override {
     return Launch(x, w, bias, y, workspace, stream) == CUBLAS_STATUS_SUCCESS
@@ -215,19 +185,13 @@ class Gemm final : public CudaGemm {
     const size_t workspace = CudaGemmLibrary::kWorkspaceBytes;
     static_cast<void>(f.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                              &workspace, sizeof(workspace)));
-    constexpr int kOffersMax = 12;
-    cublasLtMatmulHeuristicResult_t results[kOffersMax] = {};
+    cublasLtMatmulHeuristicResult_t result = {};
     int found = 0;
-    const cublasStatus_t status = f.cublasLtMatmulAlgoGetHeuristic(library_->handle(), desc_, w_, x_, y_, y_,
-                                                                   preference, kOffersMax, results, &found);
+    const cublasStatus_t status =
+        f.cublasLtMatmulAlgoGetHeuristic(library_->handle(), desc_, w_, x_, y_, y_, preference, 1, &result, &found);
     static_cast<void>(f.cublasLtMatmulPreferenceDestroy(preference));
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0) return false;
-    offered_.clear();
-    for (int i = 0; i < found; ++i) {
-      if (results[i].state == CUBLAS_STATUS_SUCCESS) offered_.push_back(results[i].algo);
-    }
-    if (offered_.empty()) return false;
-    algorithm_ = offered_.front();
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return false;
+    algorithm_ = result.algo;
     return true;
   }
 
@@ -237,8 +201,7 @@ class Gemm final : public CudaGemm {
   mutable std::mutex mutex_;
   cublasLtMatmulDesc_t desc_ = nullptr;
   cublasLtMatrixLayout_t w_ = nullptr, x_ = nullptr, y_ = nullptr;
-  std::vector<cublasLtMatmulAlgo_t> offered_;  // the library's guess at the fastest first
-  cublasLtMatmulAlgo_t algorithm_ = {};
+  cublasLtMatmulAlgo_t algorithm_ = {};  // the library's own choice: timing its offers bought nothing and made bits vary
 };
 
 }  // namespace

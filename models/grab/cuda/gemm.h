@@ -41,9 +41,6 @@ class CudaGemm {
   static absl::StatusOr<std::unique_ptr<CudaGemm>> Create(std::shared_ptr<CudaGemmLibrary> library,
                                                           const CudaGemmShape& shape);
   virtual ~CudaGemm() = default;
-  // Times what the library offers on these operands (Y is written to) and keeps the fastest. Before the first Run that
-  // others see; the bits of a product depend on what was kept.
-  virtual absl::Status Tune(const void* x, const void* w, const void* bias, void* y, void* workspace, void* stream) = 0;
   // `workspace`: kWorkspaceBytes that no product running at the same time uses. `stream` is a cudaStream_t.
   virtual absl::Status Run(const void* x, const void* w, const void* bias, void* y, void* workspace,
                            void* stream) const = 0;

@@ -46,9 +46,8 @@ class Network final : public CudaNetwork {
   absl::Status Fold(Lane* lane) const;
   absl::Status Attend(int layer, int rows, Lane* lane) const;
   absl::Status Capture(int rows, Lane* lane, Lane::Program* program) const;
-  absl::StatusOr<std::shared_ptr<const Lane::Products>> ProductsFor(int rows, Lane* lane) const;
+  absl::StatusOr<std::shared_ptr<const Lane::Products>> ProductsFor(int rows) const;
   absl::StatusOr<Lane::Products> MakeProducts(int rows) const;
-  absl::Status Tune(const Lane::Products& products, Lane* lane) const;
   CudaDevice& device() const { return pool_->device(); }
   absl::Status Check(int code, const char* what) const { return device().Check(code, what); }
 
@@ -65,34 +64,14 @@ class Network final : public CudaNetwork {
 #define RETURN_IF_ERROR(expression) \
   if (absl::Status status = (expression); !status.ok()) return status
 
-absl::StatusOr<std::shared_ptr<const Lane::Products>> Network::ProductsFor(int rows, Lane* lane) const {
+absl::StatusOr<std::shared_ptr<const Lane::Products>> Network::ProductsFor(int rows) const {
   std::lock_guard lock(mutex_);
   std::shared_ptr<const Lane::Products>& made = products_[rows];
   if (made != nullptr) return made;
   auto products = MakeProducts(rows);
   if (!products.ok()) return products.status();
-  RETURN_IF_ERROR(Tune(*products, lane));
   made = std::make_shared<const Lane::Products>(*std::move(products));
   return made;
-}
-
-// On the first layer's weights and whatever the lane holds.
-absl::Status Network::Tune(const Lane::Products& p, Lane* lane) const {
-  const CudaLayerOffsets& o = weights_.layers.front();
-  const auto tune = [&](CudaGemm* gemm, const void* x, const void* w, const void* bias, void* y) {
-    return gemm->Tune(x, w, bias, y, lane->workspace_, lane->cuda_stream);
-  };
-  const void* z = p.latent != nullptr ? lane->inner : lane->z;
-  if (p.latent != nullptr) {
-    RETURN_IF_ERROR(tune(p.latent.get(), lane->z, weights_.matrix(o.wd), nullptr, lane->inner));
-  }
-  RETURN_IF_ERROR(tune(p.qkv.get(), z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv));
-  RETURN_IF_ERROR(tune(p.bias.get(), weights_.matrix(o.wbias), z, nullptr, lane->bias));
-  RETURN_IF_ERROR(tune(p.out.get(), lane->attended, weights_.matrix(o.wo), nullptr, lane->x));
-  RETURN_IF_ERROR(tune(p.ffn1.get(), lane->z, weights_.matrix(o.w1), weights_.matrix(o.b1), lane->ffn));
-  RETURN_IF_ERROR(tune(p.ffn2.get(), lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x));
-  return tune(p.head.get(), lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
-              lane->hidden);
 }
 
 absl::StatusOr<Lane::Products> Network::MakeProducts(int rows) const {
@@ -358,7 +337,7 @@ absl::Status Network::Run(CudaLane* base) const {
   if (const auto found = lane->programs.find(rows); found != lane->programs.end()) {
     return Check(cudaGraphLaunch(found->second.graph, lane->cuda_stream), "scoring");
   }
-  auto products = ProductsFor(rows, lane);
+  auto products = ProductsFor(rows);
   if (!products.ok()) return products.status();
   Lane::Program program{.products = *std::move(products)};
   // The first pass runs as it is: kernels are loaded by their first launch, which a capture does not allow.
