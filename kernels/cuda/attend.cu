@@ -1,5 +1,8 @@
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <cstdint>
+
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/attend_kernel.cuh"
 
@@ -51,9 +54,15 @@ const char* Launch(const AttendArgs& a, cudaStream_t stream) {
   if (!encoded) return "attend: the driver refuses the tensor maps (16-byte aligned bases and strides?)";
   constexpr int kSharedBytes = sizeof(AttendShared<Shape>);
   static_assert(kSharedBytes <= 232448);
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
+  static std::atomic<uint64_t> allowed = 0;  // a bit for each device that has been told
+  int device = 0;
+  cudaError_t refused = cudaGetDevice(&device);
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if (refused == cudaSuccess && (allowed.load(std::memory_order_relaxed) & bit) == 0) {
+    refused = cudaFuncSetAttribute(AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+    if (refused == cudaSuccess) allowed.fetch_or(bit, std::memory_order_relaxed);
+  }
+  if (refused != cudaSuccess) return cudaGetErrorString(refused);
   cudaLaunchConfig_t config = {};
   config.gridDim = a.blocks;
   config.blockDim = Shape::kThreads;

@@ -91,15 +91,11 @@ class Consumer {
     return facts;
   }
 
-  // The logits of a page are there: frees K, leaves exp2 of the logits in s.
-  __device__ __forceinline__ void Softmax(const PageFacts& facts, float (&s)[64], float (&rescale)[2]) {
+  template <bool kFirst>
+  __device__ __forceinline__ void Softmax(const PageFacts& facts, float (&s)[64], uint32_t (&p)[32],
+                                          float (&rescale)[2]) {
     if (facts.boundary != 0 || facts.valid != kPageRows) ApplyBoundaries(facts.boundary, facts.valid, facts.bias, s);
-    softmax_.Step(scale_, facts.bias.above, s, rescale);
-  }
-
-  static __device__ __forceinline__ void ToBf16(const float (&s)[64], uint32_t (&p)[32]) {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) p[i] = PackBf16(s[2 * i], s[2 * i + 1]);
+    softmax_.Step<kFirst>(scale_, facts.bias.above, s, p, rescale);
   }
 
   static __device__ __forceinline__ void Rescale(const float (&rescale)[2], float (&o)[kD / 2]) {
@@ -131,8 +127,7 @@ class Consumer {
     Pin(s);
     Release(barriers_.KEmpty(k_.stage));
     k_.Next();
-    Softmax(facts, s, rescale);
-    ToBf16(s, p);
+    Softmax<true>(facts, s, p, rescale);
     Rescale(rescale, o);
     int split = item.split_begin, left = item.split_pages;  // pages of this split yet to be seen
     for (int j = 1; j < pages; ++j) {
@@ -147,20 +142,23 @@ class Consumer {
       PassTurn();
       Release(barriers_.KEmpty(k_.stage));
       k_.Next();
+      uint32_t weights[32];
       if (--left == 0) {
         WgmmaWait<0>();
         Pin(o);
         EndSplit(item, split++, o);
         left = item.split_pages;
+        Softmax<true>(facts, s, weights, rescale);
+      } else {
+        Softmax<false>(facts, s, weights, rescale);
       }
-      Softmax(facts, s, rescale);
       WgmmaWait<0>();
       Pin(o);
-      // To nothing where a split begins. No wgmma instruction may stand in a branch that warps of the group take apart.
       if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1)) Rescale(rescale, o);
       Release(barriers_.VEmpty(v_.stage));
       v_.Next();
-      ToBf16(s, p);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) p[i] = weights[i] | zero_;
     }
     Release(barriers_.QEmpty(q_.stage));
     barriers_.VFull(v_.stage).Wait(v_.phase);
@@ -229,6 +227,7 @@ class Consumer {
   const AttendBarriers<Shape> barriers_;
   const uint32_t q_word_, k_word_, v_word_;  // descriptors of this group's first Q, the first K and V
   const float scale_ = a_.scale * kLog2E;    // to powers of two
+  const uint32_t zero_ = static_cast<uint32_t>(a_.kv_heads) >> 31;  // the compiler must not merge p with the next page's
   const ThreadRows<kD> rows_{a_, warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4};
   Ring<Shape::kStages> k_, v_;
   Ring<Shape::kQStages> q_;

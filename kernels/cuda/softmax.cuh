@@ -53,57 +53,65 @@ __device__ __forceinline__ void ApplyBoundaries(int boundary, int valid, const P
 // Running state of two rows: the reference logit (a maximum, a little stale on purpose), this thread's share of the
 // sum.
 struct OnlineSoftmax {
-  // How far, in powers of two, logits may exceed the reference before it moves: moving it costs a pass over O and is
-  // rarely needed, and 2^8 is harmless to fp32 sums. Each row decides by itself.
-  static constexpr float kSlack = 8;
+  // What a thread's weights of a page may add up to before the row's reference moves: moving it costs a pass over O and
+  // is rarely needed, and 2^16 is harmless to fp32. Each row decides by itself.
+  static constexpr float kSlack = 65536;
 
   float top[2] = {kNegativeInfinity, kNegativeInfinity};
   float sum[2] = {0, 0};
 
-  // Replaces the dot products s by exp2 of their logits over the reference. Returns in `rescale` what O of former pages
-  // has to be multiplied by: 1 nearly always, 0 for the first page. The sums are already.
-  __device__ __forceinline__ void Step(float scale, const float (&bias)[2], float (&s)[64], float (&rescale)[2]) {
-    const bool first = top[0] == kNegativeInfinity;  // of both rows
-    const float base[2] = {first ? 0 : top[0], first ? 0 : top[1]};
-    const float offset[2] = {fmaf(bias[0], scale, -base[0]), fmaf(bias[1], scale, -base[1])};
-#pragma unroll
-    for (int i = 0; i < 64; ++i) s[i] = fmaf(s[i], scale, offset[i / 2 % 2]);
-    // Among floats of which some exceed kSlack > 0, the largest is the largest as an integer too.
-    int most[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 64; i += 2) {
-      most[i / 2 % 4] = __vimax3_s32(most[i / 2 % 4], __float_as_int(s[i]), __float_as_int(s[i + 1]));
-    }
-    const int largest = max(__vimax3_s32(most[0], most[1], most[2]), most[3]);
+  // From the dot products s: the weights p, exp2 of their logits over the reference, in bf16. Returns in `rescale` what O
+  // of former pages has to be multiplied by: 1 nearly always, 0 for the first page. The sums are already.
+  //
+  // A reference that is there (not needed only if kFirst) is taken to be good, for then scaling, exponentials and sums
+  // need no maximum before them. A weight that is too large shows in its thread's sum; s is still there then.
+  template <bool kFirst>
+  __device__ __forceinline__ void Step(float scale, const float (&bias)[2], const float (&s)[64], uint32_t (&p)[32],
+                                       float (&rescale)[2]) {
     rescale[0] = rescale[1] = 1;
-    if (__any_sync(0xffffffff, first || largest > __float_as_int(kSlack))) Move(first, base, s, rescale);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float part[4] = {sum[r] * rescale[r], 0, 0, 0};  // four chains: one warp of this group runs on a scheduler
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        float& x = s[i / 2 * 4 + 2 * r + i % 2];
-        x = Exp2(x);
-        part[i % 4] += x;
-      }
-      sum[r] = (part[0] + part[1]) + (part[2] + part[3]);
+    if (kFirst && top[0] == kNegativeInfinity) Move(scale, bias, {true, true}, s, rescale);
+    const float offset[2] = {fmaf(bias[0], scale, -top[0]), fmaf(bias[1], scale, -top[1])};
+    float more[2];
+    Weights(scale, offset, s, p, more);
+    const bool large[2] = {more[0] > kSlack, more[1] > kSlack};
+    if (__any_sync(0xffffffff, large[0] || large[1])) {
+      Move(scale, bias, large, s, rescale);
+      const float moved[2] = {fmaf(bias[0], scale, -top[0]), fmaf(bias[1], scale, -top[1])};
+      Weights(scale, moved, s, p, more);
     }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = fmaf(sum[r], rescale[r], more[r]);
   }
 
  private:
-  // Moves the reference of rows that have none or exceed it by far to the page's maximum.
-  __device__ __forceinline__ void Move(bool first, const float (&base)[2], float (&s)[64], float (&rescale)[2]) {
+  static __device__ __forceinline__ void Weights(float scale, const float (&offset)[2], const float (&s)[64],
+                                                 uint32_t (&p)[32], float (&sums)[2]) {
+    float part[2][2] = {};
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int r = i % 2;
+      const float x = Exp2(fmaf(s[2 * i], scale, offset[r])), y = Exp2(fmaf(s[2 * i + 1], scale, offset[r]));
+      part[r][0] += x;
+      part[r][1] += y;
+      p[i] = PackBf16(x, y);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sums[r] = part[r][0] + part[r][1];
+  }
+
+  // Moves the reference of rows that any of their threads wants moved to the page's maximum, if that is above it.
+  __device__ __forceinline__ void Move(float scale, const float (&bias)[2], const bool (&move)[2], const float (&s)[64],
+                                       float (&rescale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float most = s[2 * r];
 #pragma unroll
       for (int i = 1; i < 32; ++i) most = fmaxf(most, s[i / 2 * 4 + 2 * r + i % 2]);
-      most = QuadMax(most);
-      const float shift = first || most > kSlack ? most : 0;
-      rescale[r] = first ? 0 : Exp2(-shift);
-      top[r] = base[r] + shift;
-#pragma unroll
-      for (int i = 0; i < 32; ++i) s[i / 2 * 4 + 2 * r + i % 2] -= shift;
+      most = fmaf(QuadMax(most), scale, bias[r] * scale);
+      const unsigned quad = __ballot_sync(0xffffffff, move[r]) >> (threadIdx.x % 32 / 4 * 4) & 0xf;
+      if (quad == 0 || most <= top[r]) continue;
+      rescale[r] = top[r] == kNegativeInfinity ? 0 : Exp2(top[r] - most);
+      top[r] = most;
     }
   }
 };
