@@ -201,7 +201,8 @@ class Gemm final : public CudaGemm {
   mutable std::mutex mutex_;
   cublasLtMatmulDesc_t desc_ = nullptr;
   cublasLtMatrixLayout_t w_ = nullptr, x_ = nullptr, y_ = nullptr;
-  cublasLtMatmulAlgo_t algorithm_ = {};  // the library's own choice: timing its offers bought nothing and made bits vary
+  cublasLtMatmulAlgo_t algorithm_ =
+      {};  // the library's own choice: timing its offers bought nothing and made bits vary
 };
 
 }  // namespace
