@@ -1,11 +1,13 @@
 """Training inputs drawn anew every time: more histories than there are moments.
 
-A log of few users has few moments, and a network soon knows each of them by heart. Two changes of a history keep what
-matters for the next choice, and both leave the targets alone:
+A log of few users has few moments, and a network soon knows each of them by heart. These changes of a history keep
+what matters for the next choice, and leave the targets alone:
 - keep_min: every event stays with a probability that is drawn per sample from [keep_min, 1];
 - two_sided: for this share of the samples the history is everything around the targets in the user's training part,
   ordered by distance (farthest first; before and after take turns), so that what was chosen shortly after a target
-  predicts it as well as what was chosen shortly before. Item-kNN draws its strength from the same symmetry.
+  predicts it as well as what was chosen shortly before. Item-kNN draws its strength from the same symmetry;
+- long_dropout: this share of the samples loses its long part, tiers and buckets together. They tell users apart so well
+  that a network would otherwise learn the users by heart instead of what their long parts have in common.
 The window, tiers and buckets are then counted from the drawn history by the rules of history.py. Validation and test
 always read real histories, and no event after the training part is ever drawn.
 
@@ -19,7 +21,7 @@ SPAN = 1024  # of each side, the nearest so many events can be drawn
 
 
 def wanted(options):
-    return options["keep_min"] < 1 or options["two_sided"] > 0
+    return options["keep_min"] < 1 or options["two_sided"] > 0 or options["long_dropout"] > 0
 
 
 def slots(log, sample, end, two_sided, span=SPAN):
@@ -37,7 +39,7 @@ def slots(log, sample, end, two_sided, span=SPAN):
 def newest_first(kept):
     """int64, as kept: 0 for the newest kept of each row along the last dimension, 1 for the one before, ..."""
     counted = kept.to(torch.int32)
-    return (counted.flip(-1).cumsum(-1).flip(-1) - counted).to(torch.int64)
+    return (counted.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) - counted).to(torch.int64)
 
 
 def window(log, items, kept, age):
@@ -89,7 +91,8 @@ def batch(log, sample, begin, options):
     share = options["keep_min"] + (1 - options["keep_min"]) * torch.rand(len(sample), 1, device=log.device)
     kept = kept & (torch.rand(kept.shape, device=log.device) < share)
     history, age = log.d_item[rows], newest_first(kept)
-    long = kept & (age >= config.short_items)
+    whole = torch.rand(len(sample), 1, device=log.device) >= options["long_dropout"]
+    long = kept & (age >= config.short_items) & whole
     if config.long_items:
         long = long & (age < config.short_items + config.long_items)
     codes, table = log.sid[items][..., 0], None

@@ -18,7 +18,8 @@ from models.training import tensor_file
 from models.training.glass import config as glass_config
 from models.training.glass import data, evaluate
 
-NAMES = {"full": "GLASS", "tiger": "without both (TIGER)", "notier": "without SID-Tier", "nosearch": "without search",
+NAMES = {"full": "GLASS", "tiger": "without both (TIGER)", "tiger10": "TIGER, window 10",
+         "notier": "without SID-Tier", "nosearch": "without search",
          "sasrec": "SASRec", "item_knn": "item-kNN", "own_counts": "user's own counts", "popularity": "popularity"}
 BINS = ((1, 50), (51, 100), (101, 200), (201, 500), (501, 10**9))
 

@@ -25,7 +25,8 @@ WITHOUT = {"tier": {"tier_edges": ()}, "search": {"retrieved_items": 0}}
 
 def build(job, device):
     """(task, log) of a job: {"data", "sid", "items", "kind", "model": fields, "without": [...], "dropout", "seed",
-    "standardise": whether training reads tier features as deviations from their mean}."""
+    "standardise": whether training reads tier features as deviations from their mean (the default), "start_tiers":
+    twin.Glass.start_additions with the first bias "gate_start" of the gates; below 0 begins close to TIGER}."""
     sid, metadata = tensor_file.read_tensors(job["sid"])
     levels = tuple(int(size) for size in metadata["levels"].split(","))
     embedding, _ = tensor_file.read_tensors(os.path.join(job["data"], job.get("items", "items.safetensors")))
@@ -40,6 +41,7 @@ def build(job, device):
     model = twin.Glass(config, seed=job.get("seed", 0), dropout=job.get("dropout", 0.1)).to(device)
     if config.bins and job.get("standardise", True):
         model.standardise_tiers(log.features[torch.from_numpy(log.samples(data.TRAIN)).to(device)])
+    model.start_additions(job.get("start_tiers", False), job.get("gate_start", 0.0))
     return trainer.GlassTask(model), log
 
 
@@ -113,6 +115,8 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="a training option: " + ", ".join(trainer.DEFAULTS))
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--start-tiers", action="store_true", help="the tier token starts as a sum of first-level tokens")
+    parser.add_argument("--gate-start", type=float, default=0.0, help="first bias of the gates; -2 begins close to TIGER")
     parser.add_argument("--without", action="append", default=[], choices=tuple(WITHOUT),
                         help="ablation; both = the plain backbone (TIGER)")
     parser.add_argument("--device", help="cpu or cuda; the default is cuda where there is one")
@@ -121,7 +125,8 @@ def main():
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     job = {"data": arguments.data, "sid": arguments.sid, "kind": arguments.kind, "seed": arguments.seed,
            "model": grab_train.parse_settings(arguments.model), "options": grab_train.parse_settings(arguments.set),
-           "dropout": arguments.dropout, "without": arguments.without, "test": arguments.test}
+           "dropout": arguments.dropout, "without": arguments.without, "test": arguments.test,
+           "start_tiers": arguments.start_tiers, "gate_start": arguments.gate_start}
     summary = run(job, arguments.out, device, trainer.Progress())
     print(json.dumps({"validation": summary["best"], "test": summary.get("test")}))
 

@@ -18,7 +18,7 @@ from models.training.glass import augment, data, evaluate
 DEFAULTS = {"epochs": 40, "patience": 5, "lr": 1e-3, "weight_decay": 0.05, "batch": 256, "targets": 4, "horizon": 0,
             "clip": 1.0, "average": 0.98, "item_dropout": 0.0, "warmup": 100, "decay": True, "seed": 0, "beam": 20,
             "validation_max": 2048, "bf16": True, "evaluate_every": 1, "seconds_max": 0.0, "epoch_share": 1.0,
-            "keep_min": 1.0, "two_sided": 0.0, "label_smoothing": 0.0}
+            "keep_min": 1.0, "two_sided": 0.0, "long_dropout": 0.0, "label_smoothing": 0.0}
 
 
 class GlassTask(torch.nn.Module):

@@ -127,6 +127,23 @@ class Glass(torch.nn.Module):
         if len(some) > 1:
             self._tier_scale = (some.mean(0), 1 / (some.std(0) + 0.02))
 
+    def start_additions(self, tiers, gate, size=0.3):
+        """For training: start values of the two additions, in place of random ones.
+
+        tiers: the tier token starts as a sum of first-level tokens, each by how far its highest tier is above the mean
+        (after `standardise_tiers`), so it says in the words of the window which codes a user prefers; left as it is
+        where d < levels[0]. gate: first bias of every gate.
+        """
+        codes, bins, start = self.config.levels[0], self.config.bins, self.config.offset(0)
+        with torch.no_grad():
+            if tiers and bins and codes <= self.config.d:
+                self.w("tier.w1")[:codes] = 0
+                self.w("tier.w1")[torch.arange(codes), torch.arange(codes) * bins + bins - 1] = 1
+                self.w("tier.w2")[:, :codes] = self.w("token_embedding")[start:start + codes].t()
+                self.w("tier.w2").mul_(size)
+            for i in range(self.config.decoder_layers if self.config.retrieved_items else 0):
+                self.w(f"dec.{i}.gate.b").fill_(gate)
+
     def fold_tiers(self):
         """Moves the standardisation into tier.w1 and tier.b1: the same function of raw features, as versions hold it."""
         if self._tier_scale is None:
