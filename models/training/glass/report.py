@@ -20,6 +20,8 @@ from models.training.glass import data, evaluate
 
 NAMES = {"full": "GLASS", "tiger": "without both (TIGER)", "tiger10": "TIGER, window 10",
          "notier": "without SID-Tier", "nosearch": "without search",
+         "kmeans64": "GLASS, RQ-k-means [64,128,128]", "kmeans128": "GLASS, RQ-k-means [128,128,128]",
+         "kmeans128_neighbours": "the same with neighbours", "kmeans128_tiger": "TIGER on [128,128,128]",
          "sasrec": "SASRec", "item_knn": "item-kNN", "own_counts": "user's own counts", "popularity": "popularity"}
 BINS = ((1, 50), (51, 100), (101, 200), (201, 500), (501, 10**9))
 
