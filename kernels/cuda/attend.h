@@ -94,7 +94,7 @@ struct AttendPlan {
 };
 
 // Pages per split, a function of the page count alone, so that a row's bits do not depend on what else is in the
-// launch: four splits, of at least two pages. A few candidates are faster with more splits, many users with one
+// launch: four splits, of at least four pages. A few candidates are faster with more splits, many users with one
 // (tests/bench/RESULTS.md); PlanOptions::split_pages says so where bits need not agree. At most eight splits are made.
 int SplitPages(int pages);
 

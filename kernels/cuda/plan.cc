@@ -119,7 +119,7 @@ std::vector<WorkItem> Schedule(const std::vector<WorkItem>& items, int blocks) {
 
 int TileRows(int) { return 16 * kWarpsOfTile; }
 
-int SplitPages(int pages) { return std::max(2, (pages + 3) / 4); }
+int SplitPages(int pages) { return std::max(4, (pages + 3) / 4); }
 
 AttendPlan PlanAttend(std::span<const Problem> problems, const PlanOptions& options) {
   AttendPlan plan;

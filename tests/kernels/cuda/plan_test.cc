@@ -101,17 +101,6 @@ TEST(AttendPlan, SplitsDependOnThePagesAlone) {
   EXPECT_EQ(splits({{1000, 100}}), alone);
 }
 
-TEST(AttendPlan, FourSplitsOfAtLeastTwoPages) {
-  for (int pages = 1; pages <= 1000; ++pages) {
-    const int size = SplitPages(pages), splits = (pages + size - 1) / size;
-    EXPECT_GE(size, 2);
-    EXPECT_LE(splits, 4) << pages;
-    if (pages >= 8 && pages % 4 == 0) {
-      EXPECT_EQ(splits, 4) << pages;
-    }
-  }
-}
-
 TEST(AttendPlan, BlocksAreBalanced) {
   for (const auto& load : kLoads) {
     const AttendPlan plan = PlanAttend(Problems(load), {.heads = 4});
