@@ -7,6 +7,10 @@
 // bias b comes by page: a page is one segment of the problem's bias table (UNIFORM), two with one boundary row (SPLIT),
 // or none (FOLDED: its id names a scratch page whose K holds the bias already). TABLE pages are the CPU's: fold them.
 //
+// Bound: 4 M N d_h heads flop on the tensor cores, 2,048 cycles per page and tile of 128 rows at d_h 128 (half at 64),
+// beside 1,024 of the exponential unit. An H100 does 558 TFLOP/s of its 989 at d_h 128 and 411 at d_h 64 with eight users
+// (cuDNN 618 and 452); where the time goes: tests/bench/RESULTS.md.
+//
 // Numerics: bf16 inputs, fp32 logits, sums and outputs; P is rounded to bf16 for P V only, row sums take unrounded P. A
 // row's bits depend on its own inputs and its problem's page list and split size alone, not on other rows, other
 // problems or the machine's load, as long as the split size is chosen from the page count alone (SplitPages).
