@@ -1,10 +1,8 @@
 #include "serving/cli/admin_command.h"
 
-#include <google/protobuf/util/json_util.h>
 #include <grpcpp/grpcpp.h>
 
 #include <functional>
-#include <iostream>
 #include <memory>
 
 #include "CLI/CLI.hpp"
@@ -24,17 +22,6 @@ struct Options {
 };
 
 using OptionsPtr = std::shared_ptr<Options>;
-
-void PrintJson(const google::protobuf::Message& message) {
-  google::protobuf::util::JsonPrintOptions print;
-  print.preserve_proto_field_names = true;
-  print.always_print_primitive_fields = true;
-  std::string text;
-  if (!google::protobuf::util::MessageToJsonString(message, &text, print).ok()) {
-    FailCommand(kExitFailed, "the reply cannot be printed as JSON");
-  }
-  std::cout << text << "\n";
-}
 
 template <typename Service, typename Request, typename Response>
 Response Call(const Options& options, const Request& request,

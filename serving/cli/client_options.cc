@@ -1,10 +1,12 @@
 #include "serving/cli/client_options.h"
 
+#include <google/protobuf/util/json_util.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 
 #include <chrono>
 #include <fstream>
+#include <iostream>
 #include <sstream>
 
 #include "CLI/CLI.hpp"
@@ -63,5 +65,15 @@ void CheckCall(const grpc::Status& status, const std::string& doing) {
   CheckOk(absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()), doing);
 }
 
+void PrintJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions print;
+  print.preserve_proto_field_names = true;
+  print.always_print_primitive_fields = true;
+  std::string text;
+  if (!google::protobuf::util::MessageToJsonString(message, &text, print).ok()) {
+    FailCommand(kExitFailed, "the reply cannot be printed as JSON");
+  }
+  std::cout << text << "\n";
+}
 
 }  // namespace backstory

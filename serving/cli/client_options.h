@@ -13,6 +13,9 @@
 namespace CLI {
 class App;
 }
+namespace google::protobuf {
+class Message;
+}
 
 namespace backstory {
 
@@ -33,6 +36,8 @@ struct ClientOptions {
 // Ends the command unless OK, with the exit code of the status.
 void CheckCall(const grpc::Status& status, const std::string& doing = "");
 
+// One JSON object on standard output: the proto's own field names, unset fields included.
+void PrintJson(const google::protobuf::Message& message);
 
 }  // namespace backstory
 

@@ -1,13 +1,11 @@
 #include "serving/cli/rank_command.h"
 
-#include <google/protobuf/util/json_util.h>
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <iostream>
 #include <memory>
 #include <numeric>
 
@@ -117,17 +115,7 @@ void Rank(const Options& options) {
   auto context = options.client.Context();
   v1::RankResponse response;
   CheckCall(v1::Ranking::NewStub(channel)->Rank(context.get(), request, &response));
-  if (options.json) {
-    std::string text;
-    google::protobuf::util::JsonPrintOptions print;
-    print.preserve_proto_field_names = true;
-    print.always_print_primitive_fields = true;
-    if (!google::protobuf::util::MessageToJsonString(response, &text, print).ok()) {
-      FailCommand(kExitFailed, "the reply cannot be printed as JSON");
-    }
-    std::cout << text << "\n";
-    return;
-  }
+  if (options.json) return PrintJson(response);
   std::vector<uint64_t> ids(request.candidates().item_ids().begin(), request.candidates().item_ids().end());
   for (const auto& explanation : response.explanations()) {
     for (const auto& event : explanation.events()) ids.push_back(event.item_id());

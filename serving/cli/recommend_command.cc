@@ -1,9 +1,7 @@
 #include "serving/cli/recommend_command.h"
 
-#include <google/protobuf/util/json_util.h>
 #include <grpcpp/grpcpp.h>
 
-#include <iostream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -97,17 +95,7 @@ void Recommend(const Options& options) {
   auto context = options.client.Context();
   v1::RecommendResponse response;
   CheckCall(v1::Retrieval::NewStub(channel)->Recommend(context.get(), request, &response));
-  if (options.json) {
-    std::string text;
-    google::protobuf::util::JsonPrintOptions print;
-    print.preserve_proto_field_names = true;
-    print.always_print_primitive_fields = true;
-    if (!google::protobuf::util::MessageToJsonString(response, &text, print).ok()) {
-      FailCommand(kExitFailed, "the reply cannot be printed as JSON");
-    }
-    std::cout << text << "\n";
-    return;
-  }
+  if (options.json) return PrintJson(response);
   std::vector<uint64_t> ids;
   for (const auto& item : response.items()) {
     ids.push_back(item.item_id());
