@@ -240,7 +240,7 @@ class OnlineTest(harness.WorldTest):
         import client_test  # builds the client's wheel; needs grpcio
         client_test.build_wheel(self.folder)
         import backstory
-        server = client_test.Server(self.folder)
+        server = client_test.Server(self.folder, generative=False)
         rows = harness.make_rows(1500, seed=3)
         try:
             with backstory.Client(server.address, namespace="shop", timeout=60) as client:

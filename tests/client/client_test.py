@@ -14,8 +14,6 @@ import time
 import unittest
 import zipfile
 
-from tests.training import glass_random_version
-
 ROOT = pathlib.Path(os.environ.get("BACKSTORY_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
 BINARY = pathlib.Path(os.environ.get("BACKSTORY_BINARY_DIR", ROOT / "build/release")) / "bin/backstory"
 START = 1_600_000_000_000_000
@@ -68,12 +66,14 @@ domain {
 
 
 class Server:
-    def __init__(self, folder):
+    def __init__(self, folder, generative=True):
         model = folder / "models/grab-tiny/1"
         subprocess.run([BINARY, "model", "init-random", "grab-tiny", "--seed", "5", "--out", model], check=True,
                        capture_output=True)
-        self.items, self.embeddings = glass_random_version.write(str(folder / "models/glass-tiny/1"))
-        self.items = [int(item) for item in self.items]
+        if generative:
+            from tests.training import glass_random_version  # needs torch
+            items, self.embeddings = glass_random_version.write(str(folder / "models/glass-tiny/1"))
+            self.items = [int(item) for item in items]
         port_file = folder / "port"
         experiments = folder / "experiments.textproto"
         experiments.write_text(EXPERIMENTS)
