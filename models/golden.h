@@ -19,9 +19,6 @@
 
 namespace backstory {
 
-inline constexpr size_t kGoldenBytesMax = 64 << 20;
-inline constexpr size_t kGoldenCasesMax = 1'000;
-inline constexpr size_t kGoldenEventsMax = 100'000;
 inline constexpr size_t kGoldenCandidatesMax = 10'000;
 
 // Allowed |logit - golden| as a fraction of max(1, largest |golden logit| of the case). Rows are normalised in every

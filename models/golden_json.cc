@@ -1,47 +1,29 @@
-#include <cmath>
 #include <functional>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "features/io/event_json.h"
 #include "models/golden.h"
+#include "models/golden_lines.h"
 #include "nlohmann/json.hpp"
 
 namespace backstory {
 namespace {
 
+using golden::Bad;
+using golden::ReadNumber;
+using golden::ReadUnsigned;
+using golden::Under;
 using nlohmann::json;
 
 constexpr size_t kTextBytesMax = 8192;
 constexpr size_t kColumnsMax = 64;
-
-absl::Status Bad(const std::string& key, const std::string& what) {
-  return absl::InvalidArgumentError(absl::StrCat(key, ": ", what));
-}
-
-// Prefixes the key to a status of a value below it.
-absl::Status Under(const std::string& key, const absl::Status& status) {
-  return status.ok() ? status : absl::Status(status.code(), absl::StrCat(key, ": ", status.message()));
-}
 
 absl::Status ReadText(const json& value, const std::string& key, std::string* out) {
   if (!value.is_string()) return Bad(key, "not a text");
   *out = value.get_ref<const std::string&>();
   if (out->size() > kTextBytesMax) return Bad(key, absl::StrCat("exceeds ", kTextBytesMax, " bytes"));
   return absl::OkStatus();
-}
-
-absl::Status ReadUnsigned(const json& value, const std::string& key, uint64_t max, uint64_t* out) {
-  if (!value.is_number_unsigned()) return Bad(key, "not an integer in [0, 2^64 - 1]");
-  *out = value.get<uint64_t>();
-  return *out <= max ? absl::OkStatus() : Bad(key, absl::StrCat(*out, " exceeds ", max));
-}
-
-absl::Status ReadNumber(const json& value, const std::string& key, double* out) {
-  if (!value.is_number()) return Bad(key, "not a number");
-  *out = value.get<double>();
-  return std::isfinite(*out) ? absl::OkStatus() : Bad(key, "not finite");
 }
 
 // Calls `read(value, key path)` for every element of an array.
@@ -280,22 +262,7 @@ std::string GoldenToJson(const GoldenCase& golden, size_t tasks) {
 }
 
 absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std::string_view source) {
-  const std::string name(source);
-  if (text.size() > kGoldenBytesMax) return Bad(name, absl::StrCat("exceeds ", kGoldenBytesMax, " bytes"));
-  std::vector<GoldenCase> goldens;
-  std::set<std::string> names;
-  for (size_t line = 1; !text.empty(); ++line) {
-    const std::string_view content = text.substr(0, text.find('\n'));
-    text.remove_prefix(std::min(text.size(), content.size() + 1));
-    if (content.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string where = absl::StrCat(name, ":", line);
-    if (goldens.size() == kGoldenCasesMax) return Bad(where, absl::StrCat("more than ", kGoldenCasesMax, " cases"));
-    auto golden = GoldenFromJson(content);
-    if (!golden.ok()) return Under(where, golden.status());
-    if (!names.insert(golden->name).second) return Bad(where, absl::StrCat("name: \"", golden->name, "\" twice"));
-    goldens.push_back(*std::move(golden));
-  }
-  return goldens;
+  return golden::ParseLines<GoldenCase>(text, source, GoldenFromJson);
 }
 
 }  // namespace backstory

@@ -5,40 +5,10 @@
 
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/attend_kernel.cuh"
+#include "kernels/cuda/launch.cuh"
 
 namespace backstory::cuda {
 namespace {
-
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, found at run time, so that nothing links against the driver.
-EncodeTiled FindEncode() {
-  static const EncodeTiled found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result) !=
-            cudaSuccess ||
-        result != cudaDriverEntryPointSuccess) {
-      function = nullptr;
-    }
-    return reinterpret_cast<EncodeTiled>(function);
-  }();
-  return found;
-}
-
-// A bf16 tensor cut into boxes of 64 columns x `rows` x all column blocks, swizzled by 128 bytes. Strides in elements,
-// of dimensions 1 and up.
-template <int kRank>
-bool Encode(CUtensorMap* map, const void* base, const cuuint64_t (&sizes)[kRank], const int64_t (&strides)[kRank - 1],
-            const cuuint32_t (&box)[kRank]) {
-  cuuint64_t bytes[kRank - 1];
-  cuuint32_t steps[kRank];
-  for (int i = 0; i < kRank; ++i) steps[i] = 1;
-  for (int i = 0; i + 1 < kRank; ++i) bytes[i] = static_cast<cuuint64_t>(strides[i]) * 2;
-  return FindEncode()(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(base), sizes, bytes, box, steps,
-                      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
 
 template <class Shape>
 const char* Launch(const AttendArgs& a, cudaStream_t stream) {
@@ -54,14 +24,9 @@ const char* Launch(const AttendArgs& a, cudaStream_t stream) {
   if (!encoded) return "attend: the driver refuses the tensor maps (16-byte aligned bases and strides?)";
   constexpr int kSharedBytes = sizeof(AttendShared<Shape>);
   static_assert(kSharedBytes <= 232448);
-  static std::atomic<uint64_t> allowed = 0;  // a bit for each device that has been told
-  int device = 0;
-  cudaError_t refused = cudaGetDevice(&device);
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if (refused == cudaSuccess && (allowed.load(std::memory_order_relaxed) & bit) == 0) {
-    refused = cudaFuncSetAttribute(AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-    if (refused == cudaSuccess) allowed.fetch_or(bit, std::memory_order_relaxed);
-  }
+  static std::atomic<uint64_t> allowed = 0;
+  const cudaError_t refused =
+      Allow(AttendKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes, &allowed);
   if (refused != cudaSuccess) return cudaGetErrorString(refused);
   cudaLaunchConfig_t config = {};
   config.gridDim = a.blocks;

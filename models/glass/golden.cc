@@ -11,33 +11,17 @@
 #include "features/io/event_json.h"
 #include "models/glass/beam_search.h"
 #include "models/glass/history.h"
+#include "models/golden_lines.h"
 #include "nlohmann/json.hpp"
 
 namespace backstory::glass {
 namespace {
 
+using golden::Bad;
+using golden::ReadNumber;
+using golden::ReadUnsigned;
+using golden::Under;
 using nlohmann::json;
-
-absl::Status Bad(const std::string& key, const std::string& what) {
-  return absl::InvalidArgumentError(absl::StrCat(key, ": ", what));
-}
-
-// Prefixes the key to a status of a value below it.
-absl::Status Under(const std::string& key, const absl::Status& status) {
-  return status.ok() ? status : absl::Status(status.code(), absl::StrCat(key, ": ", status.message()));
-}
-
-absl::Status ReadUnsigned(const json& value, const std::string& key, uint64_t max, uint64_t* out) {
-  if (!value.is_number_unsigned()) return Bad(key, "not an integer in [0, 2^64 - 1]");
-  *out = value.get<uint64_t>();
-  return *out <= max ? absl::OkStatus() : Bad(key, absl::StrCat(*out, " exceeds ", max));
-}
-
-absl::Status ReadNumber(const json& value, const std::string& key, double* out) {
-  if (!value.is_number()) return Bad(key, "not a number");
-  *out = value.get<double>();
-  return std::isfinite(*out) ? absl::OkStatus() : Bad(key, "not finite");
-}
 
 template <typename T>
 absl::Status ReadList(const json& value, const std::string& key, std::vector<T>* out,
@@ -181,22 +165,7 @@ std::string Compare(const GoldenExpectation& expect, const GoldenExpectation& fo
 }  // namespace
 
 absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std::string_view source) {
-  const std::string name(source);
-  if (text.size() > kGoldenBytesMax) return Bad(name, absl::StrCat("exceeds ", kGoldenBytesMax, " bytes"));
-  std::vector<GoldenCase> goldens;
-  std::set<std::string> names;
-  for (size_t line = 1; !text.empty(); ++line) {
-    const std::string_view content = text.substr(0, text.find('\n'));
-    text.remove_prefix(std::min(text.size(), content.size() + 1));
-    if (content.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const std::string where = absl::StrCat(name, ":", line);
-    if (goldens.size() == kGoldenCasesMax) return Bad(where, absl::StrCat("more than ", kGoldenCasesMax, " cases"));
-    auto golden = CaseFromJson(content);
-    if (!golden.ok()) return Under(where, golden.status());
-    if (!names.insert(golden->name).second) return Bad(where, absl::StrCat("name: \"", golden->name, "\" twice"));
-    goldens.push_back(*std::move(golden));
-  }
-  return goldens;
+  return golden::ParseLines<GoldenCase>(text, source, CaseFromJson);
 }
 
 GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden,

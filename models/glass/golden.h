@@ -17,9 +17,6 @@
 
 namespace backstory::glass {
 
-inline constexpr size_t kGoldenBytesMax = 64 << 20;
-inline constexpr size_t kGoldenCasesMax = 1'000;
-inline constexpr size_t kGoldenEventsMax = 100'000;
 
 // Allowed |log-probability - golden|: the bound of tests/conformance/glass for fp32.
 inline constexpr double kGoldenTolerance = 2e-4;
