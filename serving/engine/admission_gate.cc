@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <chrono>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "serving/engine/shed.h"
@@ -54,8 +55,11 @@ absl::StatusOr<int64_t> AdmissionGate::Enter(JobClass job_class, size_t ahead, i
   if (in_flight_ >= limit) {
     return Shed("limit", absl::StrCat("overloaded: ", in_flight_, " requests in flight, the limit is ", limit), ahead);
   }
-  if (WaitsTooLong(clock_->MonotonicMicros(), deadline_us, ahead, mean_cost_us_, threads_, wait_fraction_)) {
-    return Shed("wait", absl::StrCat("overloaded: ", ahead, " requests go first, too many for the deadline"), ahead);
+  if (WaitsTooLong(clock_->MonotonicMicros(), deadline_us, ahead, typical_cost_us_, threads_, wait_fraction_)) {
+    return Shed("wait",
+                absl::StrCat("overloaded: ", ahead, " requests go first, longer than queue_wait_fraction ",
+                             wait_fraction_, " of the time to the deadline"),
+                ahead);
   }
   if (IsBatch(job_class)) {
     if (step_ == DegradeStep::kShedBatch) return Shed("batch", "overloaded: BATCH and SHADOW are shed", ahead);
@@ -106,6 +110,8 @@ void AdmissionGate::Sample(int64_t latency_us, int64_t service_us, int64_t toget
   const double service = static_cast<double>(service_us);
   const double cost = service / static_cast<double>(std::max<int64_t>(1, together));
   mean_cost_us_ = mean_cost_us_ == 0 ? cost : mean_cost_us_ * 0.95 + cost * 0.05;
+  const double positive = std::max(1.0, cost);
+  typical_cost_us_ = typical_cost_us_ == 0 ? positive : typical_cost_us_ * std::pow(positive / typical_cost_us_, 0.05);
   // Rises slowly when nothing quick is seen, so that one lucky sample does not keep hopeless work alive for ever.
   fastest_service_us_ = fastest_service_us_ == 0 ? service : std::min(service, fastest_service_us_ * 1.01);
 }

@@ -67,7 +67,10 @@ class AdmissionGate {
   bool draining_ = false;
   int64_t in_flight_ = 0;
   int64_t batch_in_flight_ = 0;
-  double mean_cost_us_ = 0;  // of a worker's time, a request
+  // Of a worker's time, a request. The typical one is a geometric mean: a few cold users must not make everyone else's
+  // expected wait look long.
+  double mean_cost_us_ = 0;
+  double typical_cost_us_ = 0;
   double fastest_service_us_ = 0;
 };
 
