@@ -1,6 +1,7 @@
 // What stands around attention in a layer of GRAB, as two kernels for few rows on Hopper (sm_90a): the projections
-// before it and everything after it. So a layer is three launches: Project, Attend, Finish. Post-norm layers whose
-// channels all have the same widths. Needs no CUDA header.
+// before it and everything after it, so that a layer can be three launches: Project, Attend, Finish. Post-norm layers
+// whose channels all have the same widths. Needs no CUDA header. Tested and timed by themselves; models/grab/cuda does
+// not call them yet (its head takes bf16, `concat` is fp32).
 //
 //   Project:  y = z W_qkv^T + b,  bias = W_bias z^T
 //   Finish:   x = LN1(x + attended W_o^T);  x = LN2(x + W_2 relu(W_1 x + b_1) + b_2);
@@ -8,8 +9,7 @@
 //
 // Matrices and what they multiply are bf16, sums, norms, gates and the residual stream x fp32. A row's bits depend on
 // its own inputs alone. All channels are in one launch; matrices are row-major [channels][out][in], one channel's after
-// the other's. Both are faster than library GEMMs up to a few hundred rows (tests/bench/RESULTS.md); beyond, weights are
-// read too often.
+// the other's. For a few hundred rows: beyond, weights are read too often (times: tests/bench/RESULTS.md).
 #ifndef BACKSTORY_KERNELS_CUDA_LAYER_H_
 #define BACKSTORY_KERNELS_CUDA_LAYER_H_
 

@@ -52,8 +52,8 @@ struct ScoreSegment {
   std::vector<std::vector<Attribution>>* attributions = nullptr;  // [candidates][<= explain_top per channel]
 };
 
-// Immutable after Load, thread-safe. Every result is bit-identical whatever the batch, the thread count, and whether
-// rows were appended one by one or prefilled (per machine target).
+// Immutable after Load, thread-safe. On a CPU every result is bit-identical whatever the batch, the thread count, and
+// whether rows were appended one by one or prefilled (per machine target); what a card promises: cuda/model.h.
 class Model {
  public:
   virtual ~Model() = default;

@@ -23,7 +23,7 @@ class ScoringDevice {
   // each thing an operator should know: which card scores, why none does, that a card was given up. Both outlive the
   // device; `log` may be empty.
   //   cpu       the CPU
-  //   auto      cuda:0 if it can be used, else the CPU with a line that names the cause if there is a card at all
+  //   auto      cuda:0 if it can be used, else the CPU with a line that names the cause
   //   cuda:N    that card: FAILED_PRECONDITION naming the parameter and what was found if it cannot be used
   // INVALID_ARGUMENT for any other text.
   static absl::StatusOr<std::shared_ptr<ScoringDevice>> Open(const ParameterSet& launch, Metrics* metrics, LogLine log);

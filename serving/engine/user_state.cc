@@ -202,7 +202,7 @@ absl::Status UserState::Update(const grab::Model& model, size_t first_changed, I
     }
   }
   CountBytes();
-  report->state_bytes = bytes_;
+  report->state_bytes = Bytes();
   return absl::OkStatus();
 }
 
@@ -214,7 +214,7 @@ void UserState::Rehash(size_t from) {
 }
 
 void UserState::CountBytes() {
-  bytes_ = sizeof(UserState) + joined_.Bytes() + kv_->Bytes() + VectorBytes(pending_) + VectorBytes(page_hash_) +
+  bytes_ = sizeof(UserState) + joined_.Bytes() + VectorBytes(pending_) + VectorBytes(page_hash_) +
            unknown_items_.size() * 64;
   for (const ChannelRows& channel : tokens_.channels) {
     bytes_ += VectorBytes(channel.time_us) + VectorBytes(channel.action) + VectorBytes(channel.tie) +

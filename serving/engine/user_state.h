@@ -85,7 +85,8 @@ class UserState {
   const std::vector<ChannelRows>& channels() const { return tokens_.channels; }
   const grab::UserKv& kv() const { return *kv_; }
   uint64_t rows() const;  // K/V rows, all channels
-  size_t Bytes() const { return bytes_; }
+  // Grows when scoring makes the K/V keep more (a card's user whom the CPU had to score). Thread-safe.
+  size_t Bytes() const { return bytes_ + kv_->Bytes(); }
   JoinedHistory* mutable_joined_for_test() { return &joined_; }
 
  private:

@@ -107,7 +107,9 @@ bool UserStateProvider::TryCached(const StateRequest& request, const std::shared
   auto view = state->ViewOf(config, request.view_us);
   if (!view.has_value()) return false;
   answer->view = *std::move(view);
-  answer->report = {.source = "hit", .tier = "host", .rows_reused = state->rows(), .state_bytes = state->Bytes()};
+  const size_t bytes = state->Bytes();
+  answer->report = {.source = "hit", .tier = "host", .rows_reused = state->rows(), .state_bytes = bytes};
+  evictions_->Add(static_cast<double>(cache_->SetBytes(request.user, entry, bytes)));
   answer->pin = std::move(pin);
   return true;
 }
@@ -153,9 +155,8 @@ absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique
   if (!snapshot.ok()) return snapshot.status();
   auto fresh = std::make_unique<UserState>(*request.served->model, request.events_max);
   ItemReader items(catalog_, request.user.ns);
-  const absl::Status status =
-      fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items, &answer->report,
-                   request.between);
+  const absl::Status status = fresh->Build(*request.served->model, *std::move(snapshot), request.view_us, &items,
+                                           &answer->report, request.between);
   if (status.ok()) *state = std::move(fresh);
   return status;
 }

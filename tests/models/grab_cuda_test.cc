@@ -294,6 +294,21 @@ TEST(GrabCuda, OutOfMemoryAnywhereFallsBackToTheCpu) {
   EXPECT_GE(failed, 12);
 }
 
+// Who cannot fit even in an empty pool pushes nobody out.
+TEST(GrabCuda, AUserLargerThanThePoolLeavesTheOthersThere) {
+  CARD_OR_SKIP(, size_t{8} * 192 * 1024, true);
+  const Config config = SmallConfig({});
+  const World w = MakeWorld(config, RandomTensors(config, 7), {900, 900}, 51, *card);  // 2 x 8 pages of 8
+  const auto small = w.gpu->NewState();
+  const std::vector<ChannelRows> prefix{Prefix(w.history[0], 100), Prefix(w.history[1], 100)};
+  ASSERT_TRUE(w.gpu->Extend(prefix, small.get()).ok());
+  Random random(52);
+  const CandidateTokens candidates = RandomCandidates(config, 9, w.now_us, &random);
+  ScoreAll(*w.gpu, w.gpu_kv.get(), candidates);
+  EXPECT_EQ(card->runtime->PoolStats().evicted_users, 0u);
+  EXPECT_EQ(card->runtime->PoolStats().blocks_used, 2u);
+}
+
 TEST(GrabCuda, PressureInThePoolFallsBackAndReturns) {
   CARD_OR_SKIP(, size_t{8} * 192 * 1024, true);
   const Config config = SmallConfig({});
@@ -304,6 +319,8 @@ TEST(GrabCuda, PressureInThePoolFallsBackAndReturns) {
                        ScoreAll(*w.cpu, w.cpu_kv.get(), candidates).logits, 900, "no room"),
             1);
   EXPECT_EQ(card->runtime->counters.fallbacks, 1u);
+  EXPECT_GT(w.gpu_kv->Bytes(), w.cpu_kv->Bytes()) << "the K/V that the CPU computed count";
+  EXPECT_EQ(card->runtime->PoolStats().evicted_users, 0u);
   for (int c = 0; c < 2; ++c) w.cpu_kv->Truncate(c, 100), w.gpu_kv->Truncate(c, 100);
   EXPECT_LE(WorstShare(w, ScoreAll(*w.gpu, w.gpu_kv.get(), candidates).logits,
                        ScoreAll(*w.cpu, w.cpu_kv.get(), candidates).logits, 900, "room again"),

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <string_view>
+
 #include "absl/strings/str_cat.h"
 
 namespace backstory::grab {
@@ -99,6 +101,8 @@ absl::Status CudaDevice::Check(int code, const char* what) {
 absl::Status CudaDevice::CheckText(const char* error, const char* what) {
   if (lost_) return health();
   if (error == nullptr) return absl::OkStatus();
+  if (std::string_view(error) == cudaGetErrorString(cudaErrorMemoryAllocation))
+    return Check(cudaErrorMemoryAllocation, what);
   return Lose(absl::StrCat(what, ": ", error));
 }
 

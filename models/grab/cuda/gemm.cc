@@ -107,9 +107,11 @@ class Gemm final : public CudaGemm {
 
   absl::Status Run(const void* x, const void* w, const void* bias, void* y, void* workspace,
                    void* stream) const override {
-    return Launch(x, w, bias, y, workspace, stream) == CUBLAS_STATUS_SUCCESS
-               ? absl::OkStatus()
-               : library_->device().CheckText("cublasLtMatmul failed", "matrix product");
+    const cublasStatus_t status = Launch(x, w, bias, y, workspace, stream);
+    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+    if (status == CUBLAS_STATUS_ALLOC_FAILED)
+      return library_->device().Check(cudaErrorMemoryAllocation, "matrix product");
+    return library_->device().CheckText("cublasLtMatmul failed", "matrix product");
   }
 
  private:

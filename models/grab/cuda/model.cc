@@ -74,7 +74,8 @@ class CudaModel final : public Model {
   const Config& config() const override { return cpu_->config(); }
   const std::string& state_id() const override { return cpu_->state_id(); }
   size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
-  bool ExtendsAtOnce() const override { return true; }  // 16,384 rows are a few milliseconds of a card
+  // 16,384 rows are some 20 milliseconds of a card; without one, the CPU's K/V are made in steps.
+  bool ExtendsAtOnce() const override { return network_ != nullptr && runtime_->device().health().ok(); }
   std::unique_ptr<UserKv> NewState() const override {
     auto host = cpu_->NewState();
     return std::make_unique<CudaUserKv>(pages_, std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
@@ -120,25 +121,27 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   if (!tokens.ok()) {
     runtime_->Log(absl::StrCat("model ", config().name,
                                ": the CPU makes its candidates' token rows: ", std::string(tokens.status().message())));
-  } else {
-    tokens_ = *std::move(tokens);
   }
+  CudaTokens* const made_tokens = tokens.ok() ? tokens->get() : nullptr;
+  std::vector<TwoLanes> made;  // nothing is kept of a load that fails on its way
   for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
     TwoLanes lanes;
     auto lane = (*network)->NewLane();
     if (!lane.ok()) return lane.status();
     if (absl::Status s = (*network)->Warm(runtime_->options().warm_rows, lane->get()); !s.ok()) return s;
     lanes.network = *std::move(lane);
-    if (tokens_ != nullptr) {
-      auto token_lane = tokens_->NewLane(CudaNetwork::kRowsMax);
+    if (made_tokens != nullptr) {
+      auto token_lane = made_tokens->NewLane(CudaNetwork::kRowsMax);
       if (!token_lane.ok()) return token_lane.status();
       lanes.tokens = *std::move(token_lane);
     }
-    lanes_.Add(std::move(lanes));
+    made.push_back(std::move(lanes));
   }
   auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
   if (!prefill.ok()) return prefill.status();
   prefill_ = *std::move(prefill);
+  if (tokens.ok()) tokens_ = *std::move(tokens);
+  for (TwoLanes& lanes : made) lanes_.Add(std::move(lanes));
   pages_ = *std::move(pages);
   network_ = *std::move(network);
   return absl::OkStatus();
@@ -160,12 +163,19 @@ absl::Status CudaModel::Extend(std::span<const ChannelRows> tokens, UserKv* base
   }
   kv->Append(tokens);
   // Ahead of the score that will need it. If the card cannot, that score decides what to do.
-  if (!OnCard(kv)) return kv->OnHost(*cpu_).status();
+  const bool lost = !runtime_->device().health().ok();
+  if (!OnCard(kv) || (lost && runtime_->options().fall_back)) return kv->OnHost(*cpu_).status();
   const absl::Status status = Onboard(*kv).status();
   return runtime_->options().fall_back ? absl::OkStatus() : status;
 }
 
 absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const {
+  for (size_t c = 0; c < kv.tokens().size(); ++c) {  // before anybody is pushed out for it
+    if (kv.facts(c).rows() > CudaPrefill::kRowsMax) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(kv.facts(c).rows(), " rows of channel ", c, ", the card takes ", CudaPrefill::kRowsMax));
+    }
+  }
   return pages_->Onboard(kv, [this](const CudaUserKv& user, std::span<const size_t> first) {
     std::vector<CudaHistory> channels;
     for (size_t c = 0; c < first.size(); ++c) {
@@ -212,7 +222,7 @@ absl::Status CudaModel::Score(std::span<const ScoreSegment> segments) const {
   for (const ScoreSegment& segment : segments) {
     const auto* kv = static_cast<const CudaUserKv*>(segment.kv);
     if (!card || segment.explain_top > 0 || (kv != nullptr && !OnCard(kv))) {
-      ++(card && segment.explain_top > 0 ? runtime_->counters.explained : runtime_->counters.fallbacks);
+      if (!card || segment.explain_top == 0) ++runtime_->counters.fallbacks;  // explanations are the CPU's anyway
       on_cpu.push_back(segment);
       continue;
     }

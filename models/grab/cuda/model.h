@@ -15,8 +15,9 @@
 namespace backstory::grab {
 
 // As CreateModel, and its scores agree with that model's within the tolerance of bf16 (matrices, K/V, attention and the
-// head are bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32). A row's bits on the
-// card depend on its launch's padded number of rows too (cuBLASLt picks another kernel), not on its neighbours.
+// head are bf16 with fp32 sums; the residual stream, norms, gates and softmax are fp32). Within that tolerance bits
+// differ: by the launch's padded number of rows (cuBLASLt picks another kernel), between appended and prefilled rows,
+// and where a launch has too many ids for the card to make its token rows, so that the CPU makes them in fp32.
 //
 // What the card cannot do (explanations, d_head > 128) or fails at (memory, a lost context) the CPU model does, or
 // Score answers UNAVAILABLE or RESOURCE_EXHAUSTED if the runtime's options say so. States of versions with one state_id

@@ -88,20 +88,26 @@ absl::StatusOr<CudaPagePool::Pin> CudaPagePool::Onboard(const CudaUserKv& kv, co
 
 absl::Status CudaPagePool::Complete(const CudaUserKv& kv, const Fill& fill) {
   const size_t channels = kv.blocks_.size();
-  size_t missing = 0, there = 0;
+  size_t missing = 0, there = 0, wanted = 0;
   for (size_t c = 0; c < channels; ++c) {
     const size_t rows = kv.facts(c).rows(), pages = (rows + kPageRows - 1) / kPageRows;
     std::vector<int32_t>& blocks = kv.blocks_[c];
     if (blocks.size() > pages) {
       Free(std::span(blocks).subspan(pages));
       blocks.resize(pages);
-    } else if (blocks.size() < pages) {
-      auto more = Take(pages - blocks.size());
-      if (!more.ok()) return more.status();
-      blocks.insert(blocks.end(), more->begin(), more->end());
     }
+    wanted += pages - blocks.size();
     missing += rows - kv.rows_on_card_[c];
     there += kv.rows_on_card_[c];
+  }
+  auto more = Take(wanted);  // all channels' at once: what cannot fit must push nobody out
+  if (!more.ok()) return more.status();
+  for (size_t c = 0; c < channels; ++c) {
+    const size_t pages = (kv.facts(c).rows() + kPageRows - 1) / kPageRows;
+    std::vector<int32_t>& blocks = kv.blocks_[c];
+    const size_t count = pages - blocks.size();
+    blocks.insert(blocks.end(), more->end() - static_cast<ptrdiff_t>(count), more->end());
+    more->resize(more->size() - count);
   }
   {
     std::lock_guard lock(mutex_);
@@ -118,7 +124,18 @@ absl::Status CudaPagePool::Complete(const CudaUserKv& kv, const Fill& fill) {
 
 absl::StatusOr<std::vector<int32_t>> CudaPagePool::Take(size_t count) {
   std::lock_guard lock(mutex_);
-  while (free_.size() < count && !by_use_.empty()) {
+  size_t evictable = 0;
+  if (free_.size() < count) {
+    for (const CudaUserKv* user : by_use_) {
+      for (const std::vector<int32_t>& blocks : user->blocks_) evictable += blocks.size();
+    }
+  }
+  if (free_.size() + evictable < count) {
+    return absl::ResourceExhaustedError(absl::StrCat("device cuda:", device_->ordinal(), ": ", count,
+                                                     " pages of K/V wanted, ", free_.size() + evictable, " of ",
+                                                     blocks_, " are not in use"));
+  }
+  while (free_.size() < count) {
     const CudaUserKv* victim = by_use_.back();
     by_use_.pop_back();
     victim->listed_ = false;
@@ -129,11 +146,6 @@ absl::StatusOr<std::vector<int32_t>> CudaPagePool::Take(size_t count) {
       victim->blocks_[c].clear();
       victim->rows_on_card_[c] = 0;
     }
-  }
-  if (free_.size() < count) {
-    return absl::ResourceExhaustedError(absl::StrCat("device cuda:", device_->ordinal(), ": ", count,
-                                                     " pages of K/V wanted, ", free_.size(), " of ", blocks_,
-                                                     " are not in use"));
   }
   std::vector<int32_t> taken(free_.end() - static_cast<ptrdiff_t>(count), free_.end());
   free_.resize(free_.size() - count);
@@ -165,7 +177,7 @@ CudaUserKv::~CudaUserKv() {
 }
 
 size_t CudaUserKv::Bytes() const {
-  size_t bytes = facts_.Bytes() + host_->Bytes();
+  size_t bytes = facts_.Bytes() + host_bytes_;
   for (const ChannelRows& rows : tokens_) bytes += BytesOf(rows);
   return bytes;
 }
@@ -203,6 +215,7 @@ void CudaUserKv::Truncate(int channel, size_t rows) {
   {
     std::lock_guard lock(host_mutex_);
     host_->Truncate(channel, rows);
+    host_bytes_ = host_->Bytes();
   }
   if (pool_ == nullptr) return;
   std::lock_guard lock(pool_->mutex_);
@@ -215,7 +228,9 @@ absl::StatusOr<const CpuUserKv*> CudaUserKv::OnHost(const Model& model) const {
   bool complete = true;
   for (size_t c = 0; c < host_->channels(); ++c) complete &= host_->channel(c).rows() == facts(c).rows();
   if (complete) return host_.get();
-  if (absl::Status status = model.Extend(tokens_, host_.get()); !status.ok()) return status;
+  const absl::Status status = model.Extend(tokens_, host_.get());
+  host_bytes_ = host_->Bytes();
+  if (!status.ok()) return status;
   return host_.get();
 }
 

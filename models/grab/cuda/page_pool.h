@@ -3,6 +3,7 @@
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_PAGE_POOL_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_PAGE_POOL_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -124,7 +125,8 @@ class CudaUserKv final : public UserKv {
 
  private:
   friend class CudaPagePool;
-  const std::unique_ptr<CpuUserKv> host_;  // guarded by host_mutex_ while not alone
+  const std::unique_ptr<CpuUserKv> host_;      // guarded by host_mutex_ while not alone
+  mutable std::atomic<size_t> host_bytes_{0};  // of host_: read while another thread computes it
   mutable std::mutex host_mutex_;
   CpuUserKv facts_;  // no layers
   std::vector<ChannelRows> tokens_;

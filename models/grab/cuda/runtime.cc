@@ -3,6 +3,16 @@
 #include <utility>
 
 namespace backstory::grab {
+namespace {
+
+// What only ever rises.
+void AddCounts(const CudaPagePool::Stats& from, CudaPagePool::Stats* to) {
+  to->hits += from.hits, to->extended += from.extended, to->recomputed += from.recomputed;
+  to->rows_computed += from.rows_computed;
+  to->evicted_users += from.evicted_users, to->evicted_blocks += from.evicted_blocks;
+}
+
+}  // namespace
 
 absl::StatusOr<std::shared_ptr<CudaRuntime>> CudaRuntime::Open(CudaOptions options) {
   auto runtime = std::shared_ptr<CudaRuntime>(new CudaRuntime(std::move(options)));
@@ -26,6 +36,11 @@ absl::StatusOr<std::shared_ptr<CudaPagePool>> CudaRuntime::PoolFor(const CudaKvS
   for (const auto& pool : pools_) {
     if (pool->shape() == shape) return pool;
   }
+  std::erase_if(pools_, [this](const std::shared_ptr<CudaPagePool>& pool) {
+    if (pool.use_count() > 1) return false;  // more references come from here alone
+    AddCounts(pool->GetStats(), &gone_);
+    return true;
+  });
   size_t bytes = options_.kv_bytes;
   if (bytes == 0) bytes = static_cast<size_t>(kShareOfFree * static_cast<double>(device_->FreeBytes()));
   auto pool = CudaPagePool::Create(device_, shape, bytes);
@@ -35,12 +50,11 @@ absl::StatusOr<std::shared_ptr<CudaPagePool>> CudaRuntime::PoolFor(const CudaKvS
 
 CudaPagePool::Stats CudaRuntime::PoolStats() const {
   std::lock_guard lock(mutex_);
-  CudaPagePool::Stats sum;
+  CudaPagePool::Stats sum = gone_;
   for (const auto& pool : pools_) {
     const CudaPagePool::Stats s = pool->GetStats();
-    sum.users += s.users, sum.blocks += s.blocks, sum.blocks_used += s.blocks_used, sum.hits += s.hits;
-    sum.extended += s.extended, sum.recomputed += s.recomputed, sum.rows_computed += s.rows_computed;
-    sum.evicted_users += s.evicted_users, sum.evicted_blocks += s.evicted_blocks;
+    sum.users += s.users, sum.blocks += s.blocks, sum.blocks_used += s.blocks_used;
+    AddCounts(s, &sum);
   }
   return sum;
 }

@@ -38,7 +38,7 @@ class CudaRuntime {
   CudaDevice& device() const { return *device_; }
   const std::shared_ptr<CudaDevice>& shared_device() const { return device_; }
   const std::shared_ptr<CudaGemmLibrary>& gemms() const { return gemms_; }
-  // Models of the same K/V layout share one.
+  // Models of the same K/V layout share one. One that no model and no user has any more gives its memory back first.
   absl::StatusOr<std::shared_ptr<CudaPagePool>> PoolFor(const CudaKvShape& shape);
   void Log(const std::string& line) const {
     if (options_.log) options_.log(line);
@@ -48,10 +48,9 @@ class CudaRuntime {
     std::atomic<uint64_t> launches{0};
     std::atomic<uint64_t> rows{0};
     std::atomic<uint64_t> fallbacks{0};  // segments that the CPU scored because the card could not
-    std::atomic<uint64_t> explained{0};  // segments with explanations, which the CPU scores
   };
   Counters counters;
-  // Summed over the pools.
+  // Summed over the pools; counts include those of pools that are no more.
   CudaPagePool::Stats PoolStats() const;
 
  private:
@@ -61,6 +60,7 @@ class CudaRuntime {
   std::shared_ptr<CudaGemmLibrary> gemms_;
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<CudaPagePool>> pools_;  // guarded by mutex_
+  CudaPagePool::Stats gone_;                          // guarded by mutex_: counts of pools that are no more
 };
 
 }  // namespace backstory::grab

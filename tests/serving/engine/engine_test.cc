@@ -70,6 +70,22 @@ TEST_F(EngineTest, AReplyTellsHowItCameAbout) {
   EXPECT_THAT(stages, ElementsAre("queue", "store", "state", "features", "score"));
 }
 
+// Scoring may make a state keep more: K/V that the CPU computes for a user of a card.
+TEST_F(EngineTest, WhatAStateKeepsAfterScoringCountsInTheCache) {
+  Start();
+  const auto before = harness_->Rank(Query("a"));
+  ASSERT_TRUE(before.ok()) << before.status();
+  model_->on_score = [](std::span<const grab::ScoreSegment> segments) {
+    const_cast<FakeKv*>(static_cast<const FakeKv*>(segments[0].kv))->bytes_per_row = 1 << 20;
+  };
+  ASSERT_TRUE(harness_->Rank(Query("a")).ok());
+  const auto after = harness_->Rank(Query("a"));
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_EQ(after->cache.source, "hit");
+  EXPECT_EQ(after->cache.state_bytes - before->cache.state_bytes, 3u * ((1 << 20) - 1024));
+  EXPECT_EQ(harness_->metrics.Value("backstory_cache_bytes"), static_cast<double>(after->cache.state_bytes));
+}
+
 TEST_F(EngineTest, AnUnknownUserIsRankedOnNothingAndFlagged) {
   Start();
   const auto reply = harness_->Rank(Query("nobody"));
