@@ -101,7 +101,10 @@ int SplitPages(int pages);
 struct PlanOptions {
   int heads = 1;
   int d_h = 128;
-  int blocks = 132;     // at most the device's multiprocessors, so that all run at once
+  // At most the device's multiprocessors, so that all run at once: items of a tile wait for each other. Beside other
+  // launches this leans on the card dispatching all blocks of one launch before the next one's, which CUDA does not
+  // promise (kernels that wait for other blocks commonly do).
+  int blocks = 132;
   int split_pages = 0;  // 0: SplitPages(pages) of each problem
   int item_splits = 0;  // splits per item; 0: as the load asks for. Changes no bit of the result
 };
