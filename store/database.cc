@@ -174,7 +174,7 @@ absl::Status Database::OpenForWriting(DirectoryState found) {
   if (absl::Status status = watermark_.Open(options_.directory); !status.ok()) return status;
 
   PassKillPoint(KillPoint::kOpenMarked);
-  files_ = std::make_shared<LogFileSystem>(env_->GetFileSystem(), options_.reserve_bytes / 2);
+  files_ = std::make_shared<LogFileSystem>(env_->GetFileSystem(), options_.directory, options_.reserve_bytes / 2);
   log_env_ = rocksdb::NewCompositeEnv(files_);
   rocksdb::Options base = BaseOptions(options_, log_env_.get());
   base.info_log = NewRocksLog(options_.directory);
@@ -294,9 +294,9 @@ absl::Status Database::AdmitWrite() {
 absl::Status Database::CheckSpace() const {
   const uint64_t free = files_->FreeBytes(directory());
   if (free >= options_.reserve_bytes) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("store ", directory(), ": ", free, " bytes of disk are free, ",
-                                                   options_.reserve_bytes,
-                                                   " are kept in reserve; free disk space, writes resume by themselves"));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("store ", directory(), ": ", free, " bytes of disk are free, ", options_.reserve_bytes,
+                   " are kept in reserve; free disk space, writes resume by themselves"));
 }
 
 absl::Status Database::SyncLog() {

@@ -15,19 +15,8 @@ using rocksdb::IOOptions;
 using rocksdb::IOStatus;
 using rocksdb::Slice;
 
-constexpr size_t kUnsyncedBytesMax = size_t{16} << 20;      // bounds the memory of a log that nobody syncs
+constexpr size_t kUnsyncedBytesMax = size_t{16} << 20;     // bounds the memory of a log that nobody syncs
 constexpr size_t kPreallocatedBytesMax = size_t{1} << 20;  // RocksDB would take a whole write buffer from a small disk
-
-// The number of a log by its name, DIR/000012.log; 0 for any other file.
-uint64_t LogNumber(const std::string& path) {
-  if (!path.ends_with(".log")) return 0;
-  const size_t slash = path.rfind('/');
-  const size_t begin = slash == std::string::npos ? 0 : slash + 1;
-  const char* const end = path.data() + path.size() - 4;
-  uint64_t number = 0;
-  const auto [stop, error] = std::from_chars(path.data() + begin, end, number);
-  return error == std::errc() && stop == end ? number : 0;
-}
 
 }  // namespace
 
@@ -230,6 +219,17 @@ IOStatus LogFileSystem::LogHealth() const {
     if (IOStatus health = log->health(); !health.ok()) return health;
   }
   return IOStatus::OK();
+}
+
+uint64_t LogFileSystem::LogNumber(const std::string& path) const {
+  if (!path.ends_with(".log")) return 0;
+  const std::filesystem::path file = std::filesystem::path(path).lexically_normal();
+  if (file.parent_path() != directory_) return 0;  // a checkpoint's copy of a log, which may fail as any file
+  const std::string name = file.filename().string();
+  const char* const end = name.data() + name.size() - 4;
+  uint64_t number = 0;
+  const auto [stop, error] = std::from_chars(name.data(), end, number);
+  return error == std::errc() && stop == end ? number : 0;
 }
 
 uint64_t LogFileSystem::FreeBytes(const std::string& path) {

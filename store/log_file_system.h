@@ -11,6 +11,7 @@
 
 #include <rocksdb/file_system.h>
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,9 +24,12 @@ class LogFile;
 // Thread-safe.
 class LogFileSystem : public rocksdb::FileSystemWrapper {
  public:
+  // Logs are those in `directory` itself: copies that a checkpoint makes of them elsewhere are files as any other.
   // Tables fail with "no space" while less than `table_reserve_bytes` are free.
-  LogFileSystem(std::shared_ptr<rocksdb::FileSystem> base, uint64_t table_reserve_bytes)
-      : FileSystemWrapper(std::move(base)), table_reserve_bytes_(table_reserve_bytes) {}
+  LogFileSystem(std::shared_ptr<rocksdb::FileSystem> base, const std::string& directory, uint64_t table_reserve_bytes)
+      : FileSystemWrapper(std::move(base)),
+        directory_((std::filesystem::path(directory) / "").lexically_normal().parent_path()),
+        table_reserve_bytes_(table_reserve_bytes) {}
   const char* Name() const override { return "BackstoryLogFileSystem"; }
 
   // Makes durable whatever RocksDB has appended to any log. After an error nothing is forgotten: call again.
@@ -46,7 +50,10 @@ class LogFileSystem : public rocksdb::FileSystemWrapper {
   rocksdb::IOStatus SyncLogsBefore(uint64_t number);
   rocksdb::IOStatus AdmitTableBytes(const std::string& name, uint64_t bytes);
   rocksdb::IOStatus SyncClosedLogs();
+  // The number of a log by its name, DIRECTORY/000012.log; 0 for any other file.
+  uint64_t LogNumber(const std::string& path) const;
 
+  const std::filesystem::path directory_;
   const uint64_t table_reserve_bytes_;
   mutable std::mutex mutex_;                           // guards logs_
   std::map<uint64_t, std::shared_ptr<LogFile>> logs_;  // by number, unless closed and durable

@@ -26,7 +26,7 @@ std::string Contents(const std::string& path) {
 }
 
 struct Logs {
-  explicit Logs(const FailingEnv* env) : system(env->file_system(), 0) {}
+  Logs(const FailingEnv* env, const TempDir& dir) : system(env->file_system(), dir / "", 0) {}
   std::unique_ptr<rocksdb::FSWritableFile> Open(const std::string& path) {
     std::unique_ptr<rocksdb::FSWritableFile> file;
     EXPECT_TRUE(system.NewWritableFile(path, rocksdb::FileOptions(), &file, nullptr).ok());
@@ -38,7 +38,7 @@ struct Logs {
 TEST(LogFileSystem, KeepsWhatTheDiskDoesNotTakeAndWritesItLater) {
   TempDir dir;
   FailingEnv env;
-  Logs logs(&env);
+  Logs logs(&env, dir);
   auto log = logs.Open(dir / "000007.log");
   ASSERT_TRUE(log->Append("first.", IOOptions(), nullptr).ok());
   ASSERT_TRUE(logs.system.SyncLogs().ok());
@@ -56,10 +56,34 @@ TEST(LogFileSystem, KeepsWhatTheDiskDoesNotTakeAndWritesItLater) {
   EXPECT_EQ(Contents(dir / "000007.log"), "first.second.third.");
 }
 
+// A checkpoint copies the live log, under the same number, into a folder of its own; a failed one is deleted again.
+TEST(LogFileSystem, ACheckpointsCopyOfALogIsNotTheLog) {
+  TempDir dir;
+  FailingEnv env;
+  Logs logs(&env, dir);
+  auto log = logs.Open(dir / "000007.log");
+  ASSERT_TRUE(log->Append("first.", IOOptions(), nullptr).ok());
+  std::filesystem::create_directory(dir / "copy.partial.tmp");
+  auto copy = logs.Open(dir / "copy.partial.tmp/000007.log");
+  ASSERT_TRUE(copy->Append("first.", IOOptions(), nullptr).ok());
+  ASSERT_TRUE(copy->Sync(IOOptions(), nullptr).ok());
+  ASSERT_TRUE(copy->Close(IOOptions(), nullptr).ok());
+  ASSERT_TRUE(logs.system.DeleteFile(dir / "copy.partial.tmp/000007.log", IOOptions(), nullptr).ok());
+  EXPECT_TRUE(logs.system.SyncLogs().ok());
+  EXPECT_EQ(Contents(dir / "000007.log"), "first.");
+  env.NoSpace(true);
+  ASSERT_TRUE(log->Append("second.", IOOptions(), nullptr).ok());
+  EXPECT_TRUE(logs.system.SyncLogs().IsNoSpace()) << "the log is still known";
+  std::unique_ptr<rocksdb::FSWritableFile> other;
+  EXPECT_TRUE(logs.system.NewWritableFile(dir / "copy.partial.tmp/000008.log", rocksdb::FileOptions(), &other, nullptr)
+                  .IsNoSpace())
+      << "a copy may fail, and says so";
+}
+
 TEST(LogFileSystem, ALogThatCannotBeMadeIsMadeLater) {
   TempDir dir;
   FailingEnv env;
-  Logs logs(&env);
+  Logs logs(&env, dir);
   env.NoSpace(true);
   auto log = logs.Open(dir / "000007.log");
   ASSERT_TRUE(log->Append("all of it", IOOptions(), nullptr).ok());
@@ -74,7 +98,7 @@ TEST(LogFileSystem, ALogThatCannotBeMadeIsMadeLater) {
 TEST(LogFileSystem, AfterAFailedSyncEveryUnsyncedByteIsWrittenAgain) {
   TempDir dir;
   FailingEnv env;
-  Logs logs(&env);
+  Logs logs(&env, dir);
   auto log = logs.Open(dir / "000007.log");
   ASSERT_TRUE(log->Append("kept by the system?", IOOptions(), nullptr).ok());
   env.FailAt(1, false);
@@ -88,7 +112,7 @@ TEST(LogFileSystem, AfterAFailedSyncEveryUnsyncedByteIsWrittenAgain) {
 TEST(LogFileSystem, TablesAreNotDurableBeforeClosedLogs) {
   TempDir dir;
   FailingEnv env;
-  Logs logs(&env);
+  Logs logs(&env, dir);
   auto closed = logs.Open(dir / "000007.log");
   env.NoSpace(true);
   ASSERT_TRUE(closed->Append("half a commit", IOOptions(), nullptr).ok());
@@ -108,7 +132,7 @@ TEST(LogFileSystem, RandomFailuresLoseNoByte) {
   std::mt19937_64 random(TestSeed());
   TempDir dir;
   FailingEnv env;
-  Logs logs(&env);
+  Logs logs(&env, dir);
   auto log = logs.Open(dir / "000007.log");
   std::string all, durable;
   for (int i = 0; i < 2'000; ++i) {
