@@ -223,6 +223,16 @@ absl::StatusOr<std::string> ModelRepository::SetLabel(const std::string& model, 
 
 absl::StatusOr<uint32_t> ModelRepository::SetCalibration(const std::string& model, const std::string& version,
                                                          uint32_t number) {
+  const absl::StatusOr<uint32_t> previous = SwapCalibration(model, version, number);
+  metrics_
+      ->GetCounter("backstory_calibration_swaps_total", "Calibrations put in force by an operator, by outcome",
+                   {{"outcome", previous.ok() ? "done" : "refused"}})
+      ->Add();
+  return previous;
+}
+
+absl::StatusOr<uint32_t> ModelRepository::SwapCalibration(const std::string& model, const std::string& version,
+                                                          uint32_t number) {
   if (absl::Status status = CheckNames(model, version); !status.ok()) return status;
   std::lock_guard one_at_a_time(calibration_mutex_);
   const absl::StatusOr<std::shared_ptr<const ServedModel>> served = Resolve({model, version, ""});
@@ -231,17 +241,7 @@ absl::StatusOr<uint32_t> ModelRepository::SetCalibration(const std::string& mode
     return absl::FailedPreconditionError(absl::StrCat("model ", model, " version ", version, " has no calibrations"));
   }
   absl::StatusOr<ServedCalibration> calibration = (*served)->read_calibration(number);
-  metrics_
-      ->GetCounter("backstory_calibration_swaps_total", "Calibrations put in force by an operator, by outcome",
-                   {{"outcome", calibration.ok() ? "done" : "refused"}})
-      ->Add();
   if (!calibration.ok()) return calibration.status();
-  if (!options_.root.empty() && options_.keep_choices) {
-    auto choices = ReadCalibrationChoices(options_.root, model);
-    if (!choices.ok()) return choices.status();
-    (*choices)[version] = number;
-    if (absl::Status status = WriteCalibrationChoices(options_.root, model, *choices); !status.ok()) return status;
-  }
   // A copy that shares the model: user states are kept, and requests that hold the old one are not disturbed.
   auto next = std::make_shared<ServedModel>(**served);
   next->calibration = *std::move(calibration);
@@ -249,6 +249,12 @@ absl::StatusOr<uint32_t> ModelRepository::SetCalibration(const std::string& mode
   Version& entry = models_[model].versions[version];
   if (entry.served != *served) {
     return absl::AbortedError(absl::StrCat("model ", model, " version ", version, " was unloaded meanwhile"));
+  }
+  if (!options_.root.empty() && options_.keep_choices) {  // as SetLabel: what is refused is not kept either
+    auto choices = ReadCalibrationChoices(options_.root, model);
+    if (!choices.ok()) return choices.status();
+    (*choices)[version] = number;
+    if (absl::Status status = WriteCalibrationChoices(options_.root, model, *choices); !status.ok()) return status;
   }
   entry.served = std::move(next);
   return (*served)->calibration.number;
@@ -307,10 +313,10 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> ModelRepository::Resolve(cons
         absl::StrCat("model ", name, " version ", version, " is ", std::string(VersionStateName(entry->second.state))));
   }
   if (entry->second.served->kind() != kind) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("model ", name, " version ", version,
-                     kind == ModelKind::kRanking ? " recommends and does not rank: ask Retrieval.Recommend"
-                                                 : " ranks and does not recommend: ask Ranking.Rank"));
+    return absl::FailedPreconditionError(absl::StrCat("model ", name, " version ", version,
+                                                      kind == ModelKind::kRanking
+                                                          ? " recommends and does not rank: ask Retrieval.Recommend"
+                                                          : " ranks and does not recommend: ask Ranking.Rank"));
   }
   return entry->second.served;
 }

@@ -87,6 +87,7 @@ class ModelRepository {
   std::vector<std::shared_ptr<const ServedModel>> Ready() const;
 
  private:
+  absl::StatusOr<uint32_t> SwapCalibration(const std::string& model, const std::string& version, uint32_t number);
   struct Version {
     VersionState state = VersionState::kUnloaded;
     std::string reason;
@@ -100,7 +101,7 @@ class ModelRepository {
   absl::StatusOr<std::shared_ptr<const ServedModel>> LoadAndWarm(const ModelSource& source);
   void SetState(const std::string& model, const std::string& version, VersionState state);
   absl::StatusOr<std::shared_ptr<const ServedModel>> Calibrated(std::shared_ptr<const ServedModel> served) const;
-  void CountReady();  // with mutex_ held
+  void CountReady();                                               // with mutex_ held
   absl::StatusOr<std::string> DefaultModel(ModelKind kind) const;  // with mutex_ held
 
   const RepositoryOptions options_;
