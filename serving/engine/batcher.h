@@ -41,8 +41,8 @@ class Batcher {
   // Returns once all workers have ended, which they do when the queue is closed.
   void Join();
   // For a worker between two steps of long work: scores up to a batch of waiting ONLINE requests whose state is at hand
-  // or soon built (2,048 events), one by one. Those with more to build go back to the queue for a worker that may wait,
-  // those whose state is in use for the next pause. Never waits.
+  // or soon built (2,048 events), one by one, not in batches. Those with more to build go back to the queue for a
+  // worker that may wait, those whose state is in use for the next pause. Never waits.
   void ServeReady();
   // One job (and what joins its batch) on the calling thread; false if nothing waits. For tests without workers.
   bool RunOne();

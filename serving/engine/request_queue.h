@@ -66,8 +66,8 @@ class RequestQueue {
   PopResult TryPop(const void* key, int64_t now_us);
   // Whatever is next, without waiting.
   PopResult TryPopAny(int64_t now_us);
-  // The next ONLINE job that shares batches (it has a batch_key) and is not known to be long, without waiting. Others may
-  // need a second user state while their worker still builds one.
+  // The next ONLINE job that shares batches (it has a batch_key) and is not known to be long, without waiting. Others
+  // may need a second user state while their worker still builds one. Oldest first, also where Pop takes the newest.
   PopResult TryPopReady(int64_t now_us);
   // A job that was taken but cannot run yet: it is the next of its class. False if the queue is closed; the caller then
   // answers it.

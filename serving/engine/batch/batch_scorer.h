@@ -21,7 +21,8 @@
 namespace backstory {
 
 struct BatchOptions {
-  ModelChoice model;           // resolved once, when the scorer is made: one version answers all calls
+  ModelChoice model;           // resolved once, when the scorer is made: one version answers all calls. Its calibration
+                               // is the one in force, so do not swap it meanwhile (an embedded engine cannot)
   std::string ns = "default";  // of rows without one
   std::string scene;           // of rows without one
   std::map<std::string, std::string> parameters;  // REQUEST parameters of every request
