@@ -121,7 +121,10 @@ class Searching {
         if (step == 0 && config_.first_step_epsilon > 0) {
           score = static_cast<float>(std::log(std::exp(static_cast<double>(score)) + config_.first_step_epsilon));
         }
-        best.Offer({beams[w].score + score, static_cast<uint32_t>(w), token, node});
+        score += beams[w].score;
+        if (std::isnan(score))
+          score = -INFINITY;  // an order needs numbers; who asked sees that the score is not finite
+        best.Offer({score, static_cast<uint32_t>(w), token, node});
       };
       if (options_.mode == SearchMode::kValid) {
         const Trie::Children next = options_.trie->Next(step, beams[w].node);

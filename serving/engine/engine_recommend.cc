@@ -54,6 +54,12 @@ void EngineImpl::RunRecommend(std::unique_ptr<RecommendJob> recommend) {
   RecommendJob* const own = recommend.get();
   std::unique_ptr<RankJob> job = std::move(recommend);
   if (!StartJob(job)) return;
+  PreparedRank& rank = job->rank;
+  if (rank.reply.degrade_step > 0) {
+    rank.parameters.Lower("recommend_beam", rank.parameters.Int("degrade_beam"),
+                          rank.served->generative->config().beam);
+    rank.reply.parameters = rank.parameters.Report();
+  }
   const absl::Status status = recommender_.Recommend(own->spec, own->rank_with, &own->rank, &own->reply);
   FinishRank(std::move(job), status);
 }
@@ -83,7 +89,10 @@ absl::StatusOr<std::vector<Engine::EncodedItem>> EngineImpl::UpsertItems(const s
     return absl::Status(refused.code(), absl::StrCat("items[", i, "].", std::string(refused.message())));
   }
   if (absl::Status status = catalog_->Upsert(ns, items); !status.ok()) return status;
-  for (const auto& served : generative) served->generative->Add(ns, items);
+  // Versions that became ready meanwhile may have read the catalog before these items were in it.
+  for (const auto& served : models_.Ready()) {
+    if (served->kind() == ModelKind::kGenerative) served->generative->Add(ns, items);
+  }
   return encoded;
 }
 

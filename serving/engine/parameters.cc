@@ -48,7 +48,8 @@ std::vector<ParameterSpec> RecommendSpecs() {
   using enum ParameterScope;
   return {
       {"recommend_model_version", kRequest, std::string(), 0, 0, 64,
-       "immutable generative version that answers when the request names neither version nor label; empty: the stable one"},
+       "immutable generative version that answers when the request names neither version nor label; empty: the stable "
+       "one"},
       {"recommend_beam", kRequest, int64_t{0}, 0, 1024, 0,
        "semantic IDs that a recommendation follows; decoding time grows with it; 0: the model's own"},
       {"degrade_beam", kRequest, int64_t{10}, 1, 1024, 0, "most beams under pressure (degrade step 1)"},
@@ -244,10 +245,10 @@ absl::Status ParameterSet::SetAll(const std::map<std::string, std::string>& valu
   return absl::OkStatus();
 }
 
-void ParameterSet::Lower(std::string_view name, int64_t limit) {
+void ParameterSet::Lower(std::string_view name, int64_t limit, int64_t zero_means) {
   const size_t index = registry_->Find(name).value();
   int64_t& value = std::get<int64_t>(values_[index]);
-  if (value <= limit) return;
+  if ((value == 0 ? zero_means : value) <= limit) return;
   value = limit;
   sources_[index] = ParameterSource::kDegrade;
 }

@@ -68,8 +68,9 @@ class ParameterSet {
   // ignored.
   absl::Status Set(std::string_view name, std::string_view text, ParameterSource source);
   absl::Status SetAll(const std::map<std::string, std::string>& values, ParameterSource source);
-  // Lowers an integer parameter to at most `limit`, marking it as degraded if that changed it.
-  void Lower(std::string_view name, int64_t limit);
+  // Lowers an integer parameter to at most `limit`, marking it as degraded if that changed it. `zero_means`: what 0
+  // stands for where it is no number.
+  void Lower(std::string_view name, int64_t limit, int64_t zero_means = 0);
 
   // The name must exist with that type (asserted: names are ours).
   int64_t Int(std::string_view name) const;

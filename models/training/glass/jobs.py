@@ -6,7 +6,8 @@
 
 DATA needs sid-64.safetensors (main codebooks [64,128,128], RQ_VAE); sid-k64 and sid-k128 (RQ_KMEANS with 64 and 128
 first codes), where they are there, add the comparison of quantisers, codebook sizes and neighbour augmentation, one
-seed each. Jobs come in order of importance, so that a study that is cut short loses the least: all variants of seed 0
+seed each, but all seeds of k-means with 128 and its TIGER. Jobs come in order of importance, so that a study that is cut
+short loses the least: all variants of seed 0
 first.
 """
 import argparse
@@ -67,7 +68,7 @@ def make(name, folder, steps, seeds, remedies=False, seconds=0.0):
     def network(variant, seed, sid="sid-64", without=(), model={}, options={}, **more):
         sizes = {**SIZES, "short_items": short.get(variant.split("_")[-1], 10 if unseen else 50), **model}
         return of(f"{variant}-{seed}", sid, seed=seed, without=list(without), model=sizes,
-                  options={**glass, **options}, test_beam=200 if unseen else 50, keep=variant == "full",
+                  options={**glass, **options}, test_beam=200 if unseen else 50, keep=variant in ("full", "kmeans128"),
                   **{"dropout": 0.1, "start_tiers": True, "gate_start": -2.0, **more})
 
     jobs = []
@@ -84,7 +85,11 @@ def make(name, folder, steps, seeds, remedies=False, seconds=0.0):
     for variant, sid, model in (("kmeans64", "sid-k64", {}), ("kmeans128", "sid-k128", {}),
                                 ("kmeans128_neighbours", "sid-k128", {"neighbours": 2})):
         if os.path.exists(os.path.join(folder, f"{sid}.safetensors")):
-            jobs.append(network(variant, 0, sid, model=model))
+            all_seeds = range(max(1, seeds if variant == "kmeans128" else 1))
+            jobs += [network(variant, seed, sid, model=model) for seed in all_seeds]
+            if variant == "kmeans128":
+                window = {"short_items": 10} if unseen else {}
+                jobs += [network(f"{variant}_tiger", seed, sid, VARIANTS["tiger"], window) for seed in all_seeds]
     return jobs
 
 

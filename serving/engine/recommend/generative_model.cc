@@ -17,6 +17,7 @@ std::shared_ptr<const glass::Catalogue> GenerativeModel::CatalogueOf(const std::
   // Items stored from here on reach Add, which waits for this mutex.
   std::lock_guard change(change_mutex_);
   if (auto found = find()) return found;
+  if (catalog.Size(ns) == 0) return loaded_->catalogue;  // a name in a request must not be kept
   std::vector<Item> embedded;
   catalog.ForEach(ns, [&](const Item& item) {
     if (!item.embedding.empty()) embedded.push_back(item);

@@ -93,7 +93,8 @@ absl::Status GenerativeStateProvider::BringUpToDate(const GenerativeStateRequest
     }
   }
   *state = nullptr;  // free the old one first
-  absl::StatusOr<HistoryStore::Snapshot> snapshot = Read(request, {}, answer);
+  absl::StatusOr<HistoryStore::Snapshot> snapshot =
+      Read(request, {}, static_cast<uint64_t>(request.events_max) + kAnchorEvents, answer);
   if (!snapshot.ok()) return snapshot.status();
   auto fresh = std::make_unique<GenerativeState>(std::move(catalogue), request.events_max);
   if (auto s = fresh->Build(*request.model, *std::move(snapshot), request.view_us); !s.ok()) return s;
@@ -103,10 +104,10 @@ absl::Status GenerativeStateProvider::BringUpToDate(const GenerativeStateRequest
 }
 
 absl::StatusOr<HistoryStore::Snapshot> GenerativeStateProvider::Read(const GenerativeStateRequest& request, AsOf as_of,
-                                                                     GenerativeStateAnswer* answer) {
+                                                                     uint64_t newest, GenerativeStateAnswer* answer) {
   HistoryRange range;
   range.as_of = as_of;
-  range.newest = static_cast<uint64_t>(request.events_max) + kAnchorEvents;
+  range.newest = newest;
   const int64_t start_us = clock_->MonotonicMicros();
   absl::StatusOr<HistoryStore::Snapshot> snapshot = store_->Read(request.user, range);
   answer->store_us += clock_->MonotonicMicros() - start_us;
@@ -116,7 +117,9 @@ absl::StatusOr<HistoryStore::Snapshot> GenerativeStateProvider::Read(const Gener
 absl::StatusOr<GenerativeStateAnswer> GenerativeStateProvider::BuildUncached(
     const GenerativeStateRequest& request, std::shared_ptr<const glass::Catalogue> catalogue,
     GenerativeStateAnswer answer) {
-  absl::StatusOr<HistoryStore::Snapshot> snapshot = Read(request, {request.view_us, request.known_by_us}, &answer);
+  // All of it: where the anchor lies follows from how many events there are.
+  absl::StatusOr<HistoryStore::Snapshot> snapshot =
+      Read(request, {request.view_us, request.known_by_us}, UINT64_MAX, &answer);
   if (!snapshot.ok()) return snapshot.status();
   // The head counts what this read was not to see: what it gave is the whole history here.
   const UserHead head = snapshot->head;

@@ -44,7 +44,7 @@ class GenerativeStateProvider {
  private:
   absl::Status BringUpToDate(const GenerativeStateRequest& request, std::unique_ptr<GenerativeState>* state,
                              GenerativeStateAnswer* answer);
-  absl::StatusOr<HistoryStore::Snapshot> Read(const GenerativeStateRequest& request, AsOf as_of,
+  absl::StatusOr<HistoryStore::Snapshot> Read(const GenerativeStateRequest& request, AsOf as_of, uint64_t newest,
                                               GenerativeStateAnswer* answer);
   absl::StatusOr<GenerativeStateAnswer> BuildUncached(const GenerativeStateRequest& request,
                                                       std::shared_ptr<const glass::Catalogue> catalogue,

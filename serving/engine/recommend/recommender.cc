@@ -17,12 +17,10 @@ namespace {
 
 size_t Size(int64_t value) { return static_cast<size_t>(value); }
 
-// Beams to follow: the parameter's, else the model's; fewer under pressure.
+// Beams to follow: the parameter's, else the model's.
 size_t BeamOf(const PreparedRank& request) {
-  size_t beam = Size(request.parameters.Int("recommend_beam"));
-  if (beam == 0) beam = Size(request.served->generative->config().beam);
-  if (request.reply.degrade_step > 0) beam = std::min(beam, Size(request.parameters.Int("degrade_beam")));
-  return beam;
+  const size_t beam = Size(request.parameters.Int("recommend_beam"));
+  return beam == 0 ? Size(request.served->generative->config().beam) : beam;
 }
 
 // Decides item by item, and counts why one is left out.

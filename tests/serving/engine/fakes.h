@@ -245,7 +245,11 @@ class FakeCatalog : public Catalog {
       if (!visit(*item)) return;
     }
   }
-  uint64_t Size(std::string_view) const override { return 0; }
+  uint64_t Size(std::string_view ns) const override {
+    std::lock_guard lock(mutex_);
+    const auto found = items_.find(ns);
+    return found == items_.end() ? 0 : found->second.size();
+  }
   uint64_t Version(std::string_view) const override {
     std::lock_guard lock(mutex_);
     return version_;

@@ -433,6 +433,28 @@ TEST_F(RecommendTest, EveryWrongRequestIsRefusedByName) {
   EXPECT_THAT(Refusal(For("lea"), absl::StatusCode::kDataLoss), HasSubstr("block 3"));
 }
 
+// Where a state begins (a multiple of 4,096 events) follows from all events, however the history is read.
+TEST_F(RecommendTest, ALookBackOfALongUserSeesTheHistoryThatWasSeenThen) {
+  Start({{"state_events_max", "4096"}}, {});
+  Append("zoe", Ratings(9000, 1, kNow - 9000 * kSecond, 5));
+  RecommendQuery now = For("zoe");
+  now.spec.exclude_seen = false;  // it has seen everything
+  const auto online = Recommend(now);
+  ASSERT_TRUE(online.ok()) << online.status();
+  RecommendQuery past = now;
+  past.request.as_of.known_by_us = kNow + kSecond;
+  const auto again = Recommend(past);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->common.cache.source, "uncached");
+  EXPECT_EQ(again->common.cache.rows_computed, online->common.cache.rows_computed);
+  EXPECT_EQ(again->common.rows_visible, online->common.rows_visible);
+  ASSERT_EQ(again->items.size(), online->items.size());
+  for (size_t i = 0; i < online->items.size(); ++i) {
+    EXPECT_EQ(again->items[i].item_id, online->items[i].item_id);
+    EXPECT_EQ(again->items[i].log_probability, online->items[i].log_probability);
+  }
+}
+
 TEST_F(RecommendTest, UnderPressureBeamsGetFewer) {
   Start({{"queue_requests", "4"}, {"degrade_queue_fill", "0.1"}, {"degrade_beam", "2"}}, {});
   std::vector<RecommendReply> replies;
@@ -447,6 +469,7 @@ TEST_F(RecommendTest, UnderPressureBeamsGetFewer) {
   ASSERT_EQ(replies.size(), 3u);
   EXPECT_EQ(replies[0].beam, 2u);
   EXPECT_EQ(replies[0].common.degrade_step, 1);
+  EXPECT_THAT(replies[0].common.parameters, ::testing::Contains(EffectiveParameter{"recommend_beam", "2", "degrade"}));
 }
 
 TEST_F(RecommendTest, AStateThatMemoryCorruptedIsRebuilt) {
