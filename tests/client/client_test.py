@@ -352,9 +352,7 @@ class FlakyServer:
         self._server.stop(None).wait()
 
 
-class RetryTest(unittest.TestCase):
-    """Retries by the shipped service config, deadlines by the client; both clients."""
-
+class WithoutServer(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         if "backstory" not in globals():
@@ -362,6 +360,35 @@ class RetryTest(unittest.TestCase):
             build_wheel(pathlib.Path(cls.scratch.name))
             global backstory
             import backstory
+
+
+class RequestTest(WithoutServer):
+    """What is sent, without sending it."""
+
+    def test_the_model_that_ranks_recommendations_is_sent(self):
+        from backstory import wire
+        pinned = backstory.Model(name="grab", version="7")
+        self.assertEqual(wire.recommend_request("ns", "ann", 5, rank_model=pinned).rank.model.version, "7")
+        request = wire.recommend_request("ns", "ann", 5, rank=True, rank_model=pinned, rank_candidates=9)
+        self.assertEqual((request.rank.model.name, request.rank.candidates), ("grab", 9))
+        self.assertTrue(wire.recommend_request("ns", "ann", 5, rank=True).HasField("rank"))
+        self.assertFalse(wire.recommend_request("ns", "ann", 5).HasField("rank"))
+        with self.assertRaisesRegex(ValueError, "rank_candidates"):
+            wire.recommend_request("ns", "ann", 5, rank_candidates=9)
+
+    def test_a_row_without_its_time_is_refused(self):
+        # On the wire 0 means the server's clock: such a row would see its own future.
+        from backstory import table
+        for missing in (None, 0):
+            rows = {"u": ["ann", "bob"], "i": [1, 2], "t": [LATER, missing]}
+            with self.assertRaisesRegex(backstory.TableError, "row 1: column 't'"):
+                list(table.requests(rows, "ns", user="u", item="i", time="t"))
+        rows.pop("t")
+        self.assertEqual([r.now_us for _, r in table.requests(rows, "ns", user="u", item="i")], [0, 0])
+
+
+class RetryTest(WithoutServer):
+    """Retries by the shipped service config, deadlines by the client; both clients."""
 
     def rank(self, kind, address, timeout):
         if kind == "blocking":

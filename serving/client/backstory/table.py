@@ -3,6 +3,7 @@ table, or a dict of lists."""
 from typing import Dict, Iterator, List, Sequence, Tuple
 
 from backstory import wire
+from backstory.types import to_us
 
 CANDIDATES_MAX = 10_000
 
@@ -49,6 +50,9 @@ def requests(table, namespace, *, user, item, time=None, number_columns=(), text
         raise TableError(f"columns {user!r}, {item!r} and {time!r} differ in length")
     for who, when, rows in groups(users, times):
         try:
+            # 0 would mean the server's clock: a row that has lost its time must not see its own future.
+            if time and to_us(when) == 0:
+                raise ValueError(f"column {time!r}: a time after 1970 is needed, got {when!r}")
             request = wire.rank_request(
                 namespace, who, [items[row] for row in rows], now=when, criticality="batch",
                 columns={name: [values[row] for row in rows] for name, values in columns.items()}, **options)

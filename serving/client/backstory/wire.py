@@ -87,9 +87,9 @@ def recommend_request(namespace, user, count, *, beam=0, exclude=(), categories=
         request.per_sid_max = per_sid_max
     if rank or rank_model is not None:
         request.rank.candidates = rank_candidates
+        _model(request.rank.model, rank_model)
     elif rank_candidates:
         raise ValueError("rank_candidates: needs rank or rank_model")
-        _model(request.rank.model, rank_model)
     return request
 
 
