@@ -11,6 +11,8 @@
 namespace backstory {
 namespace {
 
+constexpr uint64_t kHopelessTried = 16;
+
 bool IsBatch(JobClass job_class) { return job_class == JobClass::kBatch || job_class == JobClass::kShadow; }
 
 }  // namespace
@@ -116,9 +118,11 @@ void AdmissionGate::Sample(int64_t latency_us, int64_t service_us, int64_t toget
   fastest_service_us_ = fastest_service_us_ == 0 ? service : std::min(service, fastest_service_us_ * 1.01);
 }
 
-bool AdmissionGate::Hopeless(int64_t deadline_us) const {
+bool AdmissionGate::Hopeless(int64_t deadline_us) {
   std::lock_guard lock(mutex_);
-  return CannotFinish(clock_->MonotonicMicros(), deadline_us, static_cast<int64_t>(fastest_service_us_));
+  const int64_t now_us = clock_->MonotonicMicros();
+  if (!CannotFinish(now_us, deadline_us, static_cast<int64_t>(fastest_service_us_))) return false;
+  return now_us >= deadline_us || ++hopeless_ % kHopelessTried != 0;
 }
 
 void AdmissionGate::StartDrain() {

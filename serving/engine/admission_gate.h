@@ -37,7 +37,9 @@ class AdmissionGate {
   // A finished request: its whole latency, the part that a worker spent on it and on the `together` - 1 others of its
   // batch, and how many were in flight at its start.
   void Sample(int64_t latency_us, int64_t service_us, int64_t together, int64_t in_flight);
-  bool Hopeless(int64_t deadline_us) const;
+  // Whether a job is not worth starting (CannotFinish). One in 16 of those whose deadline has not passed is started all
+  // the same: if none were, a few slow requests at first would refuse everybody with less patience for ever.
+  bool Hopeless(int64_t deadline_us);
 
   void StartDrain();
   bool draining() const;
@@ -72,6 +74,7 @@ class AdmissionGate {
   double mean_cost_us_ = 0;
   double typical_cost_us_ = 0;
   double fastest_service_us_ = 0;
+  uint64_t hopeless_ = 0;  // jobs found so before their deadline
 };
 
 }  // namespace backstory

@@ -56,5 +56,17 @@ TEST_F(AdmissionGateTest, AFewColdUsersDoNotMakeEverybodyLookSlow) {
   EXPECT_FALSE(Enter(1).ok());
 }
 
+TEST_F(AdmissionGateTest, HopelessWorkIsNotStartedButTriedNowAndThen) {
+  EXPECT_FALSE(gate_.Hopeless(1)) << "nothing was measured yet";
+  Served(1, 5'000 * kMs);  // the first user of the day, cold, with a patient caller
+  int started = 0;
+  for (int i = 0; i < 200; ++i) started += gate_.Hopeless(clock_.MonotonicMicros() + 1'000 * kMs) ? 0 : 1;
+  EXPECT_GE(started, 1) << "else nobody with a second of patience is ever served again";
+  EXPECT_LE(started, 20);
+  Served(1, 5 * kMs);
+  EXPECT_FALSE(gate_.Hopeless(clock_.MonotonicMicros() + 1'000 * kMs));
+  for (int i = 0; i < 200; ++i) EXPECT_TRUE(gate_.Hopeless(clock_.MonotonicMicros())) << "its deadline has passed";
+}
+
 }  // namespace
 }  // namespace backstory
