@@ -395,6 +395,7 @@ void Database::Maintain() {
 
 absl::Status Database::Checkpoint(const std::string& target) {
   std::error_code error;
+  std::lock_guard<std::mutex> one_at_a_time(checkpoint_mutex_);  // a second of the same name would clear this one away
   if (absl::Status health = Health(); !health.ok()) return health;
   if (fs::exists(target, error))
     return absl::AlreadyExistsError(absl::StrCat("checkpoint directory ", target, " exists"));
@@ -402,7 +403,8 @@ absl::Status Database::Checkpoint(const std::string& target) {
   // RocksDB reports a missing or read-only target as an I/O error, which would read as damage of this store.
   fs::create_directories(parent, error);
   if (error) return FileError(error.value(), "create directory", parent);
-  const std::string partial = target + ".partial";
+  // A name that no checkpoint of an operator has.
+  const std::string partial = absl::StrCat(parent, "/.", fs::absolute(target).filename().string(), ".partial");
   fs::remove_all(partial, error);
   rocksdb::Checkpoint* made = nullptr;
   rocksdb::Status status = rocksdb::Checkpoint::Create(db_.get(), &made);

@@ -98,8 +98,9 @@ class Database {
   std::atomic<uint64_t> syncs_{0};
   std::atomic<bool> unsynced_{false};
 
-  std::mutex record_mutex_;   // one writer of the record at a time
-  mutable std::mutex mutex_;  // guards what follows
+  std::mutex checkpoint_mutex_;  // one checkpoint at a time
+  std::mutex record_mutex_;      // one writer of the record at a time
+  mutable std::mutex mutex_;     // guards what follows
   std::condition_variable wake_;
   bool stopping_ = false;
   bool record_stale_ = false;

@@ -87,6 +87,44 @@ TEST(Checkpoint, MakesItsFolderAndNeverCallsABadTargetDamage) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("file")) << "names the folder";
 }
 
+// A caller who lost patience asks again while the first copy is still being made.
+TEST(Checkpoint, TwoAtOnceOfOneNameMakeOne) {
+  TempDir dir;
+  auto store = MustOpen(dir / "store");
+  const UserKey user{"shop", "ann"};
+  for (uint64_t id = 1; id <= 20; ++id) {
+    MustAppend(*store, user, {Exposure(id, static_cast<int64_t>(id))});
+    const std::string target = dir / Numbered("copy", static_cast<int>(id));
+    std::vector<absl::Status> made(4);
+    std::vector<std::thread> threads;
+    for (absl::Status& status : made) threads.emplace_back([&] { status = store->Checkpoint(target); });
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(std::count(made.begin(), made.end(), absl::OkStatus()), 1);
+    for (const absl::Status& status : made) EXPECT_TRUE(status.ok() || absl::IsAlreadyExists(status)) << status;
+    StoreOptions options;
+    options.directory = target;
+    options.read_only = true;
+    const auto copy = OpenHistoryStore(options);
+    ASSERT_TRUE(copy.ok()) << copy.status();
+    EXPECT_EQ(ReadEvents(**copy, user).size(), id);
+  }
+}
+
+TEST(Checkpoint, NeverTakesAnothersNameForItsOwnWork) {
+  TempDir dir;
+  auto store = MustOpen(dir / "store");
+  MustAppend(*store, {"shop", "ann"}, {Exposure(1, 5)});
+  ASSERT_TRUE(store->Checkpoint(dir / "monday.partial").ok());
+  ASSERT_TRUE(store->Checkpoint(dir / "monday").ok());
+  for (const char* name : {"monday.partial", "monday"}) {
+    StoreOptions options;
+    options.directory = dir / name;
+    options.read_only = true;
+    const auto copy = OpenHistoryStore(options);
+    EXPECT_TRUE(copy.ok()) << copy.status();
+  }
+}
+
 TEST(Slots, OfAnotherOwnerAreRefusedByName) {
   TempDir dir;
   StoreOptions options;
