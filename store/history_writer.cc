@@ -102,7 +102,9 @@ absl::StatusOr<HistoryWriter::Entry*> HistoryWriter::FindRaw(const UserKey& user
                                             DamageAdvice(database_->directory())));
   }
   entry.record.user = user;
-  for (size_t i = 0; !entry.exists && i < database_->secrets().size(); ++i) {
+  // An alias that was deleted before it became one goes on refusing its own replays.
+  const bool marked = !entry.exists || !entry.record.alias_of.empty();
+  for (size_t i = 0; marked && i < database_->secrets().size(); ++i) {
     found = database_->Get(Family::kHeads, DeletedUserKey(database_->secrets()[i], user), &value);
     if (!found.ok()) return found.status();
     DeletedUser deleted;
@@ -200,9 +202,12 @@ absl::StatusOr<EventOutcome> HistoryWriter::Consider(const Entry& entry, Event e
 absl::Status HistoryWriter::Append(const UserKey& user, std::span<const Event> events, int64_t now_us, bool keep_ingest,
                                    AppendResult* result) {
   if (!failed_.ok()) return failed_;
-  absl::StatusOr<Entry*> found = Find(user);
+  const absl::StatusOr<Entry*> own = FindRaw(user);
+  if (!own.ok()) return own.status();
+  const absl::StatusOr<Entry*> found = Find(user);
   if (!found.ok()) return found.status();
   Entry* entry = *found;
+  const int64_t refuse_until_us = std::max((*own)->record.refuse_until_us, entry->record.refuse_until_us);
   if (absl::Status status = LoadIds(entry); !status.ok()) return status;
   const UserRecord& record = entry->record;
   BlockEditor editor(database_, entry->prefix);
@@ -213,10 +218,10 @@ absl::Status HistoryWriter::Append(const UserKey& user, std::span<const Event> e
     EventOutcome& outcome = result->outcomes[i];
     if (outcome != EventOutcome::kRejected) {
       const int64_t known_us = keep_ingest ? events[i].ingest_time_us : events[i].time_us;
-      if (known_us <= record.refuse_until_us) {
+      if (known_us <= refuse_until_us) {
         outcome = EventOutcome::kRejected;
         result->reasons[i] = absl::StrCat(keep_ingest ? "ingest_time_us: " : "time_us: ", known_us,
-                                          " is not after the deletion of this user at ", record.refuse_until_us);
+                                          " is not after the deletion of this user at ", refuse_until_us);
       } else if (KeyOf(events[i]) < record.floor) {
         outcome = EventOutcome::kRejected;
         result->reasons[i] =
@@ -330,6 +335,16 @@ absl::Status HistoryWriter::WriteEvents(const Entry& entry, const std::vector<St
   for (const std::string& key : tail.keys) batch_.Delete(history, key);
   record->tail_events = record->tail_records = 0;
   record->merged_seq = record->head.seq;
+  return absl::OkStatus();
+}
+
+absl::Status HistoryWriter::RefuseUntil(const UserKey& user, int64_t until_us) {
+  absl::StatusOr<Entry*> entry = FindRaw(user);
+  if (!entry.ok()) return entry.status();
+  UserRecord& record = (*entry)->record;
+  if (!(*entry)->exists || !record.alias_of.empty() || record.refuse_until_us >= until_us) return absl::OkStatus();
+  record.refuse_until_us = until_us;
+  PutRecord(*entry);
   return absl::OkStatus();
 }
 

@@ -274,7 +274,10 @@ absl::Status RocksDbHistoryStore::ImportUser(FrameReader* frames, std::string_vi
     if (!status.ok()) return status;
     Count(result);
   }
-  if (record.alias_of.empty()) return absl::OkStatus();
+  if (record.alias_of.empty()) {
+    if (record.refuse_until_us < 0) return absl::OkStatus();
+    return core_->queue.Run([&] { return core_->writer.RefuseUntil(record.user, record.refuse_until_us); }, true, 1);
+  }
   const UserKey primary{record.user.ns, record.alias_of};
   if (absl::Status status = Check(primary); !status.ok()) return status;
   return core_->queue.Run([&] { return core_->writer.Merge(record.user, primary); }, true, 1);

@@ -105,6 +105,25 @@ TEST_P(HistoryStoreContract, MergeMovesEventsAndRedirects) {
   EXPECT_TRUE(absl::IsInvalidArgument(store_->Merge(phone, {"other", "x"}, kNow)));
 }
 
+TEST_P(HistoryStoreContract, MergeRevivesNothingThatWasDeleted) {
+  const UserKey phone{"shop", "phone"}, tablet{"shop", "tablet"};
+  MustAppend(*store_, phone, Sequence(1, 10));
+  ASSERT_EQ(*store_->Delete(phone, {.all = true}, 20 * kSecond), 10u);
+  Append(Sequence(101, 103));
+  ASSERT_TRUE(store_->Merge(phone, user_, kNow).ok());
+  for (int pass = 0; pass < 2; ++pass) {
+    const AppendResult replay = MustAppend(*store_, phone, Sequence(1, 10));
+    EXPECT_EQ(replay.rejected, 10u) << "the id was deleted, whomever it belongs to now";
+    EXPECT_THAT(replay.reasons[0], HasSubstr("deletion"));
+    Reopen();
+  }
+  EXPECT_EQ(MustAppend(*store_, phone, Sequence(25, 26)).accepted, 2u);
+  EXPECT_EQ(Append({Exposure(99, 5 * kSecond)}).accepted, 1u) << "the other id was not deleted: late events are welcome";
+  ASSERT_TRUE(store_->Merge(user_, tablet, kNow).ok());
+  EXPECT_EQ(MustAppend(*store_, phone, Sequence(1, 10)).rejected, 10u);
+  EXPECT_EQ(MustAppend(*store_, tablet, {Exposure(98, 5 * kSecond)}).accepted, 1u);
+}
+
 TEST_P(HistoryStoreContract, RetainDropsBeforeAnAnchorOnly) {
   for (uint64_t part = 0; part < 3; ++part) Append(Sequence(part * 4000 + 1, part * 4000 + 4000));
   EXPECT_EQ(*store_->Retain(user_, 12'000), 0u);
@@ -199,6 +218,9 @@ TEST_P(HistoryStoreContract, SlotMovesWithAllItsUsers) {
   ASSERT_TRUE(store_->Delete({"shop", "{tag}b"}, {.all = true}, kNow).ok());
   MustAppend(*store_, {"shop", "{tag}c"}, Sequence(1, 10));
   ASSERT_TRUE(store_->Merge({"shop", "{tag}d"}, {"shop", "{tag}c"}, kNow).ok());
+  MustAppend(*store_, {"shop", "{tag}e"}, Sequence(1, 10));
+  ASSERT_TRUE(store_->Delete({"shop", "{tag}e"}, {.all = true}, 20 * kSecond).ok());
+  MustAppend(*store_, {"shop", "{tag}e"}, Sequence(21, 22));
   std::vector<std::string> chunks;
   ASSERT_TRUE(store_
                   ->ExportSlot(slot,
@@ -225,6 +247,8 @@ TEST_P(HistoryStoreContract, SlotMovesWithAllItsUsers) {
   EXPECT_THAT(ReadEvents(*other, user_), IsEmpty());
   EXPECT_THAT(ReadEvents(*other, {"shop", "{tag}d"}), SizeIs(10));
   EXPECT_EQ(MustAppend(*other, {"shop", "{tag}b"}, Sequence(1, 10)).rejected, 10u) << "deletions move too";
+  EXPECT_EQ(MustAppend(*other, {"shop", "{tag}e"}, Sequence(1, 10)).rejected, 10u) << "of who came back as well";
+  EXPECT_THAT(ReadEvents(*other, {"shop", "{tag}e"}), SizeIs(2));
   chunks[0][3] = static_cast<char>(chunks[0][3] ^ 1);
   EXPECT_TRUE(absl::IsDataLoss(import(*other, slot, chunks.size())));
 }
