@@ -173,7 +173,10 @@ absl::Status UserStateProvider::BuildUncached(const StateRequest& request, State
   auto state = std::make_unique<UserState>(*request.served->model, request.events_max);
   ItemReader items(catalog_, request.user.ns);
   answer->report = {};
-  const absl::Status status = state->BuildFrom(*request.served->model, snapshot->head, std::move(snapshot->events),
+  UserHead seen = snapshot->head;
+  // What the store did not know then must not move the anchor: the history begins where it began then.
+  if (request.known_by_us != AsOf::kAnyIngestTime) seen.events = snapshot->events.size();
+  const absl::Status status = state->BuildFrom(*request.served->model, seen, std::move(snapshot->events),
                                                request.view_us, &items, &answer->report, request.between);
   if (!status.ok()) return status;
   answer->head = snapshot->head;

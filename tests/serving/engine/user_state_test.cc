@@ -124,6 +124,25 @@ TEST_F(UserStateTest, ADamagedStateIsRebuiltByTheEngine) {
   EXPECT_EQ(harness.metrics.Value("backstory_state_hash_mismatch_total"), 1);
 }
 
+TEST_F(UserStateTest, WhatWasKnownThenBeginsWhereItBeganThen) {
+  Harness harness({{"1", Served(std::make_shared<FakeModel>(FakeConfig()))}}, {{"state_events_max", "4096"}});
+  harness.Append("a", Many(5000, kNow - 20'000 * kSecond));
+  const auto then = harness.Rank(Query("a"));
+  ASSERT_TRUE(then.ok()) << then.status();
+  EXPECT_EQ(then->rows_visible.at(0), 904u) << "from event 4,096 on";
+  harness.clock.Advance(10'000 * kSecond);
+  std::vector<Event> later = Many(4000, kNow + kSecond);
+  for (Event& event : later) event.event_id += 10'000;
+  harness.Append("a", later);
+  RankQuery query = Query("a", {1, 2, 3}, kNow);
+  query.as_of.known_by_us = kNow + kSecond;
+  const auto again = harness.Rank(query);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->cache.source, "uncached");
+  EXPECT_EQ(again->rows_visible, then->rows_visible);
+  EXPECT_EQ(again->scores.at(0).raw_logit, then->scores.at(0).raw_logit);
+}
+
 // A read that gives less than the head promises must not become a state.
 TEST_F(UserStateTest, AShortReadIsDataLoss) {
   Append(Many(10, kNow - 100 * kSecond));
