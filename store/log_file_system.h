@@ -28,7 +28,7 @@ class LogFileSystem : public rocksdb::FileSystemWrapper {
   // Tables fail with "no space" while less than `table_reserve_bytes` are free.
   LogFileSystem(std::shared_ptr<rocksdb::FileSystem> base, const std::string& directory, uint64_t table_reserve_bytes)
       : FileSystemWrapper(std::move(base)),
-        directory_((std::filesystem::path(directory) / "").lexically_normal().parent_path()),
+        directory_((std::filesystem::path(directory) / "log").lexically_normal().parent_path()),  // as of a log's path
         table_reserve_bytes_(table_reserve_bytes) {}
   const char* Name() const override { return "BackstoryLogFileSystem"; }
 

@@ -80,6 +80,24 @@ TEST(LogFileSystem, ACheckpointsCopyOfALogIsNotTheLog) {
       << "a copy may fail, and says so";
 }
 
+TEST(LogFileSystem, KnowsItsLogsHoweverTheDirectoryIsNamed) {
+  TempDir dir;
+  std::filesystem::create_directory(dir / "store");
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(dir / "store");
+  for (const std::string& name : {std::string("."), std::string("./"), std::string(".."), std::string("../store"),
+                                  dir / "store//", dir / "store/.."}) {
+    FailingEnv env;
+    LogFileSystem system(env.file_system(), name, 0);
+    std::unique_ptr<rocksdb::FSWritableFile> log;
+    ASSERT_TRUE(system.NewWritableFile(name + "/000007.log", rocksdb::FileOptions(), &log, nullptr).ok());
+    env.NoSpace(true);
+    EXPECT_TRUE(log->Append("first.", IOOptions(), nullptr).ok()) << name;
+    EXPECT_TRUE(system.SyncLogs().IsNoSpace()) << name;
+  }
+  std::filesystem::current_path(before);
+}
+
 TEST(LogFileSystem, ALogThatCannotBeMadeIsMadeLater) {
   TempDir dir;
   FailingEnv env;
