@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string_view>
 
@@ -45,11 +46,12 @@ class Problems {
 };
 
 void CheckLimits(const config::v1::Limits& limits, Problems* problems) {
+  constexpr uint64_t kConnectionSecondsMax = std::numeric_limits<int>::max() / 1000;  // gRPC takes int milliseconds
   problems->Range("limits.max_message_bytes", limits.max_message_bytes(), 65'536, 1u << 30);
   problems->Range("limits.max_metadata_bytes", limits.max_metadata_bytes(), 1'024, 1u << 20);
   problems->Range("limits.max_concurrent_streams", limits.max_concurrent_streams(), 1, 100'000);
-  problems->Range("limits.max_connection_age_s", limits.max_connection_age_s(), 1, 86'400 * 30);
-  problems->Range("limits.max_connection_idle_s", limits.max_connection_idle_s(), 1, 86'400 * 30);
+  problems->Range("limits.max_connection_age_s", limits.max_connection_age_s(), 1, kConnectionSecondsMax);
+  problems->Range("limits.max_connection_idle_s", limits.max_connection_idle_s(), 1, kConnectionSecondsMax);
   problems->Range("limits.keepalive_s", limits.keepalive_s(), 1, 86'400);
   problems->Range("limits.default_deadline_ms", limits.default_deadline_ms(), 1, 3'600'000);
   problems->Range("limits.max_deadline_ms", limits.max_deadline_ms(), 1, 3'600'000);

@@ -40,6 +40,11 @@ TEST(ServerConfig, EveryProblemIsNamed) {
       {"models.directory", [](auto* c) { c->mutable_models()->clear_directory(); }},
       {"listen.port must be 0..65535", [](auto* c) { c->mutable_listen()->set_port(65'536); }},
       {"limits.max_message_bytes must be", [](auto* c) { c->mutable_limits()->set_max_message_bytes(10); }},
+      // gRPC takes milliseconds as an int.
+      {"limits.max_connection_age_s must be 1..2147483",
+       [](auto* c) { c->mutable_limits()->set_max_connection_age_s(2'147'484); }},
+      {"limits.max_connection_idle_s must be 1..2147483",
+       [](auto* c) { c->mutable_limits()->set_max_connection_idle_s(2'147'484); }},
       {"limits.default_deadline_ms must be <= limits.max_deadline_ms",
        [](auto* c) { c->mutable_limits()->set_default_deadline_ms(40'000); }},
       {"tls.key_file must be set", [](auto* c) { c->mutable_tls()->set_certificate_file("x"); }},
