@@ -387,6 +387,50 @@ class RequestTest(WithoutServer):
         self.assertEqual([r.now_us for _, r in table.requests(rows, "ns", user="u", item="i")], [0, 0])
 
 
+class SheddingServer:
+    """Answers RankStream with the item as the probability, but sheds every request the first time it comes."""
+
+    def __init__(self):
+        import grpc
+        from backstory import schema
+        request, response = schema.message("RankRequest"), schema.message("RankStreamResponse")
+        self.asked = {}
+
+        def answer(requests, context):
+            for one in requests:
+                reply = response(request_id=one.request_id)
+                self.asked[one.request_id] = self.asked.get(one.request_id, 0) + 1
+                if self.asked[one.request_id] == 1:
+                    reply.error.code, reply.error.message, reply.error.retry_pushback_ms = 14, "overloaded", 10
+                else:
+                    score = reply.response.scores.add(task="like")
+                    score.calibrated.extend(float(item) for item in one.candidates.item_ids)
+                yield reply
+
+        class Handler(grpc.GenericRpcHandler):
+            def service(handler, details):
+                return grpc.stream_stream_rpc_method_handler(answer, request.FromString, response.SerializeToString)
+
+        self._server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), handlers=(Handler(),))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self):
+        self._server.stop(None).wait()
+
+
+class ShedTableTest(WithoutServer):
+    def test_what_is_shed_is_asked_again(self):
+        server = SheddingServer()
+        count = 100  # several windows
+        rows = {"u": [f"user {i}" for i in range(count)], "i": list(range(1, count + 1))}
+        with backstory.Client(server.address) as client:
+            scores = client.score_table(rows, user="u", item="i", timeout=20)
+        server.stop()
+        self.assertEqual(scores, [float(i) for i in rows["i"]])
+        self.assertEqual(set(server.asked.values()), {2})
+
+
 class RetryTest(WithoutServer):
     """Retries by the shipped service config, deadlines by the client; both clients."""
 

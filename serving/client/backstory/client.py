@@ -4,6 +4,7 @@ docs/reference/api.md.)"""
 import asyncio
 import pathlib
 import queue
+from time import monotonic, sleep
 from typing import Dict, List, Mapping, Optional, Sequence, Union
 
 import grpc
@@ -14,6 +15,7 @@ from backstory.types import (AppendResult, BackstoryError, CacheReport, Event, I
                              RecommendResult, Time, UserId)
 
 _SERVICE_CONFIG = pathlib.Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
+_STOP = object()
 _IN_FLIGHT = 32  # requests that wait for their reply while a table is scored; the server allows 64 a stream
 
 Features = Mapping[str, Union[str, float]]
@@ -152,38 +154,50 @@ class Client(_Calls):
         rows: anything with named columns (pandas, pyarrow, dict of lists). `time`: column of microseconds; each row is
         ranked as of its own time, so that it never sees the future; without it, as of now. task: of the model, else its
         first one. number_columns and text_columns name candidate columns; other options as for rank. Rows of one user
-        and time share one request; many are in flight at once. timeout: seconds for the whole table.
+        and time share one request; many are in flight at once, and what a busy server sheds (BATCH goes first) is asked
+        again when it says. timeout: seconds for the whole table.
         """
         scores: dict = {}
-        waiting: dict = {}
+        waiting: dict = {}  # by request id: rows and request
         problem: list = []  # an error in `rows`, met on gRPC's sending thread
-        room: queue.Queue = queue.Queue()  # one token per free place in flight; None ends the writer
+        # One token per free place in flight: None, or (when, request id) of what the server shed and wants later. STOP
+        # ends the writer.
+        room: queue.Queue = queue.Queue()
         for _ in range(_IN_FLIGHT):
-            room.put(True)
+            room.put(None)
 
         def outgoing():
-            groups = table.requests(rows, self.namespace, user=user, item=item, time=time, **options)
+            groups = enumerate(table.requests(rows, self.namespace, user=user, item=item, time=time, **options), 1)
             try:
-                for number, (members, request) in enumerate(groups, 1):
-                    if room.get() is None:
+                while (token := room.get()) is not _STOP:
+                    if token is not None:
+                        sleep(max(0.0, token[0] - monotonic()))
+                        yield waiting[token[1]][1]
+                        continue
+                    number, (members, request) = next(groups, (0, (None, None)))
+                    if request is not None:
+                        request.request_id = number
+                        waiting[number] = members, request
+                        yield request
+                    elif not waiting:  # else the last reply brings the next token
                         return
-                    request.request_id = number
-                    waiting[number] = members
-                    yield request
             except (TypeError, ValueError) as error:
                 problem.append(error)
 
         call = self._callable("stream_stream", "Ranking", "RankStream")
         try:
             for reply in call(outgoing(), **self._arguments(timeout)):
+                if reply.error.retry_pushback_ms and reply.request_id in waiting:
+                    room.put((monotonic() + reply.error.retry_pushback_ms / 1000, reply.request_id))
+                    continue
                 if reply.HasField("error"):
                     raise _stream_error(reply.error)
-                _keep(scores, waiting.pop(reply.request_id), reply.response, task)
-                room.put(True)
+                _keep(scores, waiting.pop(reply.request_id)[0], reply.response, task)
+                room.put(None)
         except grpc.RpcError as error:
             raise _error(error) from None
         finally:
-            room.put(None)
+            room.put(_STOP)
         if problem:
             raise problem[0]
         if waiting:
