@@ -56,7 +56,7 @@ class Prefill final : public CudaPrefill {
   // Per channel, of kRowsMax rows, at the same place in pinned memory and on the card.
   struct Facts {
     int64_t *time, *tie;
-    int32_t *previous_tie, *action, *blocks;
+    int32_t *previous_tie, *oldest_tie, *action, *blocks;
   };
   struct Chunk {
     size_t first = 0, rows = 0;
@@ -93,6 +93,8 @@ class Prefill final : public CudaPrefill {
   std::vector<Facts> host_, card_;
   float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr, *parts_ = nullptr;
   int64_t* edges_ = nullptr;
+  CudaHistoryLimits* limits_ = nullptr;
+  int32_t* bucket_begin_ = nullptr;
   void *z_ = nullptr, *inner_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *ffn_ = nullptr, *workspace_ = nullptr;
   std::map<std::vector<int64_t>, std::unique_ptr<CudaGemm>> products_;
   double milliseconds_ = 0;
@@ -114,6 +116,7 @@ absl::Status Prefill::Allocate() {
     place(&facts.time, kRowsMax, 8);
     place(&facts.tie, kRowsMax, 8);
     place(&facts.previous_tie, kRowsMax, 4);
+    place(&facts.oldest_tie, kRowsMax, 4);
     place(&facts.action, kRowsMax, 4);
     place(&facts.blocks, kRowsMax / kPageRows, 4);
   }
@@ -125,6 +128,8 @@ absl::Status Prefill::Allocate() {
   place(&inner_, w.latent > 0 ? all * size(w.inner) : 0, 2);
   place(&qkv_, all * size(3 * w.wide), 2);
   place(&table_, all * size(w.heads * w.table), 4);
+  place(&limits_, all, sizeof(CudaHistoryLimits));
+  place(&bucket_begin_, all * size(w.n_time), 4);
   place(&attended_, all * size(w.wide), 2);
   place(&ffn_, all * size(w.ffn), 2);
   place(&workspace_, CudaGemmLibrary::kWorkspaceBytes, 1);
@@ -142,7 +147,8 @@ absl::Status Prefill::Allocate() {
   };
   for (size_t c = 0; c < card_.size(); ++c) {
     const Facts& f = card_[c];
-    host_[c] = {on_host(f.time), on_host(f.tie), on_host(f.previous_tie), on_host(f.action), on_host(f.blocks)};
+    host_[c] = {on_host(f.time),       on_host(f.tie),    on_host(f.previous_tie),
+                on_host(f.oldest_tie), on_host(f.action), on_host(f.blocks)};
   }
   host_rows_ = on_host(input_);
   RETURN_IF_ERROR(Check(cudaMemset(memory_.data(), 0, bytes), "prefill"));
@@ -155,22 +161,47 @@ absl::Status Prefill::Allocate() {
   return Check(cudaDeviceSynchronize(), "prefill");
 }
 
+// oldest[i] = the oldest row with the tie key of row i, or -1 if that is i itself, for rows [first, rows). Returns the
+// oldest of all.
+size_t FindOldestTies(const CudaHistory& h, int32_t* oldest) {
+  size_t least = h.rows;
+  for (size_t i = h.first; i < h.rows; ++i) {
+    int32_t at = -1;
+    for (int32_t j = h.facts.previous_tie[i]; j >= 0; j = h.facts.previous_tie[static_cast<size_t>(j)]) {
+      at = j;
+      if (static_cast<size_t>(j) < h.first) continue;
+      if (oldest[j] >= 0) at = oldest[j];
+      break;
+    }
+    oldest[i] = at;
+    if (at >= 0) least = std::min(least, static_cast<size_t>(at));
+  }
+  return least;
+}
+
 absl::Status Prefill::Upload(std::span<const CudaHistory> channels) {
-  const auto copy = [&](auto* host, auto* card, const auto& from) {
-    std::copy(from.begin(), from.end(), host);
-    return from.empty()
-               ? absl::OkStatus()
-               : Check(cudaMemcpyAsync(card, host, from.size() * sizeof(*host), cudaMemcpyHostToDevice, stream_),
-                       "uploading a history");
+  // From row `first` on, to the same row.
+  const auto copy = [&](auto* host, auto* card, size_t first, const auto& from) {
+    if (first >= from.size()) return absl::OkStatus();
+    std::copy(from.begin() + static_cast<ptrdiff_t>(first), from.end(), host + first);
+    return Check(cudaMemcpyAsync(card + first, host + first, (from.size() - first) * sizeof(*host),
+                                 cudaMemcpyHostToDevice, stream_),
+                 "uploading a history");
   };
   for (size_t c = 0; c < channels.size(); ++c) {
     const CudaHistory& h = channels[c];
     if (h.first == h.rows) continue;
-    RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, h.facts.time_us.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, h.facts.tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].previous_tie, card_[c].previous_tie, h.facts.previous_tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.action.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, h.blocks));
+    int32_t* const oldest = host_[c].oldest_tie;
+    const size_t tied = FindOldestTies(h, oldest);
+    RETURN_IF_ERROR(Check(cudaMemcpyAsync(card_[c].oldest_tie + h.first, oldest + h.first, (h.rows - h.first) * 4,
+                                          cudaMemcpyHostToDevice, stream_),
+                          "uploading a history"));
+    RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, 0, h.facts.time_us.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, tied, h.facts.tie.first(h.rows)));
+    RETURN_IF_ERROR(
+        copy(host_[c].previous_tie, card_[c].previous_tie, h.first, h.facts.previous_tie.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.first, h.action.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, 0, h.blocks));
   }
   return absl::OkStatus();
 }
@@ -342,9 +373,6 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .heads = w.heads,
                        .d_h = w.d_h,
                        .layers = w.layers,
-                       .qkv_stride = 3 * w.wide,
-                       .k_at = w.wide,
-                       .v_at = 2 * w.wide,
                        .n_pos = w.n_pos,
                        .n_time = w.n_time,
                        .table_width = w.table,
@@ -352,9 +380,14 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .window_rows = windows_.rows,
                        .window_us = windows_.age_us,
                        .edges = edges_,
+                       .chunk_rows = static_cast<int64_t>(kChunkRows),
+                       .qkv = qkv_,
+                       .table = table_,
+                       .o = attended_,
                        .parts = parts_,
                        .pages_max = static_cast<int>(kFewRowsPages),
-                       .pool = pool_->data()};
+                       .pool = pool_->data(),
+                       .pool_blocks = static_cast<int64_t>(pool_->blocks())};
   for (int c = 0; c < w.channels; ++c) {
     const Facts& f = card_[static_cast<size_t>(c)];
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
@@ -364,11 +397,12 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .time_us = f.time,
                        .tie = f.tie,
                        .previous_tie = f.previous_tie,
+                       .oldest_tie = f.oldest_tie,
                        .action = f.action,
-                       .qkv = At<uint16_t>(qkv_, c, 3 * w.wide),
-                       .table = At<float>(table_, c, w.heads * w.table),
-                       .o = At<uint16_t>(attended_, c, w.wide)};
+                       .limits = At<CudaHistoryLimits>(limits_, c, 1),
+                       .bucket_begin = At<int32_t>(bucket_begin_, c, w.n_time)};
   }
+  RETURN_IF_ERROR(device().CheckText(CudaHistoryFacts(args, stream_), "history facts"));
   const std::vector<Group> groups = GroupsOf(chunks);
   for (const Group& g : groups) {
     const size_t bytes = static_cast<size_t>(g.rows) * static_cast<size_t>(w.stride) * sizeof(float);
