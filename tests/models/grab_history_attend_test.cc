@@ -229,7 +229,6 @@ void Attend(const Case& test) {
   const OnCard<float> table(w.table);
   const OnCard<int64_t> edges_on_card(edges);
   const OnCard<uint16_t> o(std::vector<uint16_t>(test.channels.size() * w.chunk * test.heads * test.d_h, kNan));
-  const OnCard<float> parts(std::vector<float>(test.channels.size() * kCudaFewRows * test.heads * 64 * (2 + test.d_h), NAN));
   std::vector<std::unique_ptr<OnCard<int64_t>>> longs;
   std::vector<std::unique_ptr<OnCard<int32_t>>> ints;
   const auto upload = [](auto* to, const auto& from) {
@@ -252,8 +251,6 @@ void Attend(const Case& test) {
                        .qkv = qkv.data(),
                        .table = table.data(),
                        .o = o.data(),
-                       .parts = parts.data(),
-                       .pages_max = 64,
                        .pool = pool.data(),
                        .pool_blocks = static_cast<int64_t>(w.pool.size() / (2 * World::kLayers * test.heads * kPage * test.d_h))};
   const std::vector<int32_t> poison(w.chunk * std::max(4, test.n_time), 0x40000000);

@@ -9,7 +9,7 @@
 namespace backstory::grab {
 
 inline constexpr int kCudaHistoryChannels = 16;
-inline constexpr int kCudaFewRows = 4;  // of every channel at most: appended rows, whose history is split by pages
+inline constexpr int kCudaFewRows = 4;  // of every channel at most, for append.h
 
 // Which keys j < i a row i does not see: those before `oldest`, and those with its tie key, all of which are in
 // [tie_first, tie_last] (-1: none).
@@ -43,8 +43,6 @@ struct CudaHistoryArgs {
   const void* qkv = nullptr;       // bf16 [channels][chunk_rows][q, k, v][heads][d_h]
   const float* table = nullptr;    // [channels][chunk_rows][heads][table_width]: q . Bpos[p], then q . Btime[t]
   void* o = nullptr;               // bf16 [channels][chunk_rows][heads][d_h]
-  float* parts = nullptr;          // [channels][kCudaFewRows][heads][pages_max][2 + d_h], for few rows
-  int pages_max = 0;
   void* pool = nullptr;  // blocks [layer][K, V][head][128][d_h] bf16
   int64_t pool_blocks = 0;
   CudaHistoryRows channel[kCudaHistoryChannels];

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "models/grab/cuda/appender.h"
 #include "models/grab/cuda/history_kernels.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/row_kernels.h"
@@ -26,9 +27,6 @@ namespace {
 struct Group {
   int first, channels, rows;  // rows: padded, of each
 };
-
-// Longer histories go the way of many rows.
-constexpr size_t kFewRowsPages = 1024;
 
 class Prefill final : public CudaPrefill {
  public:
@@ -48,7 +46,7 @@ class Prefill final : public CudaPrefill {
     }
   }
 
-  absl::Status Allocate();
+  absl::Status Allocate(const Config& config);
   absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) override;
   double last_milliseconds() const override { return milliseconds_; }
 
@@ -62,7 +60,9 @@ class Prefill final : public CudaPrefill {
     size_t first = 0, rows = 0;
   };
 
+  absl::Status AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens);
   absl::Status Upload(std::span<const CudaHistory> channels);
+  absl::Status Wait();
   absl::Status Pass(std::span<const Chunk> chunks);
   absl::Status Layer(int layer, std::span<const Group> groups, CudaHistoryArgs* args);
   absl::Status FinishLayer(int layer, std::span<const Group> groups);
@@ -87,11 +87,12 @@ class Prefill final : public CudaPrefill {
   const std::shared_ptr<CudaPagePool> pool_;
 
   std::mutex mutex_;  // guards all that follows
+  std::unique_ptr<CudaAppender> appender_;
   CudaBuffer memory_, pinned_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, end_ = nullptr;
   std::vector<Facts> host_, card_;
-  float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr, *parts_ = nullptr;
+  float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr;
   int64_t* edges_ = nullptr;
   CudaHistoryLimits* limits_ = nullptr;
   int32_t* bucket_begin_ = nullptr;
@@ -100,7 +101,10 @@ class Prefill final : public CudaPrefill {
   double milliseconds_ = 0;
 };
 
-absl::Status Prefill::Allocate() {
+absl::Status Prefill::Allocate(const Config& config) {
+  auto appender = CudaAppender::Create(config, &weights_, pool_.get());
+  if (!appender.ok()) return appender.status();
+  appender_ = *std::move(appender);
   const CudaWidths& w = weights_.widths;
   const auto size = [](int n) { return static_cast<size_t>(n); };
   const size_t all = kChunkRows * size(w.channels);
@@ -133,7 +137,6 @@ absl::Status Prefill::Allocate() {
   place(&attended_, all * size(w.wide), 2);
   place(&ffn_, all * size(w.ffn), 2);
   place(&workspace_, CudaGemmLibrary::kWorkspaceBytes, 1);
-  place(&parts_, size(w.channels) * kCudaFewRows * size(w.heads) * kFewRowsPages * size(2 + w.d_h), 4);
   auto memory = device().Allocate(bytes, "prefill");
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
@@ -384,8 +387,6 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .qkv = qkv_,
                        .table = table_,
                        .o = attended_,
-                       .parts = parts_,
-                       .pages_max = static_cast<int>(kFewRowsPages),
                        .pool = pool_->data(),
                        .pool_blocks = static_cast<int64_t>(pool_->blocks())};
   for (int c = 0; c < w.channels; ++c) {
@@ -442,6 +443,7 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
     }
   }
   milliseconds_ = 0;
+  if (appender_->Takes(channels)) return AppendFew(channels, tokens);
   RETURN_IF_ERROR(Upload(channels));
   const CudaWidths& w = weights_.widths;
   const size_t stride = static_cast<size_t>(w.stride);
@@ -464,13 +466,24 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
     if (!more) return absl::OkStatus();
     RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
     RETURN_IF_ERROR(Pass(chunks));
-    RETURN_IF_ERROR(Check(cudaEventRecord(end_, stream_), "prefill"));
-    // The pinned rows are written again by the next chunk.
-    RETURN_IF_ERROR(Check(cudaStreamSynchronize(stream_), "prefill"));
-    float ms = 0;
-    RETURN_IF_ERROR(Check(cudaEventElapsedTime(&ms, start_, end_), "prefill"));
-    milliseconds_ += ms;
+    RETURN_IF_ERROR(Wait());  // the pinned rows are written again by the next chunk
   }
+}
+
+absl::Status Prefill::AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens) {
+  RETURN_IF_ERROR(appender_->Upload(channels, tokens, stream_));
+  RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
+  RETURN_IF_ERROR(appender_->Launch(stream_));
+  return Wait();
+}
+
+absl::Status Prefill::Wait() {
+  RETURN_IF_ERROR(Check(cudaEventRecord(end_, stream_), "prefill"));
+  RETURN_IF_ERROR(Check(cudaStreamSynchronize(stream_), "prefill"));
+  float ms = 0;
+  RETURN_IF_ERROR(Check(cudaEventElapsedTime(&ms, start_, end_), "prefill"));
+  milliseconds_ += ms;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -483,7 +496,7 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Create(const Config& c
         absl::StrCat(config.channels(), " channels, prefill on the card takes ", kCudaHistoryChannels));
   }
   auto prefill = std::make_unique<Prefill>(config, weights, std::move(gemms), std::move(pool));
-  if (absl::Status status = prefill->Allocate(); !status.ok()) return status;
+  if (absl::Status status = prefill->Allocate(config); !status.ok()) return status;
   return prefill;
 }
 
