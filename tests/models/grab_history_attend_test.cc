@@ -153,7 +153,7 @@ struct World {
   std::vector<std::vector<int32_t>> blocks;
 };
 
-// The row's output, and the norm of what rounding P and the output to bf16 may do to it: 2^-9 of each weight and of each
+// The row's output, and the norm of what rounding P and the output to bf16 may do to it: 2^-8 of each weight and of each
 // result at most, independent, so that norms add in squares.
 std::vector<double> Expect(const World& w, size_t n, int h, int r, double* rounding) {
   const Case& c = w.test;
@@ -188,7 +188,7 @@ std::vector<double> Expect(const World& w, size_t n, int h, int r, double* round
   for (double& x : o) x /= sum;
   squares /= sum * sum;
   for (double x : o) squares += x * x;
-  *rounding = std::sqrt(squares) / 512;
+  *rounding = std::sqrt(squares) / 256;
   return o;
 }
 
@@ -213,8 +213,7 @@ void Check(const World& w, const std::vector<uint16_t>& got) {
         const double share = std::sqrt(squares) / rounding;
         ++checked;
         worst = std::max(worst, std::isnan(share) ? INFINITY : share);
-        // fp32 logits of up to 30 add less than a tenth.
-        ASSERT_LE(share, 1.1) << c.name << ": channel " << n << " row " << r << " of " << rows << " head " << h;
+        ASSERT_LE(share, 1) << c.name << ": channel " << n << " row " << r << " of " << rows << " head " << h;
       }
     }
   }
@@ -253,7 +252,7 @@ void Attend(const Case& test) {
                        .o = o.data(),
                        .pool = pool.data(),
                        .pool_blocks = static_cast<int64_t>(w.pool.size() / (2 * World::kLayers * test.heads * kPage * test.d_h))};
-  const std::vector<int32_t> poison(w.chunk * std::max(4, test.n_time), 0x40000000);
+  const std::vector<int32_t> poison(w.chunk * std::max({4, test.n_time, kCudaHistoryCodedPages * kPage / 4}), 0x40000000);
   for (size_t n = 0; n < test.channels.size(); ++n) {
     const Facts& f = w.facts[n];
     args.channel[n] = {.first = test.channels[n].first,
@@ -265,7 +264,8 @@ void Attend(const Case& test) {
                        .oldest_tie = upload(&ints, f.oldest),
                        .action = upload(&ints, f.action),
                        .limits = reinterpret_cast<CudaHistoryLimits*>(upload(&ints, poison)),
-                       .bucket_begin = upload(&ints, poison)};
+                       .bucket_begin = upload(&ints, poison),
+                       .codes = upload(&ints, poison)};
   }
   const char* error = CudaHistoryFacts(args, nullptr);
   ASSERT_EQ(error, nullptr) << error;
@@ -341,7 +341,7 @@ TEST_F(GrabHistoryAttend, ChannelsOfDifferentLengths) {
 }
 
 TEST_F(GrabHistoryAttend, TableWidths) {
-  for (const auto& [n_pos, n_time] : {std::pair{2, 2}, {5, 3}, {33, 300}, {900, 64}}) {
+  for (const auto& [n_pos, n_time] : {std::pair{2, 2}, {5, 3}, {33, 300}, {900, 64}, {1500, 30}, {64, 128}, {300, 129}}) {
     const std::string name = std::to_string(n_pos) + " positions, " + std::to_string(n_time) + " time buckets";
     Attend({.name = name, .channels = {{0, 700}}, .n_pos = n_pos, .n_time = n_time, .gaps = Gaps::kSessions});
     Attend({.name = name + ", few rows", .channels = {{500, 2}}, .n_pos = n_pos, .n_time = n_time, .gaps = Gaps::kWild});

@@ -22,6 +22,7 @@ struct HistoryShape {
   static constexpr int kQBytes = kTileRows * kD * 2, kPageBytes = kPageRows * kD * 2;
 };
 
+// Followed by the time biases of the tile's rows (history_bias.cuh).
 template <class Shape>
 struct HistoryShared {
   alignas(1024) unsigned char q[Shape::kQBytes];                     // [halves][tile rows][64], swizzled
@@ -99,7 +100,11 @@ class HistoryConsumer {
         q_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.q) + group_ * 64 * 128, 16))),
         k_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.k), 16))),
         v_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.v), Shape::kPageRows * 128))),
-        bias_(args, tile.channel, tile.head, tile.row + warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4) {}
+        bias_(args, tile.channel, tile.head, tile.row + warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4, tile.row,
+              tile.page_last,
+              args.n_time <= kHistoryTimesCoded
+                  ? reinterpret_cast<float*>(&shared + 1) + warp_ * 16 * HistoryTimeStride(args.n_time)
+                  : nullptr) {}
 
   __device__ __forceinline__ void Run() {
     if (group_ == 1) cuda::NamedArrive(TurnOf(0), 256);  // the first turn is group 0's
@@ -148,12 +153,11 @@ class HistoryConsumer {
     cuda::WgmmaCommit();
   }
 
-  template <bool kFirst>
   __device__ __forceinline__ void Softmax(const PageLook& look, int page, float (&s)[64], uint32_t (&p)[32],
                                           float (&rescale)[2]) {
     cuda::PageBias bias;
     bias_.Add(look, page, s, bias.above);
-    softmax_.Step<kFirst>(scale_, bias.above, s, p, rescale);
+    softmax_.Step<false>(scale_, bias.above, s, p, rescale);
   }
 
   __device__ __forceinline__ void Pages(float (&o)[kD / 2]) {
@@ -164,12 +168,13 @@ class HistoryConsumer {
     IssueQk(k_.stage, s);
 #pragma unroll
     for (int i = 0; i < kD / 2; ++i) o[i] = 0;
+    bias_.Start();
     PageLook look = bias_.Look(tile_.page_last);
     cuda::WgmmaWait<0>();
     cuda::Pin(s);
     Release(barriers_.KEmpty(k_.stage));
     k_.Next();
-    Softmax<true>(look, tile_.page_last, s, p, rescale);
+    Softmax(look, tile_.page_last, s, p, rescale);
     for (int page = tile_.page_last - 1; page >= tile_.page_begin; --page) {
       barriers_.KFull(k_.stage).Wait(k_.phase);
       TakeTurn();
@@ -183,7 +188,7 @@ class HistoryConsumer {
       Release(barriers_.KEmpty(k_.stage));
       k_.Next();
       uint32_t weights[32];
-      Softmax<false>(look, page, s, weights, rescale);
+      Softmax(look, page, s, weights, rescale);
       cuda::WgmmaWait<0>();
       cuda::Pin(o);
       if (__any_sync(0xffffffff, rescale[0] != 1 || rescale[1] != 1)) {
@@ -229,7 +234,7 @@ class HistoryConsumer {
   const uint32_t zero_ = static_cast<uint32_t>(a_.heads) >> 31;  // the compiler must not merge p with the next page's
   HistoryBias bias_;
   cuda::Ring<Shape::kStages> k_, v_;
-  cuda::OnlineSoftmax softmax_;
+  cuda::OnlineSoftmax softmax_{{kNoKeySeen, kNoKeySeen}, {0, 0}};
 };
 
 template <class Shape>

@@ -57,6 +57,38 @@ __global__ void FactsKernel(const __grid_constant__ CudaHistoryArgs a) {
   c.bucket_begin[int64_t{r} * a.n_time + bucket] = begin;
 }
 
+// A block codes the pairs of a tile and one of its newest pages, a thread those that are its accumulators in attention.
+__global__ void __launch_bounds__(256) CodesKernel(const __grid_constant__ CudaHistoryArgs a) {
+  const CudaHistoryRows& c = a.channel[blockIdx.z];
+  const int tile = blockIdx.x, tile_row = tile * kPage;
+  if (tile_row >= c.rows) return;
+  const int page = (c.first + min(tile_row + kPage, c.rows) - 1) / kPage - static_cast<int>(blockIdx.y);
+  if (page < 0) return;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, first = page * kPage + lane % 4 * 2;
+  PairCodes codes = {};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int at = tile_row + row + 8 * r, i = c.first + at;
+    const CudaHistoryLimits limits = c.limits[at];
+    const bool ties = limits.tie_last >= page * kPage && limits.tie_first < (page + 1) * kPage;
+    const int64_t tie = ties ? c.tie[i] : 0;
+    const int32_t* const begins = c.bucket_begin + int64_t{at} * a.n_time;
+    int bucket = BucketOf(begins, a.n_time, min(i, first + 121));
+#pragma unroll
+    for (int n = 31; n >= 0; --n) {
+      const int j = first + n / 2 * 8 + n % 2;
+      if (j <= i) {
+        while (begins[bucket] > j) ++bucket;
+      }
+      bool visible = j == i || (j < i && j >= limits.oldest);
+      if (ties && j >= limits.tie_first && j <= limits.tie_last) visible = visible && c.tie[j] != tie;
+      const int code = n / 2 * 4 + 2 * r + n % 2;
+      codes.word[code / 4] |= static_cast<uint32_t>(visible ? bucket : a.n_time) << (code % 4 * 8);
+    }
+  }
+  CodesOf(c, tile, blockIdx.y)[threadIdx.x] = codes;
+}
+
 // A thread writes 8 values of one row and head, K and V.
 __global__ void WriteKvKernel(const __grid_constant__ CudaHistoryArgs a) {
   const CudaHistoryRows& c = a.channel[blockIdx.y];
@@ -109,7 +141,7 @@ const char* LaunchAttend(const CudaHistoryArgs& a, int rows, cudaStream_t stream
       cuda::Encode<5>(&maps.k, k, pages, page_strides, {64, kPage, kD / 64, 1, 1}) &&
       cuda::Encode<5>(&maps.v, k + kv_size, pages, page_strides, {64, kPage, kD / 64, 1, 1});
   if (!encoded) return "history attention: the driver refuses the tensor maps";
-  constexpr int kSharedBytes = sizeof(HistoryShared<Shape>);
+  constexpr int kSharedBytes = sizeof(HistoryShared<Shape>) + Shape::kTileRows * HistoryTimeStride(kHistoryTimesCoded) * 4;
   static_assert(kSharedBytes <= 232448);
   static std::atomic<uint64_t> allowed = 0;
   const cudaError_t refused =
@@ -133,13 +165,17 @@ const char* CudaHistoryFacts(const CudaHistoryArgs& a, void* stream) {
   if (threads == 0) return nullptr;
   const dim3 grid(static_cast<unsigned>((threads + 255) / 256), a.channels);
   FactsKernel<<<grid, 256, 0, static_cast<cudaStream_t>(stream)>>>(a);
+  if (a.n_time <= kHistoryTimesCoded) {
+    const dim3 tiles((MostRows(a) + kPage - 1) / kPage, kCudaHistoryCodedPages, a.channels);
+    CodesKernel<<<tiles, 256, 0, static_cast<cudaStream_t>(stream)>>>(a);
+  }
   return Launched();
 }
 
 const char* CudaHistoryAttend(const CudaHistoryArgs& a, void* stream) {
   const int rows = MostRows(a);
   if (rows == 0) return nullptr;
-  if (a.d_h == 128) return LaunchAttend<HistoryShape<128, 3>>(a, rows, static_cast<cudaStream_t>(stream));
+  if (a.d_h == 128) return LaunchAttend<HistoryShape<128, 2>>(a, rows, static_cast<cudaStream_t>(stream));
   if (a.d_h == 64) return LaunchAttend<HistoryShape<64, 4>>(a, rows, static_cast<cudaStream_t>(stream));
   return "history attention: d_h must be 64 or 128";
 }

@@ -9,6 +9,7 @@
 namespace backstory::grab {
 
 inline constexpr int kCudaHistoryChannels = 16;
+inline constexpr int kCudaHistoryCodedPages = 8;  // the newest that a tile of 128 rows sees
 inline constexpr int kCudaFewRows = 4;  // of every channel at most, for append.h
 
 // Which keys j < i a row i does not see: those before `oldest`, and those with its tie key, all of which are in
@@ -30,6 +31,7 @@ struct CudaHistoryRows {
   // From row `first` on, with room for a multiple of 128 rows.
   CudaHistoryLimits* limits = nullptr;  // [rows]
   int32_t* bucket_begin = nullptr;      // [rows][n_time]: the oldest key in that time bucket or a younger one
+  void* codes = nullptr;  // of pairs with the newest pages: [rows / 128][kCudaHistoryCodedPages][128][128] bytes
 };
 
 struct CudaHistoryArgs {
@@ -48,7 +50,7 @@ struct CudaHistoryArgs {
   CudaHistoryRows channel[kCudaHistoryChannels];
 };
 
-// Writes limits and bucket_begin of the rows: once, for all layers.
+// Writes limits, bucket_begin and codes of the rows: once, for all layers.
 const char* CudaHistoryFacts(const CudaHistoryArgs& args, void* stream);
 
 // Row i attends to rows j < i of other tie groups inside both windows and to itself (key_runs.h, HistoryRuns): bf16

@@ -96,6 +96,7 @@ class Prefill final : public CudaPrefill {
   int64_t* edges_ = nullptr;
   CudaHistoryLimits* limits_ = nullptr;
   int32_t* bucket_begin_ = nullptr;
+  uint8_t* codes_ = nullptr;
   void *z_ = nullptr, *inner_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *ffn_ = nullptr, *workspace_ = nullptr;
   std::map<std::vector<int64_t>, std::unique_ptr<CudaGemm>> products_;
   double milliseconds_ = 0;
@@ -134,6 +135,7 @@ absl::Status Prefill::Allocate(const Config& config) {
   place(&table_, all * size(w.heads * w.table), 4);
   place(&limits_, all, sizeof(CudaHistoryLimits));
   place(&bucket_begin_, all * size(w.n_time), 4);
+  place(&codes_, all * kPageRows * kCudaHistoryCodedPages, 1);
   place(&attended_, all * size(w.wide), 2);
   place(&ffn_, all * size(w.ffn), 2);
   place(&workspace_, CudaGemmLibrary::kWorkspaceBytes, 1);
@@ -210,19 +212,19 @@ absl::Status Prefill::Upload(std::span<const CudaHistory> channels) {
 }
 
 std::vector<Group> Prefill::GroupsOf(std::span<const Chunk> chunks) {
-  constexpr int kTogether = 256;  // beyond, padding costs more than launches
-  size_t most = 0;
-  for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows);
-  std::vector<Group> groups;
-  if (const int rows = CudaNetwork::Bucket(static_cast<int>(most)); rows <= kTogether) {
-    groups.push_back({0, static_cast<int>(chunks.size()), rows});
-    return groups;
-  }
+  constexpr int kTogether = 256;  // so few rows cost less than another launch
+  std::vector<Group> apart;
+  int most = 0, all = 0;
   for (size_t c = 0; c < chunks.size(); ++c) {
     if (chunks[c].rows == 0) continue;
-    groups.push_back({static_cast<int>(c), 1, CudaNetwork::Bucket(static_cast<int>(chunks[c].rows))});
+    const int rows = CudaNetwork::Bucket(static_cast<int>(chunks[c].rows));
+    apart.push_back({static_cast<int>(c), 1, rows});
+    most = std::max(most, rows), all += rows;
   }
-  return groups;
+  // A tenth more rows are worth half the launches.
+  const int channels = static_cast<int>(chunks.size());
+  if (most <= kTogether || most * channels * 10 <= all * 11) return {{0, channels, most}};
+  return apart;
 }
 
 absl::Status Prefill::Product(const Group& group, CudaGemmShape s, const void* x, size_t w, const void* bias, void* y) {
@@ -401,7 +403,8 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .oldest_tie = f.oldest_tie,
                        .action = f.action,
                        .limits = At<CudaHistoryLimits>(limits_, c, 1),
-                       .bucket_begin = At<int32_t>(bucket_begin_, c, w.n_time)};
+                       .bucket_begin = At<int32_t>(bucket_begin_, c, w.n_time),
+                       .codes = At<uint8_t>(codes_, c, kPageRows * kCudaHistoryCodedPages)};
   }
   RETURN_IF_ERROR(device().CheckText(CudaHistoryFacts(args, stream_), "history facts"));
   const std::vector<Group> groups = GroupsOf(chunks);
