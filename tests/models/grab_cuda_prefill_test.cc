@@ -1,5 +1,5 @@
-// K/V that appends leave in the pool are those that one prefill leaves, whatever the architecture and the steps. Skipped,
-// with the reason, where there is no Hopper card.
+// K/V that appends leave in the pool are those that one prefill leaves, whatever the architecture and the steps.
+// Skipped, with the reason, where there is no Hopper card.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
@@ -76,8 +76,8 @@ class World {
                           .facts = h.index(),
                           .action = h.rows.action});
     }
-    const absl::Status status = prefill_->Append(
-        channels, [&](size_t c, size_t first, size_t count, size_t stride, float* out) {
+    const absl::Status status =
+        prefill_->Append(channels, [&](size_t c, size_t first, size_t count, size_t stride, float* out) {
           std::fill(out, out + count * stride, 0.0f);
           for (size_t i = 0; i < count; ++i) {
             std::copy(histories[c].x[first + i].begin(), histories[c].x[first + i].end(), out + i * stride);
@@ -207,8 +207,15 @@ TEST(GrabCudaPrefill, ThePresetsAppendsLeaveWhatItsPrefillLeaves) {
   for (const size_t rows : {1100, 700}) histories.push_back(MakeHistory(config, rows, &random));
   World::User once = world.NewUser(histories), steps = world.NewUser(histories);
   world.Append(histories, {1100, 700}, &once);
-  for (const auto& rows : std::vector<std::vector<size_t>>{
-           {500, 0}, {500, 300}, {1000, 697}, {1001, 698}, {1023, 698}, {1026, 699}, {1090, 700}, {1094, 700}, {1100, 700}}) {
+  for (const auto& rows : std::vector<std::vector<size_t>>{{500, 0},
+                                                           {500, 300},
+                                                           {1000, 697},
+                                                           {1001, 698},
+                                                           {1023, 698},
+                                                           {1026, 699},
+                                                           {1090, 700},
+                                                           {1094, 700},
+                                                           {1100, 700}}) {
     world.Append(histories, rows, &steps);
   }
   ExpectSame(world, steps, once, "grab-512");

@@ -20,7 +20,7 @@ namespace backstory::grab {
 namespace {
 
 constexpr int kPage = 128;
-constexpr uint16_t kNan = 0x7fc0;
+constexpr uint16_t kNan = 0x7fc0, kPoison = 0xffff;
 
 void Ok(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
 uint16_t ToBf16(double x) {
@@ -74,9 +74,15 @@ Facts MakeFacts(const Case& test, int rows, Random* random) {
   std::map<int64_t, std::pair<int32_t, int32_t>> seen;  // key -> first and last row
   for (int i = 0; i < rows; ++i) {
     switch (test.gaps) {
-      case Gaps::kHour: now += 3'600'000'000; break;
-      case Gaps::kSessions: now += i % 13 == 0 ? 40'000'000'000 : static_cast<int64_t>(random->Below(90'000'000)); break;
-      case Gaps::kWild: now += static_cast<int64_t>(std::exp(random->Normal(4)) * 1e7); break;
+      case Gaps::kHour:
+        now += 3'600'000'000;
+        break;
+      case Gaps::kSessions:
+        now += i % 13 == 0 ? 40'000'000'000 : static_cast<int64_t>(random->Below(90'000'000));
+        break;
+      case Gaps::kWild:
+        now += static_cast<int64_t>(std::exp(random->Normal(4)) * 1e7);
+        break;
     }
     int64_t key = i;
     if (test.tie_group > 0) {
@@ -98,7 +104,8 @@ struct World {
   World(const Case& c, uint64_t seed) : test(c), buckets(c.n_time) {
     Random random(seed);
     int pages = 0, rows = 0;
-    for (const auto& [first, count] : c.channels) pages += (first + count + kPage - 1) / kPage, rows = std::max(rows, count);
+    for (const auto& [first, count] : c.channels)
+      pages += (first + count + kPage - 1) / kPage, rows = std::max(rows, count);
     chunk = (rows + kPage - 1) / kPage * kPage;
     width = (c.n_pos + c.n_time + 7) / 8 * 8;
     const size_t head = static_cast<size_t>(kPage) * c.d_h, block = 2 * kLayers * c.heads * head;
@@ -142,6 +149,8 @@ struct World {
            (j % kPage) * static_cast<size_t>(test.d_h);
   }
 
+  size_t all_rows() const { return test.channels.size() * chunk; }
+
   static constexpr int kLayers = 2, kLayer = 1;
   const Case& test;
   const TimeBuckets buckets;
@@ -153,8 +162,8 @@ struct World {
   std::vector<std::vector<int32_t>> blocks;
 };
 
-// The row's output, and the norm of what rounding P and the output to bf16 may do to it: 2^-8 of each weight and of each
-// result at most, independent, so that norms add in squares.
+// The row's output, and the norm of what rounding P and the output to bf16 may do to it: 2^-8 of each weight and of
+// each result at most, independent, so that norms add in squares.
 std::vector<double> Expect(const World& w, size_t n, int h, int r, double* rounding) {
   const Case& c = w.test;
   const Facts& f = w.facts[n];
@@ -192,7 +201,7 @@ std::vector<double> Expect(const World& w, size_t n, int h, int r, double* round
   return o;
 }
 
-void Check(const World& w, const std::vector<uint16_t>& got) {
+void Check(const World& w, const std::vector<uint16_t>& got, const char* how) {
   const Case& c = w.test;
   double worst = 0;
   size_t checked = 0;
@@ -204,7 +213,8 @@ void Check(const World& w, const std::vector<uint16_t>& got) {
       for (int h = 0; h < c.heads; ++h) {
         const uint16_t* row = got.data() + ((n * w.chunk + r) * c.heads + h) * c.d_h;
         if (r >= rows) {
-          for (int x = 0; x < c.d_h; ++x) ASSERT_EQ(row[x], kNan) << "channel " << n << " row " << r << " is nobody's";
+          for (int x = 0; x < c.d_h; ++x)
+            ASSERT_EQ(row[x], kPoison) << "channel " << n << " row " << r << " is nobody's";
           continue;
         }
         double rounding = 0, squares = 0;
@@ -213,11 +223,13 @@ void Check(const World& w, const std::vector<uint16_t>& got) {
         const double share = std::sqrt(squares) / rounding;
         ++checked;
         worst = std::max(worst, std::isnan(share) ? INFINITY : share);
-        ASSERT_LE(share, 1) << c.name << ": channel " << n << " row " << r << " of " << rows << " head " << h;
+        ASSERT_LE(share, 1) << c.name << ", " << how << ": channel " << n << " row " << r << " of " << rows << " head "
+                            << h;
       }
     }
   }
-  std::printf("  %s: %zu rows and heads, worst error %.2f of the rounding's bound\n", c.name.c_str(), checked, worst);
+  std::printf("  %s, %s: %zu rows and heads, worst error %.2f of the rounding's bound\n", c.name.c_str(), how, checked,
+              worst);
 }
 
 void Attend(const Case& test) {
@@ -227,32 +239,36 @@ void Attend(const Case& test) {
   const OnCard<uint16_t> pool(w.pool), qkv(w.qkv);
   const OnCard<float> table(w.table);
   const OnCard<int64_t> edges_on_card(edges);
-  const OnCard<uint16_t> o(std::vector<uint16_t>(test.channels.size() * w.chunk * test.heads * test.d_h, kNan));
+  const OnCard<float> parts(std::vector<float>(CudaHistoryPartBytes(test.d_h) / 4, NAN));
+  const OnCard<uint16_t> o(std::vector<uint16_t>(w.all_rows() * test.heads * test.d_h, kPoison));
   std::vector<std::unique_ptr<OnCard<int64_t>>> longs;
   std::vector<std::unique_ptr<OnCard<int32_t>>> ints;
   const auto upload = [](auto* to, const auto& from) {
     to->push_back(std::make_unique<typename std::remove_pointer_t<decltype(to)>::value_type::element_type>(from));
     return to->back()->data();
   };
-  CudaHistoryArgs args{.channels = static_cast<int>(test.channels.size()),
-                       .heads = test.heads,
-                       .d_h = test.d_h,
-                       .layer = World::kLayer,
-                       .layers = World::kLayers,
-                       .n_pos = test.n_pos,
-                       .n_time = test.n_time,
-                       .table_width = w.width,
-                       .scale = 1 / std::sqrt(static_cast<float>(test.d_h)),
-                       .window_rows = test.windows.rows,
-                       .window_us = test.windows.age_us,
-                       .edges = edges_on_card.data(),
-                       .chunk_rows = static_cast<int64_t>(w.chunk),
-                       .qkv = qkv.data(),
-                       .table = table.data(),
-                       .o = o.data(),
-                       .pool = pool.data(),
-                       .pool_blocks = static_cast<int64_t>(w.pool.size() / (2 * World::kLayers * test.heads * kPage * test.d_h))};
-  const std::vector<int32_t> poison(w.chunk * std::max({4, test.n_time, kCudaHistoryCodedPages * kPage / 4}), 0x40000000);
+  CudaHistoryArgs args{
+      .channels = static_cast<int>(test.channels.size()),
+      .heads = test.heads,
+      .d_h = test.d_h,
+      .layer = World::kLayer,
+      .layers = World::kLayers,
+      .n_pos = test.n_pos,
+      .n_time = test.n_time,
+      .table_width = w.width,
+      .scale = 1 / std::sqrt(static_cast<float>(test.d_h)),
+      .window_rows = test.windows.rows,
+      .window_us = test.windows.age_us,
+      .edges = edges_on_card.data(),
+      .chunk_rows = static_cast<int64_t>(w.chunk),
+      .qkv = qkv.data(),
+      .table = table.data(),
+      .o = o.data(),
+      .parts = parts.data(),
+      .pool = pool.data(),
+      .pool_blocks = static_cast<int64_t>(w.pool.size() / (2 * World::kLayers * test.heads * kPage * test.d_h))};
+  const std::vector<int32_t> poison(w.chunk * std::max({4, test.n_time, kCudaHistoryCodedPages * kPage / 4}),
+                                    0x40000000);
   for (size_t n = 0; n < test.channels.size(); ++n) {
     const Facts& f = w.facts[n];
     args.channel[n] = {.first = test.channels[n].first,
@@ -269,10 +285,15 @@ void Attend(const Case& test) {
   }
   const char* error = CudaHistoryFacts(args, nullptr);
   ASSERT_EQ(error, nullptr) << error;
-  error = CudaHistoryAttend(args, nullptr);
-  ASSERT_EQ(error, nullptr) << error;
-  Ok(cudaDeviceSynchronize());
-  Check(w, o.Read());
+  for (const bool split : {false, true}) {
+    args.splits = split ? CudaHistorySplits(args) : 1;
+    if (split && args.splits == 1) continue;
+    Ok(cudaMemset(o.data(), 0xff, w.all_rows() * test.heads * test.d_h * 2));
+    error = CudaHistoryAttend(args, nullptr);
+    ASSERT_EQ(error, nullptr) << error;
+    Ok(cudaDeviceSynchronize());
+    Check(w, o.Read(), split ? "split" : "whole");
+  }
 }
 
 class GrabHistoryAttend : public testing::Test {
@@ -288,13 +309,16 @@ class GrabHistoryAttend : public testing::Test {
 TEST_F(GrabHistoryAttend, LengthsAroundPagesAndTiles) {
   for (const int d_h : {64, 128}) {
     for (const int rows : {1, 4, 5, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000}) {
-      Attend({.name = "rows " + std::to_string(rows) + " d_h " + std::to_string(d_h), .channels = {{0, rows}}, .d_h = d_h});
+      Attend({.name = "rows " + std::to_string(rows) + " d_h " + std::to_string(d_h),
+              .channels = {{0, rows}},
+              .d_h = d_h});
     }
   }
 }
 
 TEST_F(GrabHistoryAttend, RowsBehindAHistory) {
-  for (const auto& [first, rows] : {std::pair{127, 1}, {128, 3}, {300, 4}, {1, 5}, {100, 29}, {128, 128}, {300, 200}, {1000, 64}}) {
+  for (const auto& [first, rows] :
+       {std::pair{127, 1}, {128, 3}, {300, 4}, {1, 5}, {100, 29}, {128, 128}, {300, 200}, {1000, 64}}) {
     const std::string name = std::to_string(rows) + " behind " + std::to_string(first);
     Attend({.name = name, .channels = {{first, rows}}});
     Attend({.name = name + ", sessions, d_h 64", .channels = {{first, rows}}, .d_h = 64, .gaps = Gaps::kSessions});
@@ -304,7 +328,12 @@ TEST_F(GrabHistoryAttend, RowsBehindAHistory) {
 TEST_F(GrabHistoryAttend, LongHistories) {
   Attend({.name = "5000, an hour apart", .channels = {{0, 5000}}, .heads = 1, .sample = 61});
   Attend({.name = "5000, sessions", .channels = {{0, 5000}}, .heads = 1, .gaps = Gaps::kSessions, .sample = 61});
-  Attend({.name = "5000, wild gaps, d_h 64", .channels = {{0, 5000}}, .heads = 1, .d_h = 64, .gaps = Gaps::kWild, .sample = 61});
+  Attend({.name = "5000, wild gaps, d_h 64",
+          .channels = {{0, 5000}},
+          .heads = 1,
+          .d_h = 64,
+          .gaps = Gaps::kWild,
+          .sample = 61});
 }
 
 TEST_F(GrabHistoryAttend, Ties) {
@@ -321,7 +350,9 @@ TEST_F(GrabHistoryAttend, Ties) {
 TEST_F(GrabHistoryAttend, Windows) {
   for (const int64_t rows : {0, 1, 127, 128, 300}) {
     Attend({.name = "window of " + std::to_string(rows) + " rows", .channels = {{0, 900}}, .windows = {.rows = rows}});
-    Attend({.name = "window of " + std::to_string(rows) + " rows, few", .channels = {{777, 2}}, .windows = {.rows = rows}});
+    Attend({.name = "window of " + std::to_string(rows) + " rows, few",
+            .channels = {{777, 2}},
+            .windows = {.rows = rows}});
   }
   for (const int64_t hours : {0, 1, 100, 500}) {
     const Windows windows{.age_us = hours * 3'600'000'000};
@@ -336,15 +367,18 @@ TEST_F(GrabHistoryAttend, Windows) {
 }
 
 TEST_F(GrabHistoryAttend, ChannelsOfDifferentLengths) {
-  Attend({.name = "three channels", .channels = {{0, 300}, {130, 0}, {77, 520}}, .gaps = Gaps::kSessions, .tie_group = 3});
+  Attend(
+      {.name = "three channels", .channels = {{0, 300}, {130, 0}, {77, 520}}, .gaps = Gaps::kSessions, .tie_group = 3});
   Attend({.name = "few rows of two", .channels = {{0, 1}, {640, 4}}});
 }
 
 TEST_F(GrabHistoryAttend, TableWidths) {
-  for (const auto& [n_pos, n_time] : {std::pair{2, 2}, {5, 3}, {33, 300}, {900, 64}, {1500, 30}, {64, 128}, {300, 129}}) {
+  for (const auto& [n_pos, n_time] :
+       {std::pair{2, 2}, {5, 3}, {33, 300}, {900, 64}, {1500, 30}, {64, 128}, {300, 129}}) {
     const std::string name = std::to_string(n_pos) + " positions, " + std::to_string(n_time) + " time buckets";
     Attend({.name = name, .channels = {{0, 700}}, .n_pos = n_pos, .n_time = n_time, .gaps = Gaps::kSessions});
-    Attend({.name = name + ", few rows", .channels = {{500, 2}}, .n_pos = n_pos, .n_time = n_time, .gaps = Gaps::kWild});
+    Attend(
+        {.name = name + ", few rows", .channels = {{500, 2}}, .n_pos = n_pos, .n_time = n_time, .gaps = Gaps::kWild});
   }
 }
 

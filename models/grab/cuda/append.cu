@@ -1,5 +1,3 @@
-#include "models/grab/cuda/append.h"
-
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -7,6 +5,7 @@
 #include <atomic>
 
 #include "kernels/cuda/launch.cuh"
+#include "models/grab/cuda/append.h"
 #include "models/grab/cuda/append_attend.cuh"
 
 namespace backstory::grab {
@@ -42,9 +41,8 @@ class Appender {
         Input({o.n1_g, o.n1_b}, false);
       }
       if (w_.latent > 0) {
-        Product(Matrix(o.wd, w_.inner, w_.stride), w_.inner, w_.stride, [&](int n, int r, float y) {
-          Row<__nv_bfloat16>(a_.inner, r, w_.inner)[n] = __float2bfloat16_rn(y);
-        });
+        Product(Matrix(o.wd, w_.inner, w_.stride), w_.inner, w_.stride,
+                [&](int n, int r, float y) { Row<__nv_bfloat16>(a_.inner, r, w_.inner)[n] = __float2bfloat16_rn(y); });
         Meet(Matrix(o.wqkv, 3 * w_.wide, w_.inner), 3 * w_.wide, w_.inner);
         LoadInput(a_.inner, w_.inner);
       }
@@ -132,8 +130,7 @@ class Appender {
   }
   __device__ void LoadInput(const void* base, int width) {
     for (int r = 0; r < min(c_.rows, kRows); ++r) {
-      const auto* const from =
-          reinterpret_cast<const uint4*>(Row<__nv_bfloat16>(const_cast<void*>(base), r, width));
+      const auto* const from = reinterpret_cast<const uint4*>(Row<__nv_bfloat16>(const_cast<void*>(base), r, width));
       auto* const to = reinterpret_cast<uint4*>(z_ + r * z_stride_);
       for (int i = threadIdx.x; i < width / 8; i += kAppendThreads) to[i] = from[i];
     }

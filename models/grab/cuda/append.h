@@ -34,11 +34,11 @@ struct CudaAppendArgs {
   const void* matrices = nullptr;            // bf16, as in CudaWeights
   const float* vectors = nullptr;
   size_t codes = 0, act = 0;
-  float* x = nullptr;      // [active][kCudaFewRows][stride]: the token rows; destroyed
-  void* inner = nullptr;   // bf16 [active][kCudaFewRows][inner], with a latent
-  void* q = nullptr;       // bf16 [active][kCudaFewRows][wide]
-  void* hidden = nullptr;  // bf16 [active][kCudaFewRows][ffn]
-  float* parts = nullptr;  // [active][kCudaFewRows][heads][kCudaAppendSplits][2 + d_h]
+  float* x = nullptr;           // [active][kCudaFewRows][stride]: the token rows; destroyed
+  void* inner = nullptr;        // bf16 [active][kCudaFewRows][inner], with a latent
+  void* q = nullptr;            // bf16 [active][kCudaFewRows][wide]
+  void* hidden = nullptr;       // bf16 [active][kCudaFewRows][ffn]
+  float* parts = nullptr;       // [active][kCudaFewRows][heads][kCudaAppendSplits][2 + d_h]
   uint32_t* barrier = nullptr;  // 0 before the launch
   void* pool = nullptr;         // as CudaHistoryArgs
   CudaAppendChannel channel[kCudaHistoryChannels];

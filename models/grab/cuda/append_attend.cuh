@@ -113,8 +113,8 @@ class AppendAttention {
   }
 
  private:
-  static constexpr int kLanes = kD / 8;            // hold a row's columns, eight each
-  static constexpr int kTogether = 32 / kLanes;    // keys a warp looks at at once
+  static constexpr int kLanes = kD / 8;                         // hold a row's columns, eight each
+  static constexpr int kTogether = 32 / kLanes;                 // keys a warp looks at at once
   static constexpr int kKeys = cuda::kPageRows / kAppendWarps;  // of a page and warp
   static constexpr int kSteps = kKeys / kTogether;
   static_assert(kKeys * kCudaFewRows <= 32);
@@ -126,8 +126,7 @@ class AppendAttention {
   }
 
   __device__ void Begin(int head) {
-    const auto* const q =
-        static_cast<const __nv_bfloat16*>(a_.q) + active_ * kCudaFewRows * a_.widths.wide + head * kD;
+    const auto* const q = static_cast<const __nv_bfloat16*>(a_.q) + active_ * kCudaFewRows * a_.widths.wide + head * kD;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       q_[r] = r < c_.rows ? Load8(q + r * a_.widths.wide + lane_ % kLanes * 8) : Eight{};
@@ -169,9 +168,9 @@ class AppendAttention {
     for (int s = 0; s < kSteps; ++s) values[s] = Load8(v + s * kTogether * kD);
     // Lane (r, key) looks for all columns.
     const int look = lane_ < kKeys * kRows ? Look(lane_ / kKeys, page * cuda::kPageRows + first + lane_ % kKeys) : -1;
-    const auto* const codes =
-        static_cast<const __nv_bfloat16*>(a_.matrices) + a_.codes +
-        (static_cast<int64_t>(layer) * a_.widths.channels + c_.channel) * a_.widths.table * kD + column;
+    const auto* const codes = static_cast<const __nv_bfloat16*>(a_.matrices) + a_.codes +
+                              (static_cast<int64_t>(layer) * a_.widths.channels + c_.channel) * a_.widths.table * kD +
+                              column;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float logit[kSteps], top = top_[r];

@@ -37,10 +37,10 @@ class Appender final : public CudaAppender {
     if (!fits_) return absl::OkStatus();
     const CudaWidths& w = weights_.widths;
     const auto channels = static_cast<size_t>(w.channels), rows = channels * kCudaFewRows;
-    const size_t inputs = Aligned(sizeof(uint32_t)) + Aligned(rows * static_cast<size_t>(w.stride) * 4) +
-                          channels * (Aligned(kCudaFewRows * static_cast<size_t>(w.n_time) * 4) +
-                                      Aligned(kCudaFewRows * kCudaAppendTies * 4) +
-                                      Aligned(CudaPrefill::kRowsMax / kPageRows * 4));
+    const size_t inputs =
+        Aligned(sizeof(uint32_t)) + Aligned(rows * static_cast<size_t>(w.stride) * 4) +
+        channels * (Aligned(kCudaFewRows * static_cast<size_t>(w.n_time) * 4) +
+                    Aligned(kCudaFewRows * kCudaAppendTies * 4) + Aligned(CudaPrefill::kRowsMax / kPageRows * 4));
     const CudaAppendRoom room = CudaAppendRoomOf(w);
     const size_t layers = weights_.layers.size() * sizeof(CudaLayerOffsets);
     auto memory = pool_.device().Allocate(Aligned(inputs) + Aligned(layers) + Aligned(room.inner) + Aligned(room.q) +
@@ -79,8 +79,7 @@ class Appender final : public CudaAppender {
     return true;
   }
 
-  absl::Status Upload(std::span<const CudaHistory> channels, const CudaPrefill::Tokens& tokens,
-                      void* stream) override {
+  absl::Status Upload(std::span<const CudaHistory> channels, const CudaPrefill::Tokens& tokens, void* stream) override {
     const auto stride = static_cast<size_t>(weights_.widths.stride);
     size_t at = 0;
     // The same place in pinned memory and on the card.
@@ -120,8 +119,8 @@ class Appender final : public CudaAppender {
       }
       ++active;
     }
-    return Check(cudaMemcpyAsync(memory_.data(), pinned_.data(), at, cudaMemcpyHostToDevice,
-                                 static_cast<cudaStream_t>(stream)));
+    return Check(
+        cudaMemcpyAsync(memory_.data(), pinned_.data(), at, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
   }
 
   absl::Status Launch(void* stream) override {
@@ -135,8 +134,8 @@ class Appender final : public CudaAppender {
     const auto time = h.facts.time_us;
     size_t oldest = windows_.rows < static_cast<int64_t>(i) ? i - static_cast<size_t>(windows_.rows) : 0;
     if (time[i] - time[0] > windows_.age_us) {
-      const auto from = std::lower_bound(time.begin(), time.begin() + static_cast<ptrdiff_t>(i),
-                                         time[i] - windows_.age_us);
+      const auto from =
+          std::lower_bound(time.begin(), time.begin() + static_cast<ptrdiff_t>(i), time[i] - windows_.age_us);
       oldest = std::max(oldest, static_cast<size_t>(from - time.begin()));
     }
     return static_cast<int32_t>(oldest);

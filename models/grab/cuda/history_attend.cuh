@@ -1,6 +1,7 @@
 // Attention of history rows among themselves on tensor cores. A block takes 128 query rows of one head: a producer
 // thread feeds pages of K and V, newest first, to two consumer warpgroups of 64 rows, which take turns on the tensor
-// cores as kernels/cuda/consumer.cuh has them. What is GRAB's, the bias and the mask of every pair, is history_bias.cuh's.
+// cores as kernels/cuda/consumer.cuh has them. What is GRAB's, the bias and the mask of every pair, is
+// history_bias.cuh's.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_HISTORY_ATTEND_CUH_
 #define BACKSTORY_MODELS_GRAB_CUDA_HISTORY_ATTEND_CUH_
 
@@ -13,9 +14,9 @@
 
 namespace backstory::grab {
 
-template <int kDh, int kStageCount>
+template <int kDh, int kKStageCount, int kVStageCount>
 struct HistoryShape {
-  static constexpr int kD = kDh, kStages = kStageCount;
+  static constexpr int kD = kDh, kKStages = kKStageCount, kVStages = kVStageCount;
   static constexpr int kTileRows = 128, kPageRows = cuda::kPageRows;
   static constexpr int kThreads = 3 * 128;  // a producer and two consumer warpgroups
   static constexpr int kConsumerWarps = 8;
@@ -25,10 +26,10 @@ struct HistoryShape {
 // Followed by the time biases of the tile's rows (history_bias.cuh).
 template <class Shape>
 struct HistoryShared {
-  alignas(1024) unsigned char q[Shape::kQBytes];                     // [halves][tile rows][64], swizzled
-  alignas(1024) unsigned char k[Shape::kStages][Shape::kPageBytes];  // [halves][128][64], swizzled; v too
-  alignas(1024) unsigned char v[Shape::kStages][Shape::kPageBytes];
-  uint64_t q_full, k_full[Shape::kStages], k_empty[Shape::kStages], v_full[Shape::kStages], v_empty[Shape::kStages];
+  alignas(1024) unsigned char q[Shape::kQBytes];                      // [halves][tile rows][64], swizzled
+  alignas(1024) unsigned char k[Shape::kKStages][Shape::kPageBytes];  // [halves][128][64], swizzled; v too
+  alignas(1024) unsigned char v[Shape::kVStages][Shape::kPageBytes];
+  uint64_t q_full, k_full[Shape::kKStages], k_empty[Shape::kKStages], v_full[Shape::kVStages], v_empty[Shape::kVStages];
 };
 
 template <class Shape>
@@ -48,13 +49,15 @@ struct HistoryBarriers {
   __device__ __forceinline__ cuda::BarrierAt VEmpty(int i) const { return At(offsetof(Shared, v_empty), i); }
 };
 
-// The query rows of a block and the pages that any of them sees.
+// The query rows of a block and the pages of its split, of those that any of the rows sees.
 struct HistoryTile {
   int channel, head;
   int row, rows;              // of the channel's chunk
-  int page_begin, page_last;  // walked from the last one down
+  int page_newest;            // of all splits
+  int page_last, page_begin;  // walked from the last one down
+  int splits;                 // with pages
 
-  __device__ HistoryTile(const CudaHistoryArgs& a, int tile_rows) {
+  __device__ HistoryTile(const CudaHistoryArgs& a, int tile_rows, int split) {
     channel = static_cast<int>(blockIdx.x) / a.heads;
     head = static_cast<int>(blockIdx.x) % a.heads;
     const CudaHistoryRows& c = a.channel[channel];
@@ -62,8 +65,18 @@ struct HistoryTile {
     row = (tiles - 1 - static_cast<int>(blockIdx.y)) * tile_rows;  // longest first
     rows = row < 0 ? 0 : min(tile_rows, c.rows - row);
     if (rows == 0) return;
-    page_last = (c.first + row + rows - 1) / cuda::kPageRows;
+    page_newest = (c.first + row + rows - 1) / cuda::kPageRows;
     page_begin = c.limits[row].oldest / cuda::kPageRows;  // later rows see no older keys
+    const int pages = page_newest - page_begin + 1, of_split = (pages + a.splits - 1) / a.splits;
+    splits = (pages + of_split - 1) / of_split;
+    page_last = page_newest - split * of_split;
+    page_begin = max(page_begin, page_last - of_split + 1);
+    if (split >= splits) rows = 0;
+  }
+
+  // [tile rows][kD + 2] of a split: sums of weighted V, the reference and the sum of weights.
+  __device__ float* Part(const CudaHistoryArgs& a, int split, int tile_rows, int d_h) const {
+    return a.parts + ((int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * a.splits + split) * tile_rows * (d_h + 2);
   }
 };
 
@@ -72,19 +85,20 @@ __device__ __forceinline__ void Produce(const CudaHistoryArgs& a, const cuda::At
                                         HistoryShared<Shape>& shared) {
   const HistoryBarriers<Shape> barriers(shared);
   const int32_t* const blocks = a.channel[tile.channel].blocks;
-  cuda::Ring<Shape::kStages> ring;
+  cuda::Ring<Shape::kKStages> k;
+  cuda::Ring<Shape::kVStages> v;
   barriers.QFull().ArriveExpecting(Shape::kQBytes);
   cuda::LoadBox5(&maps.q, barriers.QFull(), shared.q, 0, tile.row, 0, tile.head, tile.channel);
   int next = blocks[tile.page_last];
-  for (int page = tile.page_last; page >= tile.page_begin; --page, ring.Next()) {
+  for (int page = tile.page_last; page >= tile.page_begin; --page, k.Next(), v.Next()) {
     const int block = next;
     if (page > tile.page_begin) next = blocks[page - 1];
-    barriers.KEmpty(ring.stage).Wait(ring.phase ^ 1);
-    barriers.KFull(ring.stage).ArriveExpecting(Shape::kPageBytes);
-    cuda::LoadBox5(&maps.k, barriers.KFull(ring.stage), shared.k[ring.stage], 0, 0, 0, tile.head, block);
-    barriers.VEmpty(ring.stage).Wait(ring.phase ^ 1);
-    barriers.VFull(ring.stage).ArriveExpecting(Shape::kPageBytes);
-    cuda::LoadBox5(&maps.v, barriers.VFull(ring.stage), shared.v[ring.stage], 0, 0, 0, tile.head, block);
+    barriers.KEmpty(k.stage).Wait(k.phase ^ 1);
+    barriers.KFull(k.stage).ArriveExpecting(Shape::kPageBytes);
+    cuda::LoadBox5(&maps.k, barriers.KFull(k.stage), shared.k[k.stage], 0, 0, 0, tile.head, block);
+    barriers.VEmpty(v.stage).Wait(v.phase ^ 1);
+    barriers.VFull(v.stage).ArriveExpecting(Shape::kPageBytes);
+    cuda::LoadBox5(&maps.v, barriers.VFull(v.stage), shared.v[v.stage], 0, 0, 0, tile.head, block);
   }
 }
 
@@ -101,7 +115,7 @@ class HistoryConsumer {
         k_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.k), 16))),
         v_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.v), Shape::kPageRows * 128))),
         bias_(args, tile.channel, tile.head, tile.row + warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4, tile.row,
-              tile.page_last,
+              tile.page_newest,
               args.n_time <= kHistoryTimesCoded
                   ? reinterpret_cast<float*>(&shared + 1) + warp_ * 16 * HistoryTimeStride(args.n_time)
                   : nullptr) {}
@@ -207,6 +221,10 @@ class HistoryConsumer {
   }
 
   __device__ __forceinline__ void Store(const float (&o)[kD / 2]) const {
+    if (a_.splits > 1) {
+      StorePart(o);
+      return;
+    }
     const int first = warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
     const float inverse[2] = {cuda::Inverse(cuda::QuadSum(softmax_.sum[0])),
                               cuda::Inverse(cuda::QuadSum(softmax_.sum[1]))};
@@ -225,15 +243,31 @@ class HistoryConsumer {
     }
   }
 
+  __device__ __forceinline__ void StorePart(const float (&o)[kD / 2]) const {
+    float* const part = tile_.Part(a_, static_cast<int>(blockIdx.z), Shape::kTileRows, kD);
+    const int first = warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4, column = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float* const to = part + (first + 8 * r) * (kD + 2);
+      const float sum = cuda::QuadSum(softmax_.sum[r]);
+      if (column == 0) *reinterpret_cast<float2*>(to + kD) = make_float2(softmax_.top[r], sum);
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        *reinterpret_cast<float2*>(to + column + 8 * n) = make_float2(o[4 * n + 2 * r], o[4 * n + 2 * r + 1]);
+      }
+    }
+  }
+
   const CudaHistoryArgs& a_;
   const HistoryTile& tile_;
   const int warp_, group_;  // of the consumers
   const HistoryBarriers<Shape> barriers_;
-  const uint32_t q_word_, k_word_, v_word_;  // descriptors of this group's Q, the first K and V
-  const float scale_ = a_.scale * cuda::kLog2E;  // to powers of two
+  const uint32_t q_word_, k_word_, v_word_;                      // descriptors of this group's Q, the first K and V
+  const float scale_ = a_.scale * cuda::kLog2E;                  // to powers of two
   const uint32_t zero_ = static_cast<uint32_t>(a_.heads) >> 31;  // the compiler must not merge p with the next page's
   HistoryBias bias_;
-  cuda::Ring<Shape::kStages> k_, v_;
+  cuda::Ring<Shape::kKStages> k_;
+  cuda::Ring<Shape::kVStages> v_;
   cuda::OnlineSoftmax softmax_{{kNoKeySeen, kNoKeySeen}, {0, 0}};
 };
 
@@ -242,7 +276,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     HistoryKernel(const __grid_constant__ CudaHistoryArgs args, const __grid_constant__ cuda::AttendMaps maps) {
   extern __shared__ __align__(1024) unsigned char raw[];
   auto& shared = *reinterpret_cast<HistoryShared<Shape>*>(raw);
-  const HistoryTile tile(args, Shape::kTileRows);
+  const HistoryTile tile(args, Shape::kTileRows, static_cast<int>(blockIdx.z));
   if (tile.rows == 0) return;
   if (threadIdx.x == 0) {
     const HistoryBarriers<Shape> barriers(shared);
@@ -250,10 +284,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     cuda::PrefetchTensorMap(&maps.k);
     cuda::PrefetchTensorMap(&maps.v);
     barriers.QFull().Init(1);
-    for (int i = 0; i < Shape::kStages; ++i) {
+    for (int i = 0; i < Shape::kKStages; ++i) {
       barriers.KFull(i).Init(1);
-      barriers.VFull(i).Init(1);
       barriers.KEmpty(i).Init(Shape::kConsumerWarps);
+    }
+    for (int i = 0; i < Shape::kVStages; ++i) {
+      barriers.VFull(i).Init(1);
       barriers.VEmpty(i).Init(Shape::kConsumerWarps);
     }
     cuda::FenceBarrierInit();
@@ -265,6 +301,32 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   } else {
     cuda::GrowRegisters<240>();
     HistoryConsumer<Shape>(args, tile, shared).Run();
+  }
+}
+
+// Joins a tile's splits: a block per tile and head, in the attention's grid.
+template <class Shape>
+__global__ void __launch_bounds__(256) JoinHistoryKernel(const __grid_constant__ CudaHistoryArgs a) {
+  constexpr int kD = Shape::kD;
+  const HistoryTile tile(a, Shape::kTileRows, 0);
+  for (int i = threadIdx.x; i < tile.rows * (kD / 2); i += 256) {
+    const int row = i / (kD / 2), column = i % (kD / 2) * 2;
+    const float* const part = tile.Part(a, 0, Shape::kTileRows, kD) + row * (kD + 2);
+    constexpr int kNext = Shape::kTileRows * (kD + 2);
+    float top = kNoKeySeen;
+    for (int s = 0; s < tile.splits; ++s) top = fmaxf(top, part[s * kNext + kD]);
+    float sum = 0;
+    float2 o = {0, 0};
+    for (int s = 0; s < tile.splits; ++s) {
+      const float2 end = *reinterpret_cast<const float2*>(part + s * kNext + kD);
+      const float2 more = *reinterpret_cast<const float2*>(part + s * kNext + column);
+      const float weight = cuda::Exp2(end.x - top);
+      sum = fmaf(weight, end.y, sum);
+      o = {fmaf(weight, more.x, o.x), fmaf(weight, more.y, o.y)};
+    }
+    auto* const to = static_cast<__nv_bfloat16*>(a.o) +
+                     ((tile.channel * a.chunk_rows + tile.row + row) * a.heads + tile.head) * kD + column;
+    *reinterpret_cast<uint32_t*>(to) = cuda::PackBf16(o.x / sum, o.y / sum);
   }
 }
 

@@ -2,9 +2,10 @@
 //
 // What a row's keys have in common is known without looking at them. Seen from row i, a key's position stays n_pos - 1
 // beyond that distance, and its time bucket b begins at key bucket_begin[b]: walking to older keys, buckets only rise.
-// So most pages have one bucket for a row (its bias is one number in a register), the next most have two with a boundary
-// key that differs by row. Near the diagonal every pair differs: there the pairs' buckets and masks, which all heads and
-// layers share, are worked out once (codes), newest pages first. Other pages with masks or many buckets are walked.
+// So most pages have one bucket for a row (its bias is one number in a register), the next most have two with a
+// boundary key that differs by row. Near the diagonal every pair differs: there the pairs' buckets and masks, which all
+// heads and layers share, are worked out once (codes), newest pages first. Other pages with masks or many buckets are
+// walked.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_HISTORY_BIAS_CUH_
 #define BACKSTORY_MODELS_GRAB_CUDA_HISTORY_BIAS_CUH_
 
@@ -24,7 +25,8 @@ struct PageLook {
   bool split;    // two in some row
 };
 
-// Below every logit and finite: the reference of a row that has seen no key, so that masked ones weigh nothing there too.
+// Below every logit and finite: the reference of a row that has seen no key, so that masked ones weigh nothing there
+// too.
 inline constexpr float kNoKeySeen = -1e30f;
 
 // Floats between rows of the time biases in shared memory: one a bucket and -infinity, which masked pairs take. Odd, so
@@ -62,8 +64,8 @@ class HistoryBias {
  public:
   static constexpr int kPageRows = cuda::kPageRows;
 
-  // Of rows `row` and `row` + 8 of the channel's chunk, which lane / 4 counts within the warp's 16. `times`: this warp's
-  // 16 rows of time biases in shared memory, or null if there are too many.
+  // Of rows `row` and `row` + 8 of the channel's chunk, which lane / 4 counts within the warp's 16. `times`: this
+  // warp's 16 rows of time biases in shared memory, or null if there are too many.
   __device__ __forceinline__ HistoryBias(const CudaHistoryArgs& a, int channel, int head, int row, int tile_row,
                                          int page_last, float* times)
       : a_(a),
@@ -101,7 +103,8 @@ class HistoryBias {
   // Pages are looked at from the newest down, each once.
   __device__ __forceinline__ PageLook Look(int page) {
     const int first = page * kPageRows, last = first + kPageRows - 1;
-    const bool near = nearest_ - last < a_.n_pos - 1, codes = times_ != nullptr && page_last_ - page < kCudaHistoryCodedPages;
+    const bool near = nearest_ - last < a_.n_pos - 1,
+               codes = times_ != nullptr && page_last_ - page < kCudaHistoryCodedPages;
     if (near && codes) return {.coded = true, .pairs = true};
     bool buckets = false, split = false;
 #pragma unroll
@@ -214,7 +217,7 @@ class HistoryBias {
   __device__ __forceinline__ void AddPositions(int first, float (&s)[64]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int at = Index(r) - first;  // position of s[2 r]
+      const int at = Index(r) - first;                                    // position of s[2 r]
       const int most = at > 0 ? max(0, Index(r) - Limits(r).oldest) : 0;  // positions beyond are masked
       const float* const table = Table(r);
       const float far = Far(r);

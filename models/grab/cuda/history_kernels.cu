@@ -1,5 +1,3 @@
-#include "models/grab/cuda/history_kernels.h"
-
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -8,6 +6,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "models/grab/cuda/history_attend.cuh"
+#include "models/grab/cuda/history_kernels.h"
 
 namespace backstory::grab {
 namespace {
@@ -126,7 +125,8 @@ const char* Launched() {
 
 template <class Shape>
 const char* LaunchAttend(const CudaHistoryArgs& a, int rows, cudaStream_t stream) {
-  if (cuda::FindEncode() == nullptr) return "history attention: the driver has no cuTensorMapEncodeTiled (before CUDA 12)";
+  if (cuda::FindEncode() == nullptr)
+    return "history attention: the driver has no cuTensorMapEncodeTiled (before CUDA 12)";
   constexpr int kD = Shape::kD;
   const auto u = [](int64_t x) { return static_cast<cuuint64_t>(x); };
   const int64_t head_size = int64_t{kPage} * kD, kv_size = a.heads * head_size, block_size = 2 * a.layers * kv_size;
@@ -141,14 +141,18 @@ const char* LaunchAttend(const CudaHistoryArgs& a, int rows, cudaStream_t stream
       cuda::Encode<5>(&maps.k, k, pages, page_strides, {64, kPage, kD / 64, 1, 1}) &&
       cuda::Encode<5>(&maps.v, k + kv_size, pages, page_strides, {64, kPage, kD / 64, 1, 1});
   if (!encoded) return "history attention: the driver refuses the tensor maps";
-  constexpr int kSharedBytes = sizeof(HistoryShared<Shape>) + Shape::kTileRows * HistoryTimeStride(kHistoryTimesCoded) * 4;
-  static_assert(kSharedBytes <= 232448);
+  constexpr int kSharedMost = 232448;
+  static_assert(sizeof(HistoryShared<Shape>) + Shape::kTileRows * HistoryTimeStride(kHistoryTimesCoded) * 4 <=
+                kSharedMost);
+  const int bytes = static_cast<int>(sizeof(HistoryShared<Shape>)) +
+                    (a.n_time <= kHistoryTimesCoded ? Shape::kTileRows * HistoryTimeStride(a.n_time) * 4 : 0);
   static std::atomic<uint64_t> allowed = 0;
   const cudaError_t refused =
-      cuda::Allow(HistoryKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes, &allowed);
+      cuda::Allow(HistoryKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMost, &allowed);
   if (refused != cudaSuccess) return cudaGetErrorString(refused);
-  const dim3 grid(a.channels * a.heads, (rows + Shape::kTileRows - 1) / Shape::kTileRows);
-  HistoryKernel<Shape><<<grid, Shape::kThreads, kSharedBytes, stream>>>(a, maps);
+  const dim3 tiles(a.channels * a.heads, (rows + Shape::kTileRows - 1) / Shape::kTileRows);
+  HistoryKernel<Shape><<<dim3(tiles.x, tiles.y, a.splits), Shape::kThreads, bytes, stream>>>(a, maps);
+  if (a.splits > 1) JoinHistoryKernel<Shape><<<tiles, 256, 0, stream>>>(a);
   return Launched();
 }
 
@@ -159,6 +163,15 @@ int MostRows(const CudaHistoryArgs& a) {
 }
 
 }  // namespace
+
+int CudaHistorySplits(const CudaHistoryArgs& a) {
+  int pages = 0;
+  for (int c = 0; c < a.channels; ++c) {
+    if (a.channel[c].rows > 0) pages = std::max(pages, (a.channel[c].first + a.channel[c].rows + kPage - 1) / kPage);
+  }
+  const int tiles = (MostRows(a) + kPage - 1) / kPage * a.channels * a.heads;
+  return tiles == 0 ? 1 : std::max(1, std::min(kCudaHistoryParts / tiles, pages / 2));
+}
 
 const char* CudaHistoryFacts(const CudaHistoryArgs& a, void* stream) {
   const int64_t threads = int64_t{(MostRows(a) + kPage - 1) / kPage * kPage} * a.n_time;
@@ -175,8 +188,8 @@ const char* CudaHistoryFacts(const CudaHistoryArgs& a, void* stream) {
 const char* CudaHistoryAttend(const CudaHistoryArgs& a, void* stream) {
   const int rows = MostRows(a);
   if (rows == 0) return nullptr;
-  if (a.d_h == 128) return LaunchAttend<HistoryShape<128, 2>>(a, rows, static_cast<cudaStream_t>(stream));
-  if (a.d_h == 64) return LaunchAttend<HistoryShape<64, 4>>(a, rows, static_cast<cudaStream_t>(stream));
+  if (a.d_h == 128) return LaunchAttend<HistoryShape<128, 2, 2>>(a, rows, static_cast<cudaStream_t>(stream));
+  if (a.d_h == 64) return LaunchAttend<HistoryShape<64, 3, 3>>(a, rows, static_cast<cudaStream_t>(stream));
   return "history attention: d_h must be 64 or 128";
 }
 

@@ -4,13 +4,14 @@
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_HISTORY_KERNELS_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_HISTORY_KERNELS_H_
 
+#include <cstddef>
 #include <cstdint>
 
 namespace backstory::grab {
 
 inline constexpr int kCudaHistoryChannels = 16;
 inline constexpr int kCudaHistoryCodedPages = 8;  // the newest that a tile of 128 rows sees
-inline constexpr int kCudaFewRows = 4;  // of every channel at most, for append.h
+inline constexpr int kCudaFewRows = 4;            // of every channel at most, for append.h
 
 // Which keys j < i a row i does not see: those before `oldest`, and those with its tie key, all of which are in
 // [tie_first, tie_last] (-1: none).
@@ -27,7 +28,7 @@ struct CudaHistoryRows {
   const int32_t* previous_tie = nullptr;  // RowIndex::previous_tie
   const int32_t* oldest_tie = nullptr;    // the oldest row before i with the tie key of i, or -1
   const int32_t* action = nullptr;
-  const float* bact = nullptr;            // [n_act][d_h]
+  const float* bact = nullptr;  // [n_act][d_h]
   // From row `first` on, with room for a multiple of 128 rows.
   CudaHistoryLimits* limits = nullptr;  // [rows]
   int32_t* bucket_begin = nullptr;      // [rows][n_time]: the oldest key in that time bucket or a younger one
@@ -45,10 +46,19 @@ struct CudaHistoryArgs {
   const void* qkv = nullptr;       // bf16 [channels][chunk_rows][q, k, v][heads][d_h]
   const float* table = nullptr;    // [channels][chunk_rows][heads][table_width]: q . Bpos[p], then q . Btime[t]
   void* o = nullptr;               // bf16 [channels][chunk_rows][heads][d_h]
-  void* pool = nullptr;  // blocks [layer][K, V][head][128][d_h] bf16
+  int splits = 1;                  // of the pages of a tile of 128 rows and head, side by side: 1 or CudaHistorySplits
+  float* parts = nullptr;          // of kCudaHistoryParts splits
+  void* pool = nullptr;            // blocks [layer][K, V][head][128][d_h] bf16
   int64_t pool_blocks = 0;
   CudaHistoryRows channel[kCudaHistoryChannels];
 };
+
+// How many splits fill the card where there are few tiles; a function of the rows alone.
+int CudaHistorySplits(const CudaHistoryArgs& args);
+inline constexpr int kCudaHistoryParts = 128;
+constexpr size_t CudaHistoryPartBytes(int d_h) {
+  return size_t{kCudaHistoryParts} * 128 * (static_cast<size_t>(d_h) + 2) * 4;
+}
 
 // Writes limits, bucket_begin and codes of the rows: once, for all layers.
 const char* CudaHistoryFacts(const CudaHistoryArgs& args, void* stream);

@@ -97,6 +97,7 @@ class Prefill final : public CudaPrefill {
   CudaHistoryLimits* limits_ = nullptr;
   int32_t* bucket_begin_ = nullptr;
   uint8_t* codes_ = nullptr;
+  float* parts_ = nullptr;
   void *z_ = nullptr, *inner_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *ffn_ = nullptr, *workspace_ = nullptr;
   std::map<std::vector<int64_t>, std::unique_ptr<CudaGemm>> products_;
   double milliseconds_ = 0;
@@ -135,6 +136,7 @@ absl::Status Prefill::Allocate(const Config& config) {
   place(&table_, all * size(w.heads * w.table), 4);
   place(&limits_, all, sizeof(CudaHistoryLimits));
   place(&bucket_begin_, all * size(w.n_time), 4);
+  place(&parts_, CudaHistoryPartBytes(w.d_h), 1);
   place(&codes_, all * kPageRows * kCudaHistoryCodedPages, 1);
   place(&attended_, all * size(w.wide), 2);
   place(&ffn_, all * size(w.ffn), 2);
@@ -203,8 +205,7 @@ absl::Status Prefill::Upload(std::span<const CudaHistory> channels) {
                           "uploading a history"));
     RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, 0, h.facts.time_us.first(h.rows)));
     RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, tied, h.facts.tie.first(h.rows)));
-    RETURN_IF_ERROR(
-        copy(host_[c].previous_tie, card_[c].previous_tie, h.first, h.facts.previous_tie.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].previous_tie, card_[c].previous_tie, h.first, h.facts.previous_tie.first(h.rows)));
     RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.first, h.action.first(h.rows)));
     RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, 0, h.blocks));
   }
@@ -389,6 +390,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .qkv = qkv_,
                        .table = table_,
                        .o = attended_,
+                       .parts = parts_,
                        .pool = pool_->data(),
                        .pool_blocks = static_cast<int64_t>(pool_->blocks())};
   for (int c = 0; c < w.channels; ++c) {
@@ -406,6 +408,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .bucket_begin = At<int32_t>(bucket_begin_, c, w.n_time),
                        .codes = At<uint8_t>(codes_, c, kPageRows * kCudaHistoryCodedPages)};
   }
+  args.splits = CudaHistorySplits(args);
   RETURN_IF_ERROR(device().CheckText(CudaHistoryFacts(args, stream_), "history facts"));
   const std::vector<Group> groups = GroupsOf(chunks);
   for (const Group& g : groups) {
