@@ -1,5 +1,5 @@
 // The whole scoring pass of grab-512 on a card: token rows in, logits out, K/V resident. Users are rotated past the L2.
-//   grab_cuda_bench [repeats]
+//   grab_cuda_bench [repeats [first rows]]      (with rows: only their prefill, or append to `first`)
 // GPU time is between CUDA events around the pass; wall time is the host's for inputs, pass and scores (planning and
 // copies included, the tokenizer not). Medians and [p10 p90] of `repeats` passes. Values are random; times do not
 // depend on them.
@@ -186,6 +186,8 @@ void MeasurePrefill(const Config& config, const CudaNetwork& network, CudaPagePo
 
 int Main(int argc, char** argv) {
   const int repeats = argc > 1 ? std::atoi(argv[1]) : 100;
+  const size_t first_row = argc > 3 ? static_cast<size_t>(std::atol(argv[2])) : 0;
+  const size_t last_row = argc > 3 ? static_cast<size_t>(std::atol(argv[3])) : 0;
   const Config config = *PresetConfig("grab-512");
   constexpr size_t kPoolBytes = size_t{24} << 30;
   const auto runtime = Must(CudaRuntime::Open({.kv_bytes = kPoolBytes}));
@@ -193,6 +195,11 @@ int Main(int argc, char** argv) {
               runtime->device().name().c_str(), runtime->device().multiprocessors(), repeats);
   const auto pool = Must(runtime->PoolFor(Must(CudaNetwork::KvShape(config))));
   const auto network = Must(CudaNetwork::Load(config, RandomWeights(config, 1), runtime->gemms(), pool));
+  if (last_row > 0) {
+    FillRandom(pool.get(), 2 * (last_row / 128 + 1));
+    MeasurePrefill(config, *network, pool.get(), runtime->gemms(), pool, first_row, last_row, repeats);
+    return 0;
+  }
   const auto lane = Must(network->NewLane());
   FillRandom(pool.get(), static_cast<size_t>(pool->blocks()) / 2);
   for (const Shape& shape : kShapes) Measure(config, shape, *network, pool.get(), lane.get(), repeats);

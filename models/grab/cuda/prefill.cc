@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "models/grab/cuda/appender.h"
 #include "models/grab/cuda/history_kernels.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/row_kernels.h"
@@ -26,9 +27,6 @@ namespace {
 struct Group {
   int first, channels, rows;  // rows: padded, of each
 };
-
-// Longer histories go the way of many rows.
-constexpr size_t kFewRowsPages = 1024;
 
 class Prefill final : public CudaPrefill {
  public:
@@ -48,7 +46,7 @@ class Prefill final : public CudaPrefill {
     }
   }
 
-  absl::Status Allocate();
+  absl::Status Allocate(const Config& config);
   absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) override;
   double last_milliseconds() const override { return milliseconds_; }
 
@@ -56,13 +54,15 @@ class Prefill final : public CudaPrefill {
   // Per channel, of kRowsMax rows, at the same place in pinned memory and on the card.
   struct Facts {
     int64_t *time, *tie;
-    int32_t *previous_tie, *action, *blocks;
+    int32_t *previous_tie, *oldest_tie, *action, *blocks;
   };
   struct Chunk {
     size_t first = 0, rows = 0;
   };
 
+  absl::Status AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens);
   absl::Status Upload(std::span<const CudaHistory> channels);
+  absl::Status Wait();
   absl::Status Pass(std::span<const Chunk> chunks);
   absl::Status Layer(int layer, std::span<const Group> groups, CudaHistoryArgs* args);
   absl::Status FinishLayer(int layer, std::span<const Group> groups);
@@ -87,18 +87,26 @@ class Prefill final : public CudaPrefill {
   const std::shared_ptr<CudaPagePool> pool_;
 
   std::mutex mutex_;  // guards all that follows
+  std::unique_ptr<CudaAppender> appender_;
   CudaBuffer memory_, pinned_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, end_ = nullptr;
   std::vector<Facts> host_, card_;
-  float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr, *parts_ = nullptr;
+  float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr;
   int64_t* edges_ = nullptr;
+  CudaHistoryLimits* limits_ = nullptr;
+  int32_t* bucket_begin_ = nullptr;
+  uint8_t* codes_ = nullptr;
+  float* parts_ = nullptr;
   void *z_ = nullptr, *inner_ = nullptr, *qkv_ = nullptr, *attended_ = nullptr, *ffn_ = nullptr, *workspace_ = nullptr;
   std::map<std::vector<int64_t>, std::unique_ptr<CudaGemm>> products_;
   double milliseconds_ = 0;
 };
 
-absl::Status Prefill::Allocate() {
+absl::Status Prefill::Allocate(const Config& config) {
+  auto appender = CudaAppender::Create(config, &weights_, pool_.get());
+  if (!appender.ok()) return appender.status();
+  appender_ = *std::move(appender);
   const CudaWidths& w = weights_.widths;
   const auto size = [](int n) { return static_cast<size_t>(n); };
   const size_t all = kChunkRows * size(w.channels);
@@ -114,6 +122,7 @@ absl::Status Prefill::Allocate() {
     place(&facts.time, kRowsMax, 8);
     place(&facts.tie, kRowsMax, 8);
     place(&facts.previous_tie, kRowsMax, 4);
+    place(&facts.oldest_tie, kRowsMax, 4);
     place(&facts.action, kRowsMax, 4);
     place(&facts.blocks, kRowsMax / kPageRows, 4);
   }
@@ -125,10 +134,13 @@ absl::Status Prefill::Allocate() {
   place(&inner_, w.latent > 0 ? all * size(w.inner) : 0, 2);
   place(&qkv_, all * size(3 * w.wide), 2);
   place(&table_, all * size(w.heads * w.table), 4);
+  place(&limits_, all, sizeof(CudaHistoryLimits));
+  place(&bucket_begin_, all * size(w.n_time), 4);
+  place(&parts_, CudaHistoryPartBytes(w.d_h), 1);
+  place(&codes_, all * kPageRows * kCudaHistoryCodedPages, 1);
   place(&attended_, all * size(w.wide), 2);
   place(&ffn_, all * size(w.ffn), 2);
   place(&workspace_, CudaGemmLibrary::kWorkspaceBytes, 1);
-  place(&parts_, size(w.channels) * kCudaFewRows * size(w.heads) * kFewRowsPages * size(2 + w.d_h), 4);
   auto memory = device().Allocate(bytes, "prefill");
   if (!memory.ok()) return memory.status();
   memory_ = *std::move(memory);
@@ -142,7 +154,8 @@ absl::Status Prefill::Allocate() {
   };
   for (size_t c = 0; c < card_.size(); ++c) {
     const Facts& f = card_[c];
-    host_[c] = {on_host(f.time), on_host(f.tie), on_host(f.previous_tie), on_host(f.action), on_host(f.blocks)};
+    host_[c] = {on_host(f.time),       on_host(f.tie),    on_host(f.previous_tie),
+                on_host(f.oldest_tie), on_host(f.action), on_host(f.blocks)};
   }
   host_rows_ = on_host(input_);
   RETURN_IF_ERROR(Check(cudaMemset(memory_.data(), 0, bytes), "prefill"));
@@ -155,40 +168,64 @@ absl::Status Prefill::Allocate() {
   return Check(cudaDeviceSynchronize(), "prefill");
 }
 
+// oldest[i] = the oldest row with the tie key of row i, or -1 if that is i itself, for rows [first, rows). Returns the
+// oldest of all.
+size_t FindOldestTies(const CudaHistory& h, int32_t* oldest) {
+  size_t least = h.rows;
+  for (size_t i = h.first; i < h.rows; ++i) {
+    int32_t at = -1;
+    for (int32_t j = h.facts.previous_tie[i]; j >= 0; j = h.facts.previous_tie[static_cast<size_t>(j)]) {
+      at = j;
+      if (static_cast<size_t>(j) < h.first) continue;
+      if (oldest[j] >= 0) at = oldest[j];
+      break;
+    }
+    oldest[i] = at;
+    if (at >= 0) least = std::min(least, static_cast<size_t>(at));
+  }
+  return least;
+}
+
 absl::Status Prefill::Upload(std::span<const CudaHistory> channels) {
-  const auto copy = [&](auto* host, auto* card, const auto& from) {
-    std::copy(from.begin(), from.end(), host);
-    return from.empty()
-               ? absl::OkStatus()
-               : Check(cudaMemcpyAsync(card, host, from.size() * sizeof(*host), cudaMemcpyHostToDevice, stream_),
-                       "uploading a history");
+  // From row `first` on, to the same row.
+  const auto copy = [&](auto* host, auto* card, size_t first, const auto& from) {
+    if (first >= from.size()) return absl::OkStatus();
+    std::copy(from.begin() + static_cast<ptrdiff_t>(first), from.end(), host + first);
+    return Check(cudaMemcpyAsync(card + first, host + first, (from.size() - first) * sizeof(*host),
+                                 cudaMemcpyHostToDevice, stream_),
+                 "uploading a history");
   };
   for (size_t c = 0; c < channels.size(); ++c) {
     const CudaHistory& h = channels[c];
     if (h.first == h.rows) continue;
-    RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, h.facts.time_us.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, h.facts.tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].previous_tie, card_[c].previous_tie, h.facts.previous_tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.action.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, h.blocks));
+    int32_t* const oldest = host_[c].oldest_tie;
+    const size_t tied = FindOldestTies(h, oldest);
+    RETURN_IF_ERROR(Check(cudaMemcpyAsync(card_[c].oldest_tie + h.first, oldest + h.first, (h.rows - h.first) * 4,
+                                          cudaMemcpyHostToDevice, stream_),
+                          "uploading a history"));
+    RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, 0, h.facts.time_us.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, tied, h.facts.tie.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].previous_tie, card_[c].previous_tie, h.first, h.facts.previous_tie.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.first, h.action.first(h.rows)));
+    RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, 0, h.blocks));
   }
   return absl::OkStatus();
 }
 
 std::vector<Group> Prefill::GroupsOf(std::span<const Chunk> chunks) {
-  constexpr int kTogether = 256;  // beyond, padding costs more than launches
-  size_t most = 0;
-  for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows);
-  std::vector<Group> groups;
-  if (const int rows = CudaNetwork::Bucket(static_cast<int>(most)); rows <= kTogether) {
-    groups.push_back({0, static_cast<int>(chunks.size()), rows});
-    return groups;
-  }
+  constexpr int kTogether = 256;  // so few rows cost less than another launch
+  std::vector<Group> apart;
+  int most = 0, all = 0;
   for (size_t c = 0; c < chunks.size(); ++c) {
     if (chunks[c].rows == 0) continue;
-    groups.push_back({static_cast<int>(c), 1, CudaNetwork::Bucket(static_cast<int>(chunks[c].rows))});
+    const int rows = CudaNetwork::Bucket(static_cast<int>(chunks[c].rows));
+    apart.push_back({static_cast<int>(c), 1, rows});
+    most = std::max(most, rows), all += rows;
   }
-  return groups;
+  // A tenth more rows are worth half the launches.
+  const int channels = static_cast<int>(chunks.size());
+  if (most <= kTogether || most * channels * 10 <= all * 11) return {{0, channels, most}};
+  return apart;
 }
 
 absl::Status Prefill::Product(const Group& group, CudaGemmShape s, const void* x, size_t w, const void* bias, void* y) {
@@ -342,9 +379,6 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .heads = w.heads,
                        .d_h = w.d_h,
                        .layers = w.layers,
-                       .qkv_stride = 3 * w.wide,
-                       .k_at = w.wide,
-                       .v_at = 2 * w.wide,
                        .n_pos = w.n_pos,
                        .n_time = w.n_time,
                        .table_width = w.table,
@@ -352,9 +386,13 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .window_rows = windows_.rows,
                        .window_us = windows_.age_us,
                        .edges = edges_,
+                       .chunk_rows = static_cast<int64_t>(kChunkRows),
+                       .qkv = qkv_,
+                       .table = table_,
+                       .o = attended_,
                        .parts = parts_,
-                       .pages_max = static_cast<int>(kFewRowsPages),
-                       .pool = pool_->data()};
+                       .pool = pool_->data(),
+                       .pool_blocks = static_cast<int64_t>(pool_->blocks())};
   for (int c = 0; c < w.channels; ++c) {
     const Facts& f = card_[static_cast<size_t>(c)];
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
@@ -364,11 +402,14 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .time_us = f.time,
                        .tie = f.tie,
                        .previous_tie = f.previous_tie,
+                       .oldest_tie = f.oldest_tie,
                        .action = f.action,
-                       .qkv = At<uint16_t>(qkv_, c, 3 * w.wide),
-                       .table = At<float>(table_, c, w.heads * w.table),
-                       .o = At<uint16_t>(attended_, c, w.wide)};
+                       .limits = At<CudaHistoryLimits>(limits_, c, 1),
+                       .bucket_begin = At<int32_t>(bucket_begin_, c, w.n_time),
+                       .codes = At<uint8_t>(codes_, c, kPageRows * kCudaHistoryCodedPages)};
   }
+  args.splits = CudaHistorySplits(args);
+  RETURN_IF_ERROR(device().CheckText(CudaHistoryFacts(args, stream_), "history facts"));
   const std::vector<Group> groups = GroupsOf(chunks);
   for (const Group& g : groups) {
     const size_t bytes = static_cast<size_t>(g.rows) * static_cast<size_t>(w.stride) * sizeof(float);
@@ -408,6 +449,7 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
     }
   }
   milliseconds_ = 0;
+  if (appender_->Takes(channels)) return AppendFew(channels, tokens);
   RETURN_IF_ERROR(Upload(channels));
   const CudaWidths& w = weights_.widths;
   const size_t stride = static_cast<size_t>(w.stride);
@@ -430,13 +472,24 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
     if (!more) return absl::OkStatus();
     RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
     RETURN_IF_ERROR(Pass(chunks));
-    RETURN_IF_ERROR(Check(cudaEventRecord(end_, stream_), "prefill"));
-    // The pinned rows are written again by the next chunk.
-    RETURN_IF_ERROR(Check(cudaStreamSynchronize(stream_), "prefill"));
-    float ms = 0;
-    RETURN_IF_ERROR(Check(cudaEventElapsedTime(&ms, start_, end_), "prefill"));
-    milliseconds_ += ms;
+    RETURN_IF_ERROR(Wait());  // the pinned rows are written again by the next chunk
   }
+}
+
+absl::Status Prefill::AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens) {
+  RETURN_IF_ERROR(appender_->Upload(channels, tokens, stream_));
+  RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
+  RETURN_IF_ERROR(appender_->Launch(stream_));
+  return Wait();
+}
+
+absl::Status Prefill::Wait() {
+  RETURN_IF_ERROR(Check(cudaEventRecord(end_, stream_), "prefill"));
+  RETURN_IF_ERROR(Check(cudaStreamSynchronize(stream_), "prefill"));
+  float ms = 0;
+  RETURN_IF_ERROR(Check(cudaEventElapsedTime(&ms, start_, end_), "prefill"));
+  milliseconds_ += ms;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -449,7 +502,7 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Create(const Config& c
         absl::StrCat(config.channels(), " channels, prefill on the card takes ", kCudaHistoryChannels));
   }
   auto prefill = std::make_unique<Prefill>(config, weights, std::move(gemms), std::move(pool));
-  if (absl::Status status = prefill->Allocate(); !status.ok()) return status;
+  if (absl::Status status = prefill->Allocate(config); !status.ok()) return status;
   return prefill;
 }
 

@@ -31,7 +31,7 @@ struct CudaHistory {
 class CudaPrefill {
  public:
   static constexpr size_t kRowsMax = size_t{1} << 18;  // of a channel
-  static constexpr size_t kChunkRows = 4096;           // of a channel in one pass through the layers
+  static constexpr size_t kChunkRows = 8192;           // of a channel in one pass through the layers
 
   // Token rows [first, first + count) of a channel, to `out` [count][d] with `stride` floats from row to row.
   using Tokens = std::function<void(size_t channel, size_t first, size_t count, size_t stride, float* out)>;
