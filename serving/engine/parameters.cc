@@ -113,6 +113,13 @@ std::vector<ParameterSpec> ProcessSpecs() {
        "users waiting for a refresh after an append; 0: states are only extended when asked for"},
       {"warmup_requests_max", kProcess, int64_t{1000}, 0, 1000, 0,
        "recorded requests scored before a version is ready"},
+      {"release_warm_share", kProcess, 0.9, 0, 1, 0,
+       "share of the use under a label's present version, by users whose state its next version must have before the "
+       "label moves; more takes longer, less leaves more histories to be built by requests; 0: labels move at once"},
+      {"release_warm_rows_per_s", kProcess, int64_t{20'000}, 1, 1'000'000'000, 0,
+       "K/V rows a second computed for that, behind all requests; more takes cores or the card from other refreshes"},
+      {"release_warm_s_max", kProcess, int64_t{60}, 0, 86'400, 0,
+       "seconds after which a label moves however few users are warm"},
       {"request_log_fraction", kProcess, 0.0, 0, 1, 0, "share of answered requests that are recorded"},
   };
 }
