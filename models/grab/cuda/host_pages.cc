@@ -136,6 +136,34 @@ absl::StatusOr<std::shared_ptr<CudaCopy>> CudaHostPages::ToHost(std::span<const 
   return Enqueue(moves, after, false);
 }
 
+// One call for all: block by block costs 6 us each, a third of the rate at 256 KiB a block (H100).
+int CudaHostPages::CopyBlocks(std::span<const Move> moves, bool to_card, CUstream_st* stream) const {
+  const auto card = [&](const Move& move) { return card_ + static_cast<size_t>(move.card) * block_bytes_; };
+  const auto host = [&](const Move& move) { return memory_.as<char>(static_cast<size_t>(move.host) * block_bytes_); };
+#if CUDART_VERSION >= 13000
+  if (moves.empty()) return cudaSuccess;
+  std::vector<const void*> from;
+  std::vector<void*> to;
+  for (const Move& move : moves) {
+    from.push_back(to_card ? host(move) : card(move));
+    to.push_back(to_card ? card(move) : host(move));
+  }
+  const std::vector<size_t> bytes(moves.size(), block_bytes_);
+  cudaMemcpyAttributes attributes{};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  size_t first = 0;
+  return cudaMemcpyBatchAsync(to.data(), from.data(), bytes.data(), bytes.size(), &attributes, &first, 1, stream);
+#else
+  for (const Move& move : moves) {
+    const cudaError_t error =
+        cudaMemcpyAsync(to_card ? card(move) : host(move), to_card ? host(move) : card(move), block_bytes_,
+                        to_card ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+#endif
+}
+
 absl::StatusOr<std::shared_ptr<CudaCopy>> CudaHostPages::Enqueue(std::span<const Move> moves, CudaCopy* after,
                                                                  bool to_card) {
   if (absl::Status status = device_->Select(); !status.ok()) return status;
@@ -145,17 +173,11 @@ absl::StatusOr<std::shared_ptr<CudaCopy>> CudaHostPages::Enqueue(std::span<const
   if (after != nullptr) {
     if (absl::Status status = after->Before(stream); !status.ok()) return status;
   }
-  const auto check = [&](cudaError_t error) { return device_->Check(error, "copying K/V pages"); };
+  const auto check = [&](int error) { return device_->Check(error, "copying K/V pages"); };
   if (absl::Status status = check(cudaEventRecord((*copy)->begin_, stream)); !status.ok()) return status;
-  for (const Move& move : moves) {
-    char* const card = card_ + static_cast<size_t>(move.card) * block_bytes_;
-    char* const host = memory_.as<char>(static_cast<size_t>(move.host) * block_bytes_);
-    const cudaError_t error = cudaMemcpyAsync(to_card ? card : host, to_card ? host : card, block_bytes_,
-                                              to_card ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, stream);
-    if (absl::Status status = check(error); !status.ok()) {
-      static_cast<void>(cudaStreamSynchronize(stream));  // the caller takes the blocks back
-      return status;
-    }
+  if (absl::Status status = check(CopyBlocks(moves, to_card, stream)); !status.ok()) {
+    static_cast<void>(cudaStreamSynchronize(stream));  // the caller takes the blocks back
+    return status;
   }
   if (absl::Status status = check(cudaEventRecord((*copy)->end_, stream)); !status.ok()) return status;
   (*copy)->bytes = static_cast<double>(moves.size() * block_bytes_);

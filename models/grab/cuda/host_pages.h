@@ -73,6 +73,7 @@ class CudaHostPages {
   explicit CudaHostPages(std::shared_ptr<CudaDevice> device) : device_(std::move(device)) {}
   absl::Status Open(size_t block_bytes, size_t bytes, void* card, size_t card_blocks);
   absl::Status Probe(size_t card_blocks);
+  int CopyBlocks(std::span<const Move> moves, bool to_card, CUstream_st* stream) const;  // a cudaError_t
   absl::StatusOr<std::shared_ptr<CudaCopy>> Enqueue(std::span<const Move> moves, CudaCopy* after, bool to_card);
 
   const std::shared_ptr<CudaDevice> device_;

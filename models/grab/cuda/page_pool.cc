@@ -373,6 +373,19 @@ void CudaPagePool::Truncate(const CudaUserKv* kv, size_t channel, size_t rows) {
   }
 }
 
+absl::Status CudaPagePool::Clear() {
+  std::vector<std::shared_ptr<CudaCopy>> copies;
+  {
+    std::lock_guard lock(mutex_);
+    while (!by_use_.empty()) Evict(by_use_.back());
+    for (const Leaving& leaving : leaving_) copies.push_back(leaving.copy);
+  }
+  for (const std::shared_ptr<CudaCopy>& copy : copies) {
+    if (absl::Status status = copy->Wait(); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 void CudaPagePool::SetCopyCost(const CopyCost& cost) {
   std::lock_guard lock(mutex_);
   copy_cost_ = cost;

@@ -102,7 +102,9 @@ class CudaPagePool {
     double compute_expected_s = 0, compute_s = 0, copy_expected_s = 0, copy_s = 0;
   };
   Stats GetStats() const;
-  // Instead of the measured one: for tests and benchmarks.
+  // For tests and benchmarks: evicts every user who is not in use and waits for their pages' copies; another cost than
+  // the measured one.
+  absl::Status Clear();
   void SetCopyCost(const CopyCost& cost);
   CopyCost copy_cost() const;
 
