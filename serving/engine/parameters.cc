@@ -84,6 +84,12 @@ std::vector<ParameterSpec> ProcessSpecs() {
        "what scores: auto (a Hopper card if there is one), cpu, or cuda:N"},
       {"device_cache_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
        "card memory for user states of each K/V layout; the least recently used leave; 0: 70 % of what is free"},
+      {"device_host_cache_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
+       "pinned host memory of each K/V layout for user states that leave the card: copied back when that is quicker than "
+       "computing them again; taken at once, half a second a gigabyte, and lost to everybody else; 0: none"},
+      {"device_version_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
+       "card memory that the user states of one state id may take of device_cache_bytes, so that a version that is being "
+       "warmed leaves room to the one that serves; 0: all of it"},
       {"device_lanes", kProcess, int64_t{2}, 1, 16, 0,
        "scoring passes of a model version in flight on the card; each takes about half a gigabyte of it"},
       {"device_fallback", kProcess, true, 0, 0, 0,

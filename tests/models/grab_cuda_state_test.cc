@@ -112,6 +112,21 @@ class State {
   std::unique_ptr<Model> cpu_, gpu_;
 };
 
+// Needs no card.
+TEST(GrabCudaDevice, WhatIsMissingIsNamed) {
+  constexpr int kInsufficientDriver = 35, kNoDevice = 100, kNotPermitted = 800;  // cudaError_t
+  EXPECT_EQ(WhyNoCuda(kInsufficientDriver, 0, 13000).find("no NVIDIA driver was found, cudaErrorInsufficientDriver"), 0u);
+  EXPECT_EQ(WhyNoCuda(kInsufficientDriver, 12020, 13000)
+                .find("the NVIDIA driver is too old: it knows CUDA 12.2, this build needs 13.0, "),
+            0u);
+  EXPECT_EQ(WhyNoCuda(kNoDevice, 13000, 13000).find("no NVIDIA card was found, cudaErrorNoDevice"), 0u);
+  EXPECT_NE(WhyNoCuda(kNotPermitted, 13000, 13000).find("cudaErrorNotPermitted"), std::string::npos);
+  const auto opened = CudaDevice::Open(63);
+  ASSERT_FALSE(opened.ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(opened.status()));
+  EXPECT_EQ(opened.status().message().find("device cuda:63: "), 0u) << opened.status();
+}
+
 TEST(GrabCudaState, PagesThatLeftComeBackFromTheHostBitForBit) {
   CARD_OR_SKIP(.kv_bytes = 20 * kBlockBytes, .host_bytes = 64 * kBlockBytes, .lanes = 1, .fall_back = false);
   State state(*card, 5);
