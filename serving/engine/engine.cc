@@ -62,7 +62,8 @@ WarmUpOptions WarmUpOptionsOf(const ParameterSet& launch) {
   return {.share = launch.Int("refresh_queue") == 0 ? 0 : launch.Real("release_warm_share"),
           .rows_per_s = static_cast<double>(launch.Int("release_warm_rows_per_s")),
           .time_max_us = launch.Int("release_warm_s_max") * 1'000'000,
-          .bytes_max = static_cast<size_t>(launch.Int("cache_bytes") / kShareOfCache)};
+          .bytes_max = static_cast<size_t>(launch.Int("cache_bytes") / kShareOfCache),
+          .cache_bytes = static_cast<size_t>(launch.Int("cache_bytes"))};
 }
 
 absl::Status DeadlinePassed() { return absl::DeadlineExceededError("deadline passed before the request was computed"); }

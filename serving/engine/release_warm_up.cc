@@ -111,17 +111,21 @@ WarmUpResult ReleaseWarmUp::Wait(std::shared_ptr<const ServedModel> next, std::s
   const int64_t deadline_us = clock_->MonotonicMicros() + options_.time_max_us;
   std::unique_lock lock(mutex_);
   if (stopped_) return {0, "stopped"};
-  const std::shared_ptr<Task> task =
-      Enqueue(std::move(next), std::move(next_key), std::move(present_key), /*first=*/true);
-  while (!task->done) {
-    // Another version's task may run before: the limit holds all the same.
-    if (!task->cancelled && clock_->MonotonicMicros() >= deadline_us) {
-      const WarmUpPlan plan = Plan(*task, {}, nullptr);
-      return {plan.share, plan.share >= options_.share ? "warm" : "time"};
+  while (true) {
+    const std::shared_ptr<Task> task = Enqueue(next, next_key, present_key, /*first=*/true);
+    task->awaited = true;
+    while (!task->done) {
+      // Another version's task may run before: the limit holds all the same.
+      if (!task->cancelled && clock_->MonotonicMicros() >= deadline_us) {
+        const WarmUpPlan plan = Plan(*task, std::set<UserKey>());
+        return {plan.share, plan.share >= options_.share ? "warm" : "time"};
+      }
+      changed_.wait_for(lock, std::chrono::microseconds(kLookUs));
     }
-    changed_.wait_for(lock, std::chrono::microseconds(kLookUs));
+    // One that ended for want of room just before it was joined has more now.
+    if (task->result.reason != "room" || task->had_room) return task->result;
+    if (stopped_) return {task->result.share, "stopped"};
   }
-  return task->result;
 }
 
 void ReleaseWarmUp::Work() {
@@ -145,16 +149,16 @@ void ReleaseWarmUp::Work() {
   }
 }
 
-WarmUpPlan ReleaseWarmUp::Plan(const Task& task, const std::set<UserKey>& tried, size_t* warm_bytes) const {
+WarmUpPlan ReleaseWarmUp::Plan(const Task& task, const std::set<UserKey>& tried) const {
   std::set<UserKey> warm;
   size_t bytes = 0;
   for (UserStateCache::UserHeat& user : cache_->UsersOf(task.next_key)) {
     bytes += user.bytes;
     warm.insert(std::move(user.user));
   }
-  if (warm_bytes != nullptr) *warm_bytes = bytes;
-  WarmUpPlan plan = PlanWarmUp(cache_->UsersOf(task.present_key), warm, tried, options_.share,
-                               options_.bytes_max - std::min(options_.bytes_max, bytes));
+  size_t room = options_.bytes_max - std::min(options_.bytes_max, bytes);
+  if (!task.had_room) room = std::min(room, options_.cache_bytes - std::min(options_.cache_bytes, cache_->bytes()));
+  WarmUpPlan plan = PlanWarmUp(cache_->UsersOf(task.present_key), warm, tried, options_.share, room);
   share_metric_->Set(plan.share);
   return plan;
 }
@@ -182,17 +186,18 @@ WarmUpResult ReleaseWarmUp::Run(Task* task) {
   std::set<UserKey> tried;
   int64_t pause_us = 0;
   while (true) {
-    size_t warm_bytes = 0;
-    const WarmUpPlan plan = Plan(*task, tried, &warm_bytes);
+    task->had_room = task->awaited.load();
+    const WarmUpPlan plan = Plan(*task, tried);
     result.share = plan.share;
     if (plan.share >= options_.share) return result;
     if (plan.users.empty()) {
+      if (task->awaited && !task->had_room) continue;  // somebody waits by now
       result.reason = "room";
       return result;
     }
     for (size_t i = 0; i < plan.users.size();) {
       if (Over(*task, pause_us, &result)) {
-        result.share = Plan(*task, tried, nullptr).share;
+        result.share = Plan(*task, tried).share;
         return result;
       }
       const absl::StatusOr<uint64_t> rows = build_(plan.users[i], task->next);

@@ -39,7 +39,10 @@ struct WarmUpOptions {
   double share = 0.9;           // of the present version's heat, 0..1; 0: labels move at once
   double rows_per_s = 20'000;   // K/V rows computed, every channel's
   int64_t time_max_us = 60'000'000;
-  size_t bytes_max = 0;         // of the next version's states: what they take, the present version's users lose
+  // Of the next version's states, once somebody waits for them: what they take, users of other versions may lose. Before
+  // that they take only what is free of the cache: not every version that is loaded gets a label.
+  size_t bytes_max = 0;
+  size_t cache_bytes = 0;       // the cache's budget
 };
 
 struct WarmUpResult {
@@ -74,6 +77,8 @@ class ReleaseWarmUp {
     std::string next_key, present_key;
     int64_t deadline_us = 0;
     std::atomic<bool> cancelled{false};
+    std::atomic<bool> awaited{false};   // somebody waits
+    std::atomic<bool> had_room{false};  // and the last plan knew it
     bool done = false;    // guarded by mutex_
     WarmUpResult result;  // guarded by mutex_ until done
   };
@@ -83,7 +88,7 @@ class ReleaseWarmUp {
   WarmUpResult Run(Task* task);
   // Whether to end, and why. `pause_us`: waits so long first.
   bool Over(const Task& task, int64_t pause_us, WarmUpResult* result);
-  WarmUpPlan Plan(const Task& task, const std::set<UserKey>& tried, size_t* warm_bytes) const;
+  WarmUpPlan Plan(const Task& task, const std::set<UserKey>& tried) const;
 
   const WarmUpOptions options_;
   UserStateCache* const cache_;
