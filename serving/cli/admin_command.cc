@@ -19,6 +19,7 @@ struct Options {
   std::string model, version, label, name, ns;
   uint64_t max_users = 0;
   uint32_t calibration = 0;
+  bool at_once = false;
 };
 
 using OptionsPtr = std::shared_ptr<Options>;
@@ -53,6 +54,7 @@ void SetLabel(const Options& o) {
   request.set_model(o.model);
   request.set_label(o.label);
   request.set_version(o.version);
+  request.set_at_once(o.at_once);
   Call<v1::Models>(o, request, &v1::Models::Stub::SetLabel);
 }
 
@@ -98,7 +100,7 @@ void AddAdminCommand(CLI::App& app) {
   CLI::App* load = Add(admin, options, "load", "Load, verify and warm a version", "load --model grab-ml --version-id 2", Load);
   CLI::App* unload = Add(admin, options, "unload", "Unload a version without labels",
                          "unload --model grab-ml --version-id 1", Unload);
-  CLI::App* label = Add(admin, options, "label", "Move a label to a loaded version",
+  CLI::App* label = Add(admin, options, "label", "Move a label to a loaded version, once it is warm",
                         "label --model grab-ml --label stable --version-id 2", SetLabel);
   CLI::App* calibration = Add(admin, options, "calibration", "Put another calibration of a loaded version in force",
                               "calibration --model grab-ml --version-id 1 --calibration 2", SetCalibration);
@@ -107,6 +109,8 @@ void AddAdminCommand(CLI::App& app) {
     command->add_option("--version-id", options->version, "Version")->required();
   }
   label->add_option("--label", options->label, "Label")->required();
+  label->add_flag("--at-once", options->at_once,
+                  "Do not wait until the version has the states of the label's users: to roll back");
   calibration->add_option("--calibration", options->calibration, "n of calibration/<n>.textproto")->required();
   CLI::App* checkpoint = Add(admin, options, "checkpoint", "A consistent copy of the store",
                              "checkpoint --name before-upgrade", [](const Options& o) {

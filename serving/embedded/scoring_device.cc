@@ -1,6 +1,7 @@
 #include "serving/embedded/scoring_device.h"
 
 #include <charconv>
+#include <concepts>
 #include <mutex>
 #include <utility>
 
@@ -36,21 +37,48 @@ class Published {
         recomputed_{m->GetCounter("backstory_device_state_recomputed_total",
                                   "User states that were computed on the card from their tokens")},
         computed_{m->GetCounter("backstory_device_state_rows_total", "K/V rows computed on the card, every channel's")},
+        onboarded_{m->GetCounter("backstory_device_state_onboarded_total",
+                                 "User states of which pages were copied to the card from host memory")},
+        rows_onboarded_{m->GetCounter("backstory_device_state_onboarded_rows_total",
+                                      "K/V rows copied to the card from host memory, every channel's")},
         evicted_{m->GetCounter("backstory_device_evicted_states_total", "User states that left the card for others")},
+        by_limit_{m->GetCounter("backstory_device_evicted_by_limit_total",
+                                "Those that left because their version had all that it may have")},
+        to_host_{m->GetCounter("backstory_device_evicted_to_host_total", "Those whose pages host memory keeps")},
+        card_pages_{EvictedPages(m, "card")},
+        host_pages_{EvictedPages(m, "host")},
+        compute_expected_{Seconds(m, "compute", "expected")},
+        compute_real_{Seconds(m, "compute", "real")},
+        copy_expected_{Seconds(m, "copy", "expected")},
+        copy_real_{Seconds(m, "copy", "real")},
+        host_used_(m->GetGauge("backstory_device_host_pages_used", "K/V pages in use in pinned host memory")),
+        host_room_(m->GetGauge("backstory_device_host_pages", "K/V pages pinned host memory has room for")),
         used_(m->GetGauge("backstory_device_pages_used", "K/V pages in use on the card")),
         pages_(m->GetGauge("backstory_device_pages", "K/V pages the card has room for")) {}
 
   void Update(const grab::CudaRuntime& runtime) {
     const grab::CudaPagePool::Stats pool = runtime.PoolStats();
     std::lock_guard lock(mutex_);
-    launches_.To(runtime.counters.launches);
-    rows_.To(runtime.counters.rows);
-    fallbacks_.To(runtime.counters.fallbacks);
+    launches_.To(runtime.counters.launches.load());
+    rows_.To(runtime.counters.rows.load());
+    fallbacks_.To(runtime.counters.fallbacks.load());
     hits_.To(pool.hits);
     extended_.To(pool.extended);
     recomputed_.To(pool.recomputed);
     computed_.To(pool.rows_computed);
+    onboarded_.To(pool.onboarded);
+    rows_onboarded_.To(pool.rows_onboarded);
     evicted_.To(pool.evicted_users);
+    by_limit_.To(pool.evicted_by_limit);
+    to_host_.To(pool.evicted_to_host);
+    card_pages_.To(pool.evicted_blocks);
+    host_pages_.To(pool.host_evicted_blocks);
+    compute_expected_.To(pool.compute_expected_s);
+    compute_real_.To(pool.compute_s);
+    copy_expected_.To(pool.copy_expected_s);
+    copy_real_.To(pool.copy_s);
+    host_used_->Set(static_cast<double>(pool.host_blocks_used));
+    host_room_->Set(static_cast<double>(pool.host_blocks));
     used_->Set(static_cast<double>(pool.blocks_used));
     pages_->Set(static_cast<double>(pool.blocks));
   }
@@ -58,14 +86,28 @@ class Published {
  private:
   struct Followed {
     Counter* counter;
-    uint64_t at = 0;
-    void To(uint64_t value) {
-      if (value > at) counter->Add(static_cast<double>(value - at));
+    double at = 0;
+    void To(std::integral auto value) { To(static_cast<double>(value)); }
+    void To(double value) {
+      if (value > at) counter->Add(value - at);
       at = value;
     }
   };
+  static Counter* EvictedPages(Metrics* m, const std::string& tier) {
+    return m->GetCounter("backstory_device_evicted_pages_total", "K/V pages that left a tier for others",
+                         {{"tier", tier}});
+  }
+  static Counter* Seconds(Metrics* m, const std::string& way, const std::string& kind) {
+    return m->GetCounter("backstory_device_state_seconds_total",
+                         "Time of bringing user states to the card, as the cost model expected it and as it was",
+                         {{"kind", kind}, {"way", way}});
+  }
   std::mutex mutex_;
-  Followed launches_, rows_, fallbacks_, hits_, extended_, recomputed_, computed_, evicted_;  // guarded by mutex_
+  // Guarded by mutex_.
+  Followed launches_, rows_, fallbacks_, hits_, extended_, recomputed_, computed_, onboarded_, rows_onboarded_, evicted_,
+      by_limit_, to_host_, card_pages_, host_pages_, compute_expected_, compute_real_, copy_expected_, copy_real_;
+  Gauge* const host_used_;
+  Gauge* const host_room_;
   Gauge* const used_;
   Gauge* const pages_;
 };
@@ -91,6 +133,8 @@ absl::StatusOr<std::shared_ptr<ScoringDevice>> OpenCuda(int ordinal, const Param
                                                         const ScoringDevice::LogLine& log) {
   grab::CudaOptions options{.ordinal = ordinal,
                             .kv_bytes = static_cast<size_t>(launch.Int("device_cache_bytes")),
+                            .host_bytes = static_cast<size_t>(launch.Int("device_host_cache_bytes")),
+                            .version_bytes = static_cast<size_t>(launch.Int("device_version_bytes")),
                             .lanes = static_cast<int>(launch.Int("device_lanes")),
                             .fall_back = launch.Bool("device_fallback"),
                             .log = log};

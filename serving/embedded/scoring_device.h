@@ -19,7 +19,8 @@ class ScoringDevice {
  public:
   using LogLine = std::function<void(const std::string&)>;
 
-  // By the launch parameters device, device_fallback, device_cache_bytes and device_lanes. `log` hears one line for
+  // By the launch parameters device, device_fallback, device_cache_bytes, device_host_cache_bytes,
+  // device_version_bytes and device_lanes. `log` hears one line for
   // each thing an operator should know: which card scores, why none does, that a card was given up. Both outlive the
   // device; `log` may be empty.
   //   cpu       the CPU

@@ -56,6 +56,16 @@ std::string ClassName(JobClass job_class) {
   return "";
 }
 
+WarmUpOptions WarmUpOptionsOf(const ParameterSet& launch) {
+  // What the next version's states take, the present one's lose: neither may have more than half.
+  constexpr int64_t kShareOfCache = 2;
+  return {.share = launch.Int("refresh_queue") == 0 ? 0 : launch.Real("release_warm_share"),
+          .rows_per_s = static_cast<double>(launch.Int("release_warm_rows_per_s")),
+          .time_max_us = launch.Int("release_warm_s_max") * 1'000'000,
+          .bytes_max = static_cast<size_t>(launch.Int("cache_bytes") / kShareOfCache),
+          .cache_bytes = static_cast<size_t>(launch.Int("cache_bytes"))};
+}
+
 absl::Status DeadlinePassed() { return absl::DeadlineExceededError("deadline passed before the request was computed"); }
 
 }  // namespace
@@ -106,6 +116,10 @@ EngineImpl::EngineImpl(EngineOptions options, ParameterSet parameters, int threa
           [this](const ServedModel& served) { DropStatesOf(served); }, metrics),
       gate_(launch_, options_.quotas, std::max(1, threads), clock, metrics),
       queue_(static_cast<size_t>(launch_.Int("queue_requests")), static_cast<size_t>(launch_.Int("refresh_queue"))),
+      release_(WarmUpOptionsOf(launch_), &cache_, clock, metrics,
+               [this](const UserKey& user, const std::shared_ptr<const ServedModel>& served) {
+                 return WarmUser(user, served);
+               }),
       batcher_(&queue_, &ranker_, clock,
                {static_cast<size_t>(launch_.Int("batch_users")), static_cast<size_t>(launch_.Int("batch_candidates"))},
                {[this](std::unique_ptr<RankJob>& job) { return StartJob(job); },
@@ -118,9 +132,11 @@ EngineImpl::EngineImpl(EngineOptions options, ParameterSet parameters, int threa
 
 EngineImpl::~EngineImpl() {
   gate_.StartDrain();
+  release_.Stop();
   std::vector<std::unique_ptr<Job>> left = queue_.Close();
   batcher_.Join();
   for (std::unique_ptr<Job>& job : left) FinishAny(std::move(job), ShedStatus("server is shutting down", 1000));
+  release_.Join();
 }
 
 void EngineImpl::Begin(RankQuery query, RankJob* job) {
@@ -323,6 +339,7 @@ void EngineImpl::FinishRank(std::unique_ptr<RankJob> job, absl::Status status) {
 }
 
 void EngineImpl::FinishPrefetch(std::unique_ptr<PrefetchJob> job, absl::StatusOr<std::vector<CacheReport>> result) {
+  if (job->warmed) return job->warmed(std::move(result));
   if (!job->done) return;  // a refresh: nobody waits, and it holds no slot
   job->done(std::move(result));
   gate_.Leave(job->job_class);
@@ -360,6 +377,7 @@ EngineStats EngineImpl::Stats() const {
 
 absl::Status EngineImpl::Drain(int64_t timeout_us) {
   gate_.StartDrain();
+  release_.Stop();
   if (gate_.WaitIdle(timeout_us)) return absl::OkStatus();
   return absl::DeadlineExceededError(absl::StrCat("drain: ", gate_.in_flight(), " requests are still in flight"));
 }

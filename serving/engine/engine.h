@@ -94,6 +94,16 @@ class Engine {
   virtual absl::StatusOr<std::vector<EncodedItem>> UpsertItems(const std::string& ns, std::span<const Item> items) = 0;
 
   virtual absl::Status LoadModels() = 0;  // = models().LoadAtStart()
+  // Moves a label to a READY version, as ModelRepository::SetLabel does. Unless `at_once`, only when the new version has
+  // the states of enough of the present one's users (parameters release_*), or the time limit has passed: blocking. A new
+  // label, or one whose versions share state, moves at once. UNAVAILABLE, and nothing has moved: the server shuts down.
+  struct LabelMove {
+    std::string previous;     // version; "" if the label is new
+    double warm_share = 1;    // of the present version's use by users with a state of the new one
+    std::string reason;       // why then: "at_once", "warm", "time", "room" (release_warm_up.h)
+  };
+  virtual absl::StatusOr<LabelMove> MoveLabel(const std::string& model, const std::string& label,
+                                              const std::string& version, bool at_once) = 0;
   virtual ModelRepository& models() = 0;
   virtual HistoryStore& store() = 0;
   virtual Catalog& catalog() = 0;

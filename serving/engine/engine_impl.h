@@ -15,6 +15,7 @@
 #include "serving/engine/engine.h"
 #include "serving/engine/jobs.h"
 #include "serving/engine/ranker.h"
+#include "serving/engine/release_warm_up.h"
 #include "serving/engine/recommend/generative_state_provider.h"
 #include "serving/engine/recommend/recommender.h"
 #include "serving/engine/request_log.h"
@@ -43,6 +44,8 @@ class EngineImpl : public Engine {
   void Prefetch(const UserKey& user, const std::vector<ModelChoice>& models, int64_t deadline_us,
                 PrefetchCallback done) override;
   absl::Status LoadModels() override { return models_.LoadAtStart(); }
+  absl::StatusOr<LabelMove> MoveLabel(const std::string& model, const std::string& label, const std::string& version,
+                                      bool at_once) override;
   ModelRepository& models() override { return models_; }
   HistoryStore& store() override { return *store_; }
   Catalog& catalog() override { return *catalog_; }
@@ -75,6 +78,9 @@ class EngineImpl : public Engine {
   std::string StateKeyOf(const ServedModel& served) const;
   std::vector<std::shared_ptr<const ServedModel>> ModelsWithStateOf(const UserKey& user) const;
   absl::Status WarmUp(const std::shared_ptr<const ServedModel>& served);
+  absl::Status ScoreRecorded(const std::shared_ptr<const ServedModel>& served);
+  absl::StatusOr<uint64_t> WarmUser(const UserKey& user, const std::shared_ptr<const ServedModel>& served);
+  std::shared_ptr<const ServedModel> Labelled(const std::string& model, const std::string& label) const;
   void DropStatesOf(const ServedModel& unloaded);
   void CountOutcome(const RankJob& job, const absl::Status& status, int64_t latency_us);
 
@@ -99,6 +105,7 @@ class EngineImpl : public Engine {
   std::atomic<uint64_t> refresh_dropped_{0};
   std::mutex refresh_mutex_;
   std::set<UserKey> refreshing_;  // guarded by refresh_mutex_: users with a refresh in the queue
+  ReleaseWarmUp release_;         // Stop, then the workers' end, then Join: it waits for jobs
   Batcher batcher_;               // last: its threads end before anything they use
 };
 

@@ -1,9 +1,11 @@
 // The part of the engine that keeps user states in step with the store and with the models.
 #include <algorithm>
+#include <future>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "serving/engine/engine_impl.h"
+#include "serving/engine/shed.h"
 
 namespace backstory {
 
@@ -125,7 +127,7 @@ void EngineImpl::Prefetch(const UserKey& user, const std::vector<ModelChoice>& m
 }
 
 void EngineImpl::RunPrefetch(std::unique_ptr<PrefetchJob> job) {
-  if (job->job_class == JobClass::kRefresh) {
+  if (job->job_class == JobClass::kRefresh && !job->warmed) {
     // From here on a further append queues a further refresh.
     std::lock_guard lock(refresh_mutex_);
     refreshing_.erase(job->user);
@@ -133,7 +135,7 @@ void EngineImpl::RunPrefetch(std::unique_ptr<PrefetchJob> job) {
   absl::StatusOr<std::vector<CacheReport>> reports = BringUpToDate(*job);
   metrics_
       ->GetCounter("backstory_prefetch_total", "User states brought up to date ahead of a request",
-                   {{"trigger", job->job_class == JobClass::kRefresh ? "append" : "call"},
+                   {{"trigger", job->warmed ? "release" : job->job_class == JobClass::kRefresh ? "append" : "call"},
                     {"code", absl::StatusCodeToString(reports.status().code())}})
       ->Add();
   FinishPrefetch(std::move(job), std::move(reports));
@@ -177,6 +179,58 @@ absl::StatusOr<CacheReport> EngineImpl::BringUpToDate(const UserKey& user, const
 // A version is ready once a made-up request and the recorded ones of <root>/<model>/warmup.jsonl gave finite scores.
 // Recorded requests that fail for another reason (a user whose slot has moved, say) are no fault of the model.
 absl::Status EngineImpl::WarmUp(const std::shared_ptr<const ServedModel>& served) {
+  if (absl::Status status = ScoreRecorded(served); !status.ok()) return status;
+  if (const auto present = Labelled(served->name, "stable"); present != nullptr && present->kind() == served->kind()) {
+    release_.Start(served, StateKeyOf(*served), StateKeyOf(*present));
+  }
+  return absl::OkStatus();
+}
+
+std::shared_ptr<const ServedModel> EngineImpl::Labelled(const std::string& model, const std::string& label) const {
+  for (const ModelKind kind : {ModelKind::kRanking, ModelKind::kGenerative}) {
+    if (auto served = models_.Resolve({model, "", label}, kind); served.ok()) return *std::move(served);
+  }
+  return nullptr;
+}
+
+absl::StatusOr<Engine::LabelMove> EngineImpl::MoveLabel(const std::string& model, const std::string& label,
+                                                        const std::string& version, bool at_once) {
+  LabelMove move{.reason = "at_once"};
+  std::shared_ptr<const ServedModel> next;
+  for (const ModelKind kind : {ModelKind::kRanking, ModelKind::kGenerative}) {
+    if (auto served = models_.Resolve({model, version, ""}, kind); served.ok()) next = *std::move(served);
+  }
+  const std::shared_ptr<const ServedModel> present = label.empty() ? nullptr : Labelled(model, label);
+  if (!at_once && next != nullptr && present != nullptr && next->kind() == present->kind()) {
+    WarmUpResult warmed = release_.Wait(next, StateKeyOf(*next), StateKeyOf(*present));
+    if (warmed.reason == "stopped" && gate_.draining()) return ShedStatus("server is shutting down", 1000);
+    move.warm_share = warmed.share;
+    move.reason = std::move(warmed.reason);
+  }
+  auto previous = models_.SetLabel(model, label, version);  // checks everything: a version may be gone by now
+  if (!previous.ok()) return previous.status();
+  move.previous = *std::move(previous);
+  return move;
+}
+
+// One user of a release: behind every request, in steps, as a refresh.
+absl::StatusOr<uint64_t> EngineImpl::WarmUser(const UserKey& user, const std::shared_ptr<const ServedModel>& served) {
+  std::promise<absl::StatusOr<std::vector<CacheReport>>> answer;
+  auto reports = answer.get_future();
+  auto job = std::make_unique<PrefetchJob>();
+  job->id = next_id_++;
+  job->job_class = JobClass::kRefresh;
+  job->user = user;
+  job->models = {served};
+  job->warmed = [&answer](absl::StatusOr<std::vector<CacheReport>> built) { answer.set_value(std::move(built)); };
+  std::unique_ptr<Job> entering = std::move(job);
+  if (!queue_.Push(entering).accepted) return absl::ResourceExhaustedError("the queue of refreshes is full");
+  const absl::StatusOr<std::vector<CacheReport>> built = reports.get();
+  if (!built.ok()) return built.status();
+  return built->front().rows_computed;
+}
+
+absl::Status EngineImpl::ScoreRecorded(const std::shared_ptr<const ServedModel>& served) {
   if (served->kind() == ModelKind::kGenerative) return recommender_.Probe(*served->generative);
   if (absl::Status status = ranker_.Probe(served); !status.ok()) return status;
   const size_t records_max = static_cast<size_t>(launch_.Int("warmup_requests_max"));
@@ -206,6 +260,7 @@ absl::Status EngineImpl::WarmUp(const std::shared_ptr<const ServedModel>& served
 }
 
 void EngineImpl::DropStatesOf(const ServedModel& unloaded) {
+  release_.Forget(unloaded);
   for (const std::shared_ptr<const ServedModel>& served : models_.Ready()) {
     if (served->state_id() == unloaded.state_id()) return;  // shared with a version that still serves
   }

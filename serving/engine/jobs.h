@@ -53,12 +53,13 @@ class RecommendJob : public RankJob {
   RecommendCallback recommended;
 };
 
-// Prefetch, or (done empty) a refresh after an append.
+// Prefetch, or (done empty) a refresh after an append, or (warmed set too) a state for a version that a label moves to.
 class PrefetchJob : public Job {
  public:
   UserKey user;
   std::vector<std::shared_ptr<const ServedModel>> models;
   std::function<void(absl::StatusOr<std::vector<CacheReport>>)> done;
+  std::function<void(absl::StatusOr<std::vector<CacheReport>>)> warmed;  // as done, of a job that holds no slot
 };
 
 }  // namespace backstory

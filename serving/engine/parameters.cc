@@ -84,6 +84,12 @@ std::vector<ParameterSpec> ProcessSpecs() {
        "what scores: auto (a Hopper card if there is one), cpu, or cuda:N"},
       {"device_cache_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
        "card memory for user states of each K/V layout; the least recently used leave; 0: 70 % of what is free"},
+      {"device_host_cache_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
+       "pinned host memory of each K/V layout for user states that leave the card: copied back when that is quicker than "
+       "computing them again; taken at once, half a second a gigabyte, and lost to everybody else; 0: none"},
+      {"device_version_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
+       "card memory that the user states of one state id may take of device_cache_bytes, so that a version that is being "
+       "warmed leaves room to the one that serves; 0: all of it"},
       {"device_lanes", kProcess, int64_t{2}, 1, 16, 0,
        "scoring passes of a model version in flight on the card; each takes about half a gigabyte of it"},
       {"device_fallback", kProcess, true, 0, 0, 0,
@@ -113,6 +119,13 @@ std::vector<ParameterSpec> ProcessSpecs() {
        "users waiting for a refresh after an append; 0: states are only extended when asked for"},
       {"warmup_requests_max", kProcess, int64_t{1000}, 0, 1000, 0,
        "recorded requests scored before a version is ready"},
+      {"release_warm_share", kProcess, 0.9, 0, 1, 0,
+       "share of the use under a label's present version, by users whose state its next version must have before the "
+       "label moves; more takes longer, less leaves more histories to be built by requests; 0: labels move at once"},
+      {"release_warm_rows_per_s", kProcess, int64_t{20'000}, 1, 1'000'000'000, 0,
+       "K/V rows a second computed for that, behind all requests; more takes cores or the card from other refreshes"},
+      {"release_warm_s_max", kProcess, int64_t{60}, 0, 86'400, 0,
+       "seconds after which a label moves however few users are warm"},
       {"request_log_fraction", kProcess, 0.0, 0, 1, 0, "share of answered requests that are recorded"},
   };
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <functional>
 
 #include "serving/engine/recommend/generative_state.h"
@@ -9,7 +10,15 @@
 namespace backstory {
 namespace {
 
-std::string KeyOf(const UserKey& user) { return user.ns + '\n' + user.user; }
+std::string KeyOf(const UserKey& user) { return user.ns + '\n' + user.user; }  // a namespace has no line ends
+UserKey UserOf(const std::string& key) {
+  const size_t end = key.find('\n');
+  return {key.substr(0, end), key.substr(end + 1)};
+}
+
+double Cooled(double heat, uint64_t uses) {
+  return heat * std::exp2(-static_cast<double>(uses) / UserStateCache::kHeatHalfLife);
+}
 
 }  // namespace
 
@@ -107,7 +116,9 @@ std::shared_ptr<CacheEntry> UserStateCache::Get(const UserKey& user, const std::
   if (it == entries.end()) it = entries.insert(it, std::make_shared<CacheEntry>(state_key));
   CacheEntry& entry = **it;
   shard.by_use.erase(entry.used_);
-  entry.used_ = ++tick_;
+  const uint64_t tick = ++tick_;
+  entry.heat_ = 1 + Cooled(entry.heat_, tick - entry.used_);
+  entry.used_ = tick;
   shard.by_use.emplace(entry.used_, std::pair(key, &entry));
   return *it;
 }
@@ -176,6 +187,20 @@ std::vector<std::string> UserStateCache::StateKeysOf(const UserKey& user) const 
     for (const auto& entry : it->second) keys.push_back(entry->state_key_);
   }
   return keys;
+}
+
+std::vector<UserStateCache::UserHeat> UserStateCache::UsersOf(const std::string& state_key) const {
+  std::vector<UserHeat> users;
+  for (Shard& shard : shards_) {
+    std::lock_guard lock(shard.mutex);
+    const uint64_t now = tick_;
+    for (const auto& [tick, use] : shard.by_use) {
+      const CacheEntry& entry = *use.second;
+      if (entry.bytes_ == 0 || entry.state_key_ != state_key) continue;
+      users.push_back({UserOf(use.first), Cooled(entry.heat_, now - std::min(now, tick)), entry.bytes_});
+    }
+  }
+  return users;
 }
 
 size_t UserStateCache::EraseUser(const UserKey& user) {

@@ -46,6 +46,7 @@ class CacheEntry : public std::enable_shared_from_this<CacheEntry> {
   size_t bytes_ = 0;                  // guarded by the shard's mutex
   bool cached_ = true;                // guarded by the shard's mutex: false once erased or evicted
   uint64_t used_ = 0;                 // guarded by the shard's mutex: tick of the last use
+  double heat_ = 0;                   // guarded by the shard's mutex: as of used_
 };
 
 // Read access: while it lives nobody changes the state. Movable across threads.
@@ -101,6 +102,16 @@ class UserStateCache {
   size_t SetBytes(const UserKey& user, const std::shared_ptr<CacheEntry>& entry, size_t bytes);
 
   std::vector<std::string> StateKeysOf(const UserKey& user) const;
+  // Users who have a state of this key (not only an entry that is still empty). Heat counts uses, each worth half as
+  // much after kHeatHalfLife further uses of the cache: LRFU (Lee et al., IEEE ToC 50(12), 2001), recency and frequency
+  // in one number.
+  struct UserHeat {
+    UserKey user;
+    double heat = 0;
+    size_t bytes = 0;
+  };
+  static constexpr double kHeatHalfLife = 65'536;
+  std::vector<UserHeat> UsersOf(const std::string& state_key) const;
   // Entries in use live on, unreachable, until released.
   size_t EraseUser(const UserKey& user);
   size_t EraseStateKeys(const std::string& prefix);

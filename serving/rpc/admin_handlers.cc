@@ -105,9 +105,11 @@ absl::Status Handlers::SetLabel(const v1::SetLabelRequest& request, v1::SetLabel
   if (auto s = CheckName("model", request.model(), false); !s.ok()) return s;
   if (auto s = CheckName("label", request.label(), false); !s.ok()) return s;
   if (auto s = CheckName("version", request.version(), true); !s.ok()) return s;
-  auto previous = engine_->models().SetLabel(request.model(), request.label(), request.version());
-  if (!previous.ok()) return previous.status();
-  response->set_previous_version(*previous);
+  auto move = engine_->MoveLabel(request.model(), request.label(), request.version(), request.at_once());
+  if (!move.ok()) return move.status();
+  response->set_previous_version(move->previous);
+  response->set_warm_share(move->warm_share);
+  response->set_moved(move->reason);
   return absl::OkStatus();
 }
 

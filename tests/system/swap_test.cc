@@ -211,6 +211,33 @@ TEST_F(Swap, UnderLoadNothingFailsAndNoAnswerIsMixed) {
               static_cast<unsigned long long>(failed), static_cast<unsigned long long>(mixed));
 }
 
+// A release is no stampede: the users of the version before find their states ready.
+TEST_F(Swap, ALabelMovesToAWarmVersion) {
+  for (int u = 0; u < kUsers; ++u) EXPECT_EQ(Rank(User(u), "2").cache().source(), "rebuild");
+  ASSERT_TRUE(Load("1").ok());
+  v1::SetLabelRequest request;
+  request.set_model("grab-tiny");
+  request.set_label("stable");
+  request.set_version("1");
+  v1::SetLabelResponse response;
+  ASSERT_TRUE(models_->SetLabel(SystemClient::Context(100).get(), request, &response).ok());
+  EXPECT_EQ(response.previous_version(), "2");
+  EXPECT_EQ(response.moved(), "warm");
+  EXPECT_EQ(response.warm_share(), 1) << "of four users alike, 0.9 of the use is all of them";
+  SystemClient client(server_->Connect());
+  for (int u = 0; u < kUsers; ++u) {
+    const auto [status, reply] = client.Rank(User(u), kNow, kItems);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(reply.version(), "1");
+    EXPECT_EQ(reply.cache().source(), "hit");
+  }
+  request.set_version("2");
+  request.set_at_once(true);
+  ASSERT_TRUE(models_->SetLabel(SystemClient::Context().get(), request, &response).ok());
+  EXPECT_EQ(response.moved(), "at_once");
+  EXPECT_EQ(Rank(User(0), "2").cache().source(), "hit") << "its states are still there";
+}
+
 TEST_F(Swap, ABadCalibrationIsRefusedAndTheOldOneStays) {
   uint32_t previous = 0;
   EXPECT_EQ(SourceOf(Rank(User(0), "2")), Source("2", "calibration-2")) << "the newest is used at first";

@@ -14,7 +14,19 @@ std::string Text(int code) {
   return absl::StrCat(cudaGetErrorName(error), " (", cudaGetErrorString(error), ")");
 }
 
+std::string CudaVersion(int version) { return absl::StrCat(version / 1000, ".", version % 1000 / 10); }
+
 }  // namespace
+
+std::string WhyNoCuda(int error, int driver, int runtime) {
+  if (driver == 0) return absl::StrCat("no NVIDIA driver was found, ", Text(error));
+  if (error == cudaErrorInsufficientDriver) {
+    return absl::StrCat("the NVIDIA driver is too old: it knows CUDA ", CudaVersion(driver), ", this build needs ",
+                        CudaVersion(runtime), ", ", Text(error));
+  }
+  if (error == cudaErrorNoDevice) return absl::StrCat("no NVIDIA card was found, ", Text(error));
+  return absl::StrCat("CUDA does not start, ", Text(error));
+}
 
 CudaBuffer::~CudaBuffer() {
   // A lost card's errors were reported where they came up.
@@ -27,7 +39,10 @@ absl::StatusOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
     return absl::FailedPreconditionError(absl::StrCat("device cuda:", ordinal, ": ", found));
   };
   if (cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
-    return refuse(absl::StrCat("no usable NVIDIA card or driver, ", Text(error)));
+    int driver = 0, runtime = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+    static_cast<void>(cudaRuntimeGetVersion(&runtime));
+    return refuse(WhyNoCuda(error, driver, runtime));
   }
   if (ordinal < 0 || ordinal >= count) return refuse(absl::StrCat("this machine has ", count, " card(s)"));
   cudaDeviceProp properties;

@@ -48,6 +48,10 @@ class CudaBuffer {
   Place place_ = Place::kCard;
 };
 
+// Why CUDA (`error` of counting cards, a cudaError_t) cannot be used, for operators. `driver` and `runtime` as
+// cudaDriverGetVersion and cudaRuntimeGetVersion give them; driver 0: there is none.
+std::string WhyNoCuda(int error, int driver, int runtime);
+
 // Thread-safe. Lives as long as anything on the card.
 class CudaDevice {
  public:

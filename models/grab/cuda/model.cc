@@ -1,6 +1,7 @@
 #include "models/grab/cuda/model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <condition_variable>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "models/grab/cuda/card_kv.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/prefill.h"
 #include "models/grab/cuda/tokens.h"
@@ -78,7 +80,8 @@ class CudaModel final : public Model {
   bool ExtendsAtOnce() const override { return network_ != nullptr && runtime_->device().health().ok(); }
   std::unique_ptr<UserKv> NewState() const override {
     auto host = cpu_->NewState();
-    return std::make_unique<CudaUserKv>(pages_, std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
+    return std::make_unique<CudaUserKv>(pages_, tenant_,
+                                        std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
   }
   absl::Status Extend(std::span<const ChannelRows> tokens, UserKv* kv) const override;
   absl::Status Score(std::span<const ScoreSegment> segments) const override;
@@ -90,6 +93,8 @@ class CudaModel final : public Model {
   // Whether this version's card holds, or may hold, the user's pages.
   bool OnCard(const CudaUserKv* kv) const { return network_ != nullptr && kv->pool() == pages_.get(); }
   absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv) const;
+  absl::StatusOr<ComputeCost> MeasureCompute(CudaPagePool* pages) const;
+  absl::Status Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const;
   absl::Status Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, int rows,
                         TwoLanes* lanes) const;
   absl::Status ScoreOnCpu(std::span<const ScoreSegment> segments) const;
@@ -101,6 +106,7 @@ class CudaModel final : public Model {
   const Windows windows_;
   const TimeBuckets buckets_;
   std::shared_ptr<CudaPagePool> pages_;
+  std::shared_ptr<CudaTenant> tenant_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
   std::unique_ptr<CudaPrefill> prefill_;
   std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes token rows
@@ -140,6 +146,10 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
   if (!prefill.ok()) return prefill.status();
   prefill_ = *std::move(prefill);
+  auto compute = MeasureCompute(pages->get());
+  if (!compute.ok()) return compute.status();
+  tenant_ = runtime_->TenantFor(state_id(), *shape);
+  if (tenant_->blocks == 0) tenant_->compute = *compute;
   if (tokens.ok()) tokens_ = *std::move(tokens);
   for (TwoLanes& lanes : made) lanes_.Add(std::move(lanes));
   pages_ = *std::move(pages);
@@ -153,6 +163,24 @@ void Spread(size_t rows, size_t d, size_t stride, float* x) {
     std::memmove(x + r * stride, x + r * d, d * sizeof(float));
     std::fill_n(x + r * stride + d, stride - d, 0.0f);
   }
+}
+
+// `rows` events of one id a field, a minute apart.
+ChannelRows MadeUpRows(const Config& config, size_t rows) {
+  ChannelRows made;
+  SparseColumn column;
+  column.ids.resize(rows);
+  for (size_t r = 0; r < rows; ++r) column.offsets.push_back(static_cast<uint32_t>(r + 1));
+  made.tokens.sparse.assign(config.tokenizer.partial.size(), column);
+  made.tokens.rows = rows;
+  made.action.resize(rows);
+  for (size_t r = 0; r < rows; ++r) {
+    made.time_us.push_back(static_cast<int64_t>(r) * 60'000'000);
+    made.tie.push_back(static_cast<int64_t>(r));
+    made.event_id.push_back(r);
+  }
+  made.closed = rows;
+  return made;
 }
 
 absl::Status CudaModel::Extend(std::span<const ChannelRows> tokens, UserKv* base) const {
@@ -185,16 +213,60 @@ absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const
                           .facts = user.facts(c).index(),
                           .action = user.tokens()[c].action});
     }
-    const size_t d = static_cast<size_t>(config().d);
-    const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
-    return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
-      ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
-        const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
-        partial_.Run(no_user, user.tokens()[c].tokens, from + at, rows, out + at * stride);
-        Spread(rows, d, stride, out + at * stride);
-      });
+    return Compute(channels, user.tokens());
+  });
+}
+
+absl::Status CudaModel::Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const {
+  const size_t d = static_cast<size_t>(config().d);
+  const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
+  return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+    ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
+      const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
+      partial_.Run(no_user, tokens[c].tokens, from + at, rows, out + at * stride);
+      Spread(rows, d, stride, out + at * stride);
     });
   });
+}
+
+// Times whole histories of made-up tokens, tokenizer included, as long as the pool has room or nearly so: users of
+// versions that serve are not pushed out for it in numbers.
+absl::StatusOr<ComputeCost> CudaModel::MeasureCompute(CudaPagePool* pages) const {
+  constexpr size_t kLengths[] = {128, 512, 2048, 8192};
+  constexpr int kRepeats = 3;
+  constexpr uint64_t kShare = 64;
+  const size_t count = static_cast<size_t>(config().channels());
+  const CudaPagePool::Stats pool = pages->GetStats();
+  const size_t pages_max = std::max(pool.blocks - pool.blocks_used, pool.blocks / kShare);
+  std::vector<ComputeSample> samples;
+  for (const size_t rows : kLengths) {
+    if (rows / kPageRows * count > pages_max) break;
+    auto host = cpu_->NewState();
+    CudaUserKv kv(nullptr, nullptr, std::unique_ptr<CpuUserKv>(static_cast<CpuUserKv*>(host.release())));
+    kv.Append(std::vector<ChannelRows>(count, MadeUpRows(config(), rows)));
+    auto blocks = pages->Take(rows / kPageRows * count);
+    if (!blocks.ok()) break;
+    std::vector<CudaHistory> channels;
+    for (size_t c = 0; c < count; ++c) {
+      channels.push_back({.rows = rows,
+                          .blocks = std::span(*blocks).subspan(c * (rows / kPageRows), rows / kPageRows),
+                          .facts = kv.facts(c).index(),
+                          .action = kv.tokens()[c].action});
+    }
+    double best = 0;
+    absl::Status status;
+    for (int i = 0; i < kRepeats && status.ok(); ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      status = Compute(channels, kv.tokens());
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+      if (i == 0 || seconds < best) best = seconds;
+    }
+    pages->Free(*blocks);
+    if (!status.ok()) return status;
+    samples.push_back({WorkOf(std::vector<size_t>(count), std::vector<size_t>(count, rows)), best});
+  }
+  // Not even a page was free: whatever it costs, pages that are there are worth copying.
+  return samples.empty() ? ComputeCost{.a = 1} : FitCompute(samples);
 }
 
 absl::Status CudaModel::ScoreOnCpu(std::span<const ScoreSegment> segments) const {
@@ -370,6 +442,10 @@ absl::Status CudaModel::Launch(std::span<const Slice> slices, TwoLanes* lanes, s
   if (absl::Status status = Tokenize(slices, segments, rows, lanes); !status.ok()) return status;
   for (size_t s = 0; s < slices.size(); ++s) {
     if (absl::Status status = FindPages(slices[s], &segments[s], scratch); !status.ok()) return status;
+  }
+  // Pages on their way from the host are waited for by the card, not by this thread.
+  for (const CudaPagePool::Pin& pin : pins) {
+    if (absl::Status status = pin.Before(static_cast<CUstream_st*>(lane->stream())); !status.ok()) return status;
   }
   if (absl::Status status = network_->Score(segments, rows, lane); !status.ok()) return status;
   ++runtime_->counters.launches;

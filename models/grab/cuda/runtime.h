@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -21,6 +22,8 @@ namespace backstory::grab {
 struct CudaOptions {
   int ordinal = 0;
   size_t kv_bytes = 0;    // of the card's memory per K/V layout; 0: 70 % of what is free when the first model loads
+  size_t host_bytes = 0;     // of pinned host memory per K/V layout, for pages that leave the card; 0: they are dropped
+  size_t version_bytes = 0;  // of the card's K/V memory that the users of one state id may take; 0: all of it
   int lanes = 2;          // passes in flight per model
   int warm_rows = 2048;   // launches of up to so many candidates are made ready when a version is loaded; 0: none
   bool fall_back = true;  // to the CPU where the card fails; else UNAVAILABLE
@@ -40,6 +43,8 @@ class CudaRuntime {
   const std::shared_ptr<CudaGemmLibrary>& gemms() const { return gemms_; }
   // Models of the same K/V layout share one. One that no model and no user has any more gives its memory back first.
   absl::StatusOr<std::shared_ptr<CudaPagePool>> PoolFor(const CudaKvShape& shape);
+  // Versions of the same state id share one while any of them, or of their users, lives.
+  std::shared_ptr<CudaTenant> TenantFor(const std::string& state_id, const CudaKvShape& shape);
   void Log(const std::string& line) const {
     if (options_.log) options_.log(line);
   }
@@ -61,6 +66,7 @@ class CudaRuntime {
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<CudaPagePool>> pools_;  // guarded by mutex_
   CudaPagePool::Stats gone_;                          // guarded by mutex_: counts of pools that are no more
+  std::map<std::string, std::weak_ptr<CudaTenant>> tenants_;  // guarded by mutex_
 };
 
 }  // namespace backstory::grab

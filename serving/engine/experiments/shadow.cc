@@ -96,6 +96,10 @@ class ShadowingEngine : public Engine {
     engine_->Prefetch(user, models, deadline_us, std::move(done));
   }
   absl::Status LoadModels() override { return engine_->LoadModels(); }
+  absl::StatusOr<LabelMove> MoveLabel(const std::string& model, const std::string& label, const std::string& version,
+                                      bool at_once) override {
+    return engine_->MoveLabel(model, label, version, at_once);
+  }
   ModelRepository& models() override { return engine_->models(); }
   HistoryStore& store() override { return engine_->store(); }
   Catalog& catalog() override { return engine_->catalog(); }
