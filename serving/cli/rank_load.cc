@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <random>
+#include <thread>
 
 #include "fmt/format.h"
 #include "serving/cli/exit_codes.h"
@@ -134,25 +136,37 @@ void RankLoad::Issue(size_t request, StageReport* stages, std::function<void(std
 
 void RankLoad::Prime() const {
   constexpr size_t kInFlight = 8;
+  constexpr int kRefusalsMax = 1'000;
+  constexpr std::chrono::milliseconds kPause{20};
   std::mutex mutex;
   std::condition_variable changed;
   size_t in_flight = 0;
+  int refusals = 0;
   std::string failed;
-  const size_t users = options_.users.size() - options_.rotated_users;
-  for (size_t u = 0; u < users; ++u) {
-    std::unique_lock lock(mutex);
-    changed.wait(lock, [&] { return in_flight < kInFlight; });
-    if (!failed.empty()) break;
+  std::deque<size_t> waiting;
+  for (size_t u = 0; u < options_.users.size() - options_.rotated_users; ++u) waiting.push_back(u);
+  std::unique_lock lock(mutex);
+  while (failed.empty()) {
+    changed.wait(lock, [&] { return !failed.empty() || in_flight == 0 || (!waiting.empty() && in_flight < kInFlight); });
+    if (!failed.empty() || waiting.empty()) break;
+    const size_t user = waiting.front();
+    waiting.pop_front();
     ++in_flight;
     lock.unlock();
-    Issue(u * per_user_, nullptr, [&](std::string error) {
+    Issue(user * per_user_, nullptr, [&, user](const std::string& error) {
+      const bool refused = error == "UNAVAILABLE";
+      if (refused) std::this_thread::sleep_for(kPause);
       std::lock_guard guard(mutex);
-      if (!error.empty()) failed = std::move(error);
+      if (refused && ++refusals <= kRefusalsMax) {
+        waiting.push_back(user);
+      } else if (!error.empty()) {
+        failed = error;
+      }
       --in_flight;
       changed.notify_all();
     });
+    lock.lock();
   }
-  std::unique_lock lock(mutex);
   changed.wait(lock, [&] { return in_flight == 0; });
   if (!failed.empty()) FailCommand(kExitFailed, "a request before the first rate was answered " + failed);
 }

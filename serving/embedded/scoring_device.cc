@@ -92,6 +92,7 @@ absl::StatusOr<std::shared_ptr<ScoringDevice>> OpenCuda(int ordinal, const Param
   grab::CudaOptions options{.ordinal = ordinal,
                             .kv_bytes = static_cast<size_t>(launch.Int("device_cache_bytes")),
                             .lanes = static_cast<int>(launch.Int("device_lanes")),
+                            .warm_rows = static_cast<int>(launch.Int("device_batch_candidates")),
                             .fall_back = launch.Bool("device_fallback"),
                             .log = log};
   if (metrics != nullptr) {
