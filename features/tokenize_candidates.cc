@@ -28,8 +28,8 @@ double Smoothed(double positives, double n, double prior, double weight) {
   return n + weight > 0 ? (positives + prior * weight) / (n + weight) : prior;
 }
 
-double RateFeature(double positives, double n, const DenseFieldConfig& field) {
-  return Logit(Smoothed(positives, n, field.prior, field.prior_weight)) - Logit(field.prior);
+double RateFeature(double positives, double n, const DenseFieldConfig& field, double prior_logit) {
+  return Logit(Smoothed(positives, n, field.prior, field.prior_weight)) - prior_logit;
 }
 
 float Scaled(double value, const DenseFieldConfig& field) {
@@ -53,10 +53,12 @@ class Builder {
   void TextColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column);
   void CandidateColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column);
   float UserDense(const DenseFieldConfig& field);
-  float ItemDense(const DenseFieldConfig& field, size_t i);
-  double ItemAge(size_t i);
-  double NumberOf(const DenseFieldConfig& field, size_t i);
-  double CategoryRate(const DenseFieldConfig& field, size_t i) const;
+  // Values of all candidates, `width` floats apart.
+  void ItemDense(const DenseFieldConfig& field, size_t width, float* out);
+  void RateColumn(const DenseFieldConfig& field, size_t width, float* out);
+  void AgeColumn(const DenseFieldConfig& field, size_t width, float* out);
+  void NumberColumn(const DenseFieldConfig& field, size_t width, float* out);
+  void CategoryRateColumn(const DenseFieldConfig& field, size_t width, float* out);
 
   size_t size() const { return input_.candidates->item_ids.size(); }
   const FeatureValue* Request(const std::string& name) const;
@@ -74,16 +76,11 @@ class Builder {
   FeatureReport* report_;
   UserSummary no_past_;
   const UserSummary* past_ = nullptr;
-  std::vector<const Item*> items_;  // [candidates]
-  std::vector<RateCounts> counts_;  // [candidates] if any field wants them
+  std::vector<const Item*> own_items_;  // if the input has functions
+  std::vector<RateCounts> own_counts_;
+  std::span<const Item* const> items_;   // [candidates]
+  std::span<const RateCounts> counts_;  // [candidates]
 };
-
-bool WantsCounts(const TokenizerConfig& config) {
-  return std::any_of(config.full_dense.begin(), config.full_dense.end(), [](const DenseFieldConfig& field) {
-    return field.source == DenseSource::kItemRate || field.source == DenseSource::kItemLogCount ||
-           field.source == DenseSource::kItemMeanValue;
-  });
-}
 
 const FeatureValue* Builder::Request(const std::string& name) const {
   return input_.request == nullptr ? nullptr : Find(*input_.request, name);
@@ -91,14 +88,22 @@ const FeatureValue* Builder::Request(const std::string& name) const {
 
 void Builder::Resolve() {
   past_ = input_.summary == nullptr ? &no_past_ : input_.summary;
-  const bool wants_counts = WantsCounts(config_) && input_.counts;
-  counts_.resize(size());
-  for (size_t i = 0; i < size(); ++i) {
-    const uint64_t item_id = input_.candidates->item_ids[i];
-    items_.push_back(input_.items ? input_.items(item_id) : nullptr);
-    report_->unknown_items += items_.back() == nullptr ? 1 : 0;
-    if (wants_counts) counts_[i] = CountsByRule(input_.counts(item_id), config_.label);
+  const std::vector<uint64_t>& ids = input_.candidates->item_ids;
+  items_ = input_.found_items;
+  counts_ = input_.found_counts;
+  if (items_.empty()) {
+    own_items_.resize(size());
+    for (size_t i = 0; i < size() && input_.items; ++i) own_items_[i] = input_.items(ids[i]);
+    items_ = own_items_;
   }
+  if (counts_.empty()) {
+    own_counts_.resize(size());
+    const bool wants = WantsCounts(config_) && input_.counts;
+    for (size_t i = 0; i < size() && wants; ++i) own_counts_[i] = CountsByRule(input_.counts(ids[i]), config_.label);
+    counts_ = own_counts_;
+  }
+  assert(items_.size() == size() && counts_.size() == size());
+  report_->unknown_items += static_cast<uint32_t>(std::count(items_.begin(), items_.end(), nullptr));
 }
 
 void Builder::UserColumn(const SparseFieldConfig& field, SparseColumn* column) {
@@ -127,7 +132,12 @@ void Builder::UserColumn(const SparseFieldConfig& field, SparseColumn* column) {
 }
 
 void Builder::CategoryColumn(const std::vector<std::string>* texts, FieldIds* ids, SparseColumn* column) {
+  constexpr size_t kAhead = 8;  // items of a large catalog are not in the processor's cache: an item, then its texts
   for (size_t i = 0; i < size(); ++i) {
+    if (i + 2 * kAhead < size()) __builtin_prefetch(items_[i + 2 * kAhead]);
+    if (i + kAhead < size() && items_[i + kAhead] != nullptr) {
+      __builtin_prefetch(items_[i + kAhead]->categories.data());
+    }
     if (texts != nullptr && !(*texts)[i].empty()) {
       ids->CategoryText((*texts)[i]);
       FromRequest();
@@ -210,7 +220,7 @@ float Builder::UserDense(const DenseFieldConfig& field) {
   const UserSummary& past = *past_;
   switch (field.source) {
     case DenseSource::kUserRate:
-      return Scaled(RateFeature(past.positives, past.rows, field), field);
+      return Scaled(RateFeature(past.positives, past.rows, field, Logit(field.prior)), field);
     case DenseSource::kUserLogCount:
       return Scaled(std::log1p(static_cast<double>(past.rows)), field);
     case DenseSource::kUserMeanValue:
@@ -228,66 +238,88 @@ float Builder::UserDense(const DenseFieldConfig& field) {
   }
 }
 
-double Builder::ItemAge(size_t i) {
+void Builder::AgeColumn(const DenseFieldConfig& field, size_t width, float* out) {
   const std::vector<float>* years = Find(input_.candidates->numbers, "year");
-  double year = items_[i] == nullptr ? 0 : items_[i]->year;
-  if (years != nullptr && std::isfinite((*years)[i])) {
-    year = (*years)[i];
-    FromRequest();
-  } else {
-    FromItem(year != 0);
+  const int now = internal::YearOf(input_.now_us);
+  for (size_t i = 0; i < size(); ++i, out += width) {
+    double year = items_[i] == nullptr ? 0 : items_[i]->year;
+    if (years != nullptr && std::isfinite((*years)[i])) {
+      year = (*years)[i];
+      FromRequest();
+    } else {
+      FromItem(year != 0);
+    }
+    *out = Scaled(year == 0 ? 0 : (now - year) / 10, field);
   }
-  return year == 0 ? 0 : (internal::YearOf(input_.now_us) - year) / 10;
 }
 
 // kItemNumber and candidate columns; 0 if absent.
-double Builder::NumberOf(const DenseFieldConfig& field, size_t i) {
+void Builder::NumberColumn(const DenseFieldConfig& field, size_t width, float* out) {
+  assert(field.source == DenseSource::kItemNumber || field.source == DenseSource::kRequestNumber);
   const std::vector<float>* numbers = Find(input_.candidates->numbers, ColumnName(field.attribute));
-  if (numbers != nullptr && std::isfinite((*numbers)[i])) {
-    FromRequest();
-    return (*numbers)[i];
+  const bool of_items = field.source == DenseSource::kItemNumber;
+  for (size_t i = 0; i < size(); ++i, out += width) {
+    double value = 0;
+    if (numbers != nullptr && std::isfinite((*numbers)[i])) {
+      FromRequest();
+      value = (*numbers)[i];
+    } else {
+      const double* number = of_items && items_[i] != nullptr ? Find(items_[i]->numbers, field.attribute) : nullptr;
+      FromItem(number != nullptr);
+      if (number != nullptr) value = *number;
+    }
+    *out = Scaled(value, field);
   }
-  const bool of_item = field.source == DenseSource::kItemNumber && items_[i] != nullptr;
-  const double* number = of_item ? Find(items_[i]->numbers, field.attribute) : nullptr;
-  FromItem(number != nullptr);
-  return number == nullptr ? 0 : *number;
 }
 
-double Builder::CategoryRate(const DenseFieldConfig& field, size_t i) const {
-  double n = 0, positives = 0;
-  const auto add = [&](std::string_view category) {
-    const auto found = past_->categories.find(category);
-    if (found == past_->categories.end()) return;
-    n += found->second.first;
-    positives += found->second.second;
-  };
+void Builder::CategoryRateColumn(const DenseFieldConfig& field, size_t width, float* out) {
   const std::vector<std::string>* texts = Find(input_.candidates->texts, "categories");
-  if (texts != nullptr && !(*texts)[i].empty()) {
-    internal::ForEachCategory((*texts)[i], add);
-  } else if (items_[i] != nullptr) {
-    for (const std::string& category : items_[i]->categories) add(category);
-  }
   const double user_rate = Smoothed(past_->positives, past_->rows, field.prior, field.prior_weight);
-  return Logit(Smoothed(positives, n, user_rate, field.prior_weight)) - Logit(user_rate);
+  const double user_logit = Logit(user_rate);
+  for (size_t i = 0; i < size(); ++i, out += width) {
+    double n = 0, positives = 0;
+    const auto add = [&](std::string_view category) {
+      const auto found = past_->categories.find(category);
+      if (found == past_->categories.end()) return;
+      n += found->second.first;
+      positives += found->second.second;
+    };
+    if (texts != nullptr && !(*texts)[i].empty()) {
+      internal::ForEachCategory((*texts)[i], add);
+    } else if (items_[i] != nullptr) {
+      for (const std::string& category : items_[i]->categories) add(category);
+    }
+    *out = Scaled(Logit(Smoothed(positives, n, user_rate, field.prior_weight)) - user_logit, field);
+  }
 }
 
-float Builder::ItemDense(const DenseFieldConfig& field, size_t i) {
-  const RateCounts& counts = counts_[i];
+void Builder::RateColumn(const DenseFieldConfig& field, size_t width, float* out) {
+  const double prior_logit = Logit(field.prior);
+  for (size_t i = 0; i < size(); ++i, out += width) {
+    *out = Scaled(RateFeature(counts_[i].positives, counts_[i].n, field, prior_logit), field);
+  }
+}
+
+void Builder::ItemDense(const DenseFieldConfig& field, size_t width, float* out) {
   switch (field.source) {
     case DenseSource::kItemRate:
-      return Scaled(RateFeature(counts.positives, counts.n, field), field);
+      return RateColumn(field, width, out);
     case DenseSource::kItemLogCount:
-      return Scaled(std::log1p(counts.n), field);
+      for (size_t i = 0; i < size(); ++i) out[i * width] = Scaled(std::log1p(counts_[i].n), field);
+      return;
     case DenseSource::kItemMeanValue:
-      if (counts.value_count == 0) return 0.0f;
-      return Scaled(counts.value_sum / counts.value_count - field.prior_value, field);
+      for (size_t i = 0; i < size(); ++i) {
+        const RateCounts& counts = counts_[i];
+        out[i * width] =
+            counts.value_count == 0 ? 0.0f : Scaled(counts.value_sum / counts.value_count - field.prior_value, field);
+      }
+      return;
     case DenseSource::kItemAge:
-      return Scaled(ItemAge(i), field);
+      return AgeColumn(field, width, out);
     case DenseSource::kUserCategoryRate:
-      return Scaled(CategoryRate(field, i), field);
+      return CategoryRateColumn(field, width, out);
     default:
-      assert(field.source == DenseSource::kItemNumber || field.source == DenseSource::kRequestNumber);
-      return Scaled(NumberOf(field, i), field);
+      return NumberColumn(field, width, out);
   }
 }
 
@@ -311,14 +343,20 @@ CandidateTokens Builder::Build() {
       item_dense.push_back(&field);
     }
   }
-  tokens.item.dense.reserve(size() * item_dense.size());
-  for (size_t i = 0; i < size(); ++i) {
-    for (const DenseFieldConfig* field : item_dense) tokens.item.dense.push_back(ItemDense(*field, i));
-  }
+  const size_t width = item_dense.size();
+  tokens.item.dense.resize(size() * width);
+  for (size_t f = 0; f < width; ++f) ItemDense(*item_dense[f], width, tokens.item.dense.data() + f);
   return tokens;
 }
 
 }  // namespace
+
+bool WantsCounts(const TokenizerConfig& config) {
+  return std::any_of(config.full_dense.begin(), config.full_dense.end(), [](const DenseFieldConfig& field) {
+    return field.source == DenseSource::kItemRate || field.source == DenseSource::kItemLogCount ||
+           field.source == DenseSource::kItemMeanValue;
+  });
+}
 
 CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report) {
   assert(input.candidates != nullptr);

@@ -103,28 +103,6 @@ struct FeatureReport {
   uint32_t defaulted = 0;
 };
 
-struct CandidateInput {
-  std::string_view user;
-  std::string_view scene;
-  int64_t now_us = 0;
-  int64_t tie = CandidateTokens::kNoTie;
-  const UserSummary* summary = nullptr;
-  const FeatureMap* request = nullptr;
-  const CandidateColumns* candidates = nullptr;
-  std::function<const Item*(uint64_t)> items;  // nullptr = unknown item
-  std::function<ItemCounts(uint64_t)> counts;  // strictly before now's statistics bucket
-};
-
-CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report);
-
-// Refuses a configuration the tokenizer cannot run: names the field and the limit.
-absl::Status ValidateTokenizerConfig(const TokenizerConfig& config);
-
-// Which full fields are user side, in column order (the rest is item side). Request features are user side unless the
-// attribute starts with "cand.", which names a candidate column (without the prefix).
-bool IsUserSide(const SparseFieldConfig& field);
-bool IsUserSide(const DenseFieldConfig& field);
-
 // Item counts -> {n, positives, value_sum} under the label rule. n is the number of label actions, or of exposures if
 // that is larger and exposures without label count as negatives. Values are those of label actions, as bin / 2; a bin
 // is positive if bin / 2 >= label.min_value (the top bin, open above, always is).
@@ -135,6 +113,34 @@ struct RateCounts {
   double value_count = 0;
 };
 RateCounts CountsByRule(const ItemCounts& counts, const LabelRule& rule);
+
+struct CandidateInput {
+  std::string_view user;
+  std::string_view scene;
+  int64_t now_us = 0;
+  int64_t tie = CandidateTokens::kNoTie;
+  const UserSummary* summary = nullptr;
+  const FeatureMap* request = nullptr;
+  const CandidateColumns* candidates = nullptr;
+  std::function<const Item*(uint64_t)> items;  // nullptr = unknown item
+  std::function<ItemCounts(uint64_t)> counts;  // strictly before now's statistics bucket
+  // All at once instead, [candidates] in order; counts by the configuration's label rule (CountsByRule).
+  std::span<const Item* const> found_items;
+  std::span<const RateCounts> found_counts;
+};
+
+// Whether any field reads item counts.
+bool WantsCounts(const TokenizerConfig& config);
+
+CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report);
+
+// Refuses a configuration the tokenizer cannot run: names the field and the limit.
+absl::Status ValidateTokenizerConfig(const TokenizerConfig& config);
+
+// Which full fields are user side, in column order (the rest is item side). Request features are user side unless the
+// attribute starts with "cand.", which names a candidate column (without the prefix).
+bool IsUserSide(const SparseFieldConfig& field);
+bool IsUserSide(const DenseFieldConfig& field);
 
 }  // namespace backstory
 

@@ -25,6 +25,16 @@ class Catalog {
                               bool allow_immutable_change = false) = 0;
   // nullptr if unknown. The pointer keeps the item alive.
   virtual std::shared_ptr<const Item> Find(std::string_view ns, uint64_t item_id) const = 0;
+  // Find of many: items[i] of item_ids[i], all from one moment. What they point to lives as long as the pin returned.
+  using Pin = std::shared_ptr<const void>;
+  virtual Pin FindMany(std::string_view ns, std::span<const uint64_t> item_ids, std::span<const Item*> items) const {
+    auto held = std::make_shared<std::vector<std::shared_ptr<const Item>>>();
+    for (size_t i = 0; i < item_ids.size(); ++i) {
+      held->push_back(Find(ns, item_ids[i]));
+      items[i] = held->back().get();
+    }
+    return held;
+  }
   // Visits a consistent snapshot in id order; stop by returning false.
   virtual void ForEach(std::string_view ns, const std::function<bool(const Item&)>& visit) const = 0;
   virtual uint64_t Size(std::string_view ns) const = 0;

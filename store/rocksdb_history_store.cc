@@ -114,14 +114,23 @@ class RocksDbHistoryStore : public HistoryStore {
 
   absl::StatusOr<ItemCounts> CountsBefore(std::string_view ns, uint64_t item_id, int64_t before_us,
                                           int64_t granularity_us) override {
+    ItemCounts counts;
+    const absl::Status status = ManyCountsBefore(ns, {&item_id, 1}, before_us, granularity_us,
+                                                 [&](size_t, const ItemCounts& found) { counts = found; });
+    if (!status.ok()) return status;
+    return counts;
+  }
+
+  absl::Status ManyCountsBefore(std::string_view ns, std::span<const uint64_t> item_ids, int64_t before_us,
+                                int64_t granularity_us, const CountsVisit& visit) override {
     if (absl::Status status = CheckNamespace(ns); !status.ok()) return status;
     if (granularity_us < kCellMicros || granularity_us % kCellMicros != 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("granularity_us: ", granularity_us, " is not a positive multiple of one hour, ", kCellMicros));
     }
-    if (before_us <= 0) return ItemCounts();
-    const int64_t end_us = before_us / granularity_us * granularity_us;
-    return core_->cells.CountsBefore(ns, item_id, end_us / kCellMicros);
+    // Nothing is before the epoch.
+    const int64_t end_us = before_us <= 0 ? 0 : before_us / granularity_us * granularity_us;
+    return core_->cells.CountsBefore(ns, item_ids, end_us / kCellMicros, visit);
   }
 
   absl::Status Checkpoint(const std::string& directory) override {

@@ -22,11 +22,14 @@ struct Preset {
   const char* name;
   int d, heads, d_head, layers, ffn, embedding, hidden, head_hidden;
   uint32_t item_vocab;
+  size_t channels = 2;
 };
 
 constexpr Preset kPresets[] = {
     {"grab-256", 256, 4, 64, 4, 512, 32, 256, 256, 1u << 16},
     {"grab-512", 512, 4, 128, 4, 1024, 64, 512, 512, 1u << 16},
+    // The size of MLPerf's DLRMv3 (its attention is another): one channel, so every event is one row.
+    {"grab-dlrm", 512, 4, 128, 5, 1024, 64, 512, 512, 1u << 16, 1},
     {"grab-tiny", 16, 2, 8, 2, 24, 8, 16, 16, 64},
 };
 
@@ -103,6 +106,7 @@ absl::StatusOr<Config> PresetConfig(std::string_view name) {
     Config c;
     c.name = preset.name;
     c.tokenizer = GenericTokenizer(preset.item_vocab);
+    c.tokenizer.channels.resize(preset.channels);
     c.d = preset.d;
     c.heads = preset.heads;
     c.d_head = preset.d_head;

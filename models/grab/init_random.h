@@ -18,6 +18,7 @@ namespace backstory::grab {
 // Two channels (everything shown, what was clicked) over exposures and clicks, with a generic tokenizer:
 //   grab-512   4 layers, 4 heads x 128, d 512, ffn 1024
 //   grab-256   4 layers, 4 heads x 64, d 256, ffn 512
+//   grab-dlrm  5 layers, one channel, 4 heads x 128, d 512, ffn 1024: the size of MLPerf's DLRMv3
 //   grab-tiny  2 layers, 2 heads x 8, d 16, ffn 24: for tests, loads in milliseconds
 // NOT_FOUND listing the names.
 absl::StatusOr<Config> PresetConfig(std::string_view name);

@@ -1,44 +1,43 @@
 #include "serving/cli/bench_rank.h"
 
-#include <grpcpp/grpcpp.h>
-
-#include <algorithm>
+#include <charconv>
+#include <chrono>
 #include <fstream>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <random>
-#include <thread>
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "backstory/v1/ranking.grpc.pb.h"
 #include "fmt/format.h"
-#include "serving/cli/client_options.h"
 #include "serving/cli/exit_codes.h"
 #include "serving/cli/machine.h"
-#include "serving/cli/open_loop.h"
-#include "serving/rpc/rpc_metrics.h"
+#include "serving/cli/rank_load.h"
 
 namespace backstory {
 namespace {
 
 struct Options {
-  ClientOptions client;
-  std::string ns, model, users_file, user_range = "1-100", items_file, item_range = "1-10000";
-  double rate = 0, rate_max = 20'000, seconds = 10, warmup = 2, slo_ms = 50;
-  int candidates = 200, channels = 2, steps = 3;
-  size_t in_flight_max = 4'096;
-  uint64_t seed = 1;
-  bool json = false, batch = false, quiet = false;
+  RankLoadOptions load;
+  std::string users_file, user_range = "1-100", user_prefix, items_file, item_range = "1-10000";
+  std::vector<double> rates;
+  double rate_first = 10, rate_max = 20'000, slo_ms = 50, hit_rate = 1;
+  size_t resident_users = 0;
+  int steps = 3;
+  bool json = false, prime = false;
 };
 
 constexpr char kExamples[] = R"(Examples:
   backstory bench rank --namespace movielens --user-range 1-610 --item-range 1-9000 --rate 100
   backstory bench rank --users-file users.txt --candidates 1000 --slo-ms 20 --json
+  backstory bench rank --user-prefix synthetic- --user-range 1-1000 --resident-users 800 --hit-rate 0.9 --prime \
+      --candidates 2048 --rate 500 --rate 1000 --stages
 Without --rate the rate is doubled until p99 or the share of OK answers breaks the objective, then the knee is narrowed.
 Latency counts from the moment a request should have been sent. On one machine the generator competes with the server
-for cores: pin them apart with taskset and say so beside the numbers.)";
+for cores: pin them apart with taskset and say so beside the numbers.
+--resident-users N with --hit-rate H: H of the requests go to the first N users, at random, the others to the rest of
+the users in rotation. A server that has room for little more than N states then finds about H of them; whether it did,
+its metrics say (backstory_state_total, backstory_device_state_*_total). docs/guides/load-test.md has a whole run.)";
 
 std::vector<std::string> Range(const std::string& text, const char* flag) {
   const size_t dash = text.find('-');
@@ -66,57 +65,28 @@ std::vector<std::string> Lines(const std::string& path) {
   return out;
 }
 
-// Requests are made before the clock starts; the loop only sends them.
-std::vector<v1::RankRequest> Requests(const Options& options) {
-  constexpr size_t kDistinct = 512;
-  const auto users = options.users_file.empty() ? Range(options.user_range, "--user-range") : Lines(options.users_file);
-  const auto items = options.items_file.empty() ? Range(options.item_range, "--item-range") : Lines(options.items_file);
-  std::mt19937_64 random(options.seed);
-  std::vector<v1::RankRequest> requests(kDistinct);
-  for (v1::RankRequest& request : requests) {
-    request.set_namespace_(options.ns);
-    request.mutable_model()->set_name(options.model);
-    request.mutable_units()->mutable_user()->set_user(users[random() % users.size()]);
-    if (options.batch) request.set_criticality(v1::CRITICALITY_BATCH);
-    for (int i = 0; i < options.candidates; ++i) {
-      request.mutable_candidates()->add_item_ids(std::stoull(items[random() % items.size()]));
+void Complete(Options* options) {
+  RankLoadOptions& load = options->load;
+  load.users = options->users_file.empty() ? Range(options->user_range, "--user-range") : Lines(options->users_file);
+  for (std::string& user : load.users) user = options->user_prefix + user;
+  const auto items = options->items_file.empty() ? Range(options->item_range, "--item-range") : Lines(options->items_file);
+  for (const std::string& item : items) {
+    uint64_t& id = load.items.emplace_back(0);
+    const auto [end, error] = std::from_chars(item.data(), item.data() + item.size(), id);
+    if (error != std::errc() || end != item.data() + item.size()) {
+      FailCommand(kExitUsage, options->items_file + ": \"" + item + "\" is no item id");
     }
   }
-  return requests;
+  if (options->resident_users > load.users.size()) {
+    FailCommand(kExitUsage, fmt::format("--resident-users is {}, there are {} users", options->resident_users,
+                                        load.users.size()));
+  }
+  if (options->resident_users > 0) load.rotated_users = load.users.size() - options->resident_users;
+  load.rotated_share = 1 - options->hit_rate;
+  if (load.rotated_share > 0 && load.rotated_users == 0) {
+    FailCommand(kExitUsage, "--hit-rate below 1 needs --resident-users below the number of users");
+  }
 }
-
-class Load {
- public:
-  explicit Load(const Options& options) : options_(options), requests_(Requests(options)) {
-    for (int i = 0; i < std::max(1, options.channels); ++i) {
-      stubs_.push_back(v1::Ranking::NewStub(options.client.Connect()));
-    }
-  }
-
-  LoadResult Run(double rate) {
-    return RunOpenLoop(rate, options_.seconds, options_.warmup, options_.seed, options_.in_flight_max,
-                       [this](size_t i, std::function<void(std::string)> done) { Issue(i, std::move(done)); });
-  }
-
- private:
-  void Issue(size_t i, std::function<void(std::string)> done) {
-    struct Call {
-      std::unique_ptr<grpc::ClientContext> context;
-      v1::RankResponse response;
-    };
-    auto call = std::make_shared<Call>();
-    call->context = options_.client.Context();
-    stubs_[i % stubs_.size()]->async()->Rank(
-        call->context.get(), &requests_[i % requests_.size()], &call->response,
-        [call, done = std::move(done)](const grpc::Status& status) {
-          done(status.ok() ? std::string() : std::string(rpc::CodeName(status.error_code())));
-        });
-  }
-
-  const Options& options_;
-  const std::vector<v1::RankRequest> requests_;
-  std::vector<std::unique_ptr<v1::Ranking::Stub>> stubs_;
-};
 
 nlohmann::ordered_json ToJson(const LoadResult& result) {
   const auto ms = [&](double quantile) { return 1e-3 * static_cast<double>(result.latency.QuantileUs(quantile)); };
@@ -150,31 +120,35 @@ void PrintHeader(std::FILE* to) {
              "p99 ms", "p99.9 ms", "max ms", "gen late", "errors");
 }
 
-void BenchRank(const Options& options) {
-  Load load(options);
+void BenchRank(Options options) {
+  Complete(&options);
+  const RankLoad load(options.load);
   {
-    auto channel = options.client.Connect();
+    auto channel = options.load.client.Connect();
     if (!channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(5))) {
-      FailCommand(kExitUnavailable, "no server answers at " + options.client.server);
+      FailCommand(kExitUnavailable, "no server answers at " + options.load.client.server);
     }
   }
   nlohmann::ordered_json out;
   out["machine"] = MachineLine();
-  out["candidates"] = options.candidates;
+  out["candidates"] = options.load.candidates;
   out["slo_ms"] = options.slo_ms;
   std::FILE* table = options.json ? stderr : stdout;
-  fmt::print(table, "{}; {} candidates, {} s a rate after {} s of warm-up, seed {}\n", MachineLine(), options.candidates,
-             options.seconds, options.warmup, options.seed);
+  fmt::print(table, "{}; {} candidates, {} s a rate after {} s of warm-up, seed {}\n", MachineLine(),
+             options.load.candidates, options.load.seconds, options.load.warmup, options.load.seed);
+  if (options.prime) load.Prime();
   PrintHeader(table);
   const auto measure = [&](double rate) {
-    LoadResult result = load.Run(rate);
+    StageReport stages;
+    LoadResult result = load.Run(rate, options.load.stages ? &stages : nullptr);
     PrintRow(table, result);
+    stages.Print(table);
+    std::fflush(table);
     return result;
   };
-  if (options.rate > 0) {
-    out["runs"].push_back(ToJson(measure(options.rate)));
-  } else {
-    const KneeReport report = FindKnee(10, options.rate_max, options.slo_ms, options.steps, measure);
+  for (const double rate : options.rates) out["runs"].push_back(ToJson(measure(rate)));
+  if (options.rates.empty()) {
+    const KneeReport report = FindKnee(options.rate_first, options.rate_max, options.slo_ms, options.steps, measure);
     for (const LoadResult& run : report.runs) out["runs"].push_back(ToJson(run));
     out["knee_per_s"] = report.knee_per_s;
     fmt::print(table, "knee: {:.1f} requests/s with p99 <= {} ms and >= 99 % OK\n", report.knee_per_s, options.slo_ms);
@@ -188,27 +162,39 @@ void AddBenchRank(CLI::App* bench) {
   auto options = std::make_shared<Options>();
   CLI::App* command = bench->add_subcommand("rank", "Open-loop Poisson load of Rank calls, and its knee");
   command->footer(kExamples);
-  options->client.deadline_ms = 2'000;
-  options->client.AddTo(command);
-  command->add_option("--namespace", options->ns, "Namespace [default]");
-  command->add_option("--model", options->model, "Model [the server's default]");
+  RankLoadOptions& load = options->load;
+  load.client.deadline_ms = 2'000;
+  load.client.AddTo(command);
+  command->add_option("--namespace", load.ns, "Namespace [default]");
+  command->add_option("--model", load.model, "Model [the server's default]");
   command->add_option("--users-file", options->users_file, "User ids, one a line");
   command->add_option("--user-range", options->user_range, "User ids FIRST-LAST")->capture_default_str();
+  command->add_option("--user-prefix", options->user_prefix, "Put before every user id");
+  command->add_option("--resident-users", options->resident_users, "Users drawn at random, the rest rotates [all]");
+  command->add_option("--hit-rate", options->hit_rate, "Share of requests for --resident-users")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_flag("--prime", options->prime, "Rank once for every resident user before the first rate");
   command->add_option("--items-file", options->items_file, "Item ids, one a line");
   command->add_option("--item-range", options->item_range, "Item ids FIRST-LAST")->capture_default_str();
-  command->add_option("--candidates", options->candidates, "Candidates a request")
+  command->add_option("--candidates", load.candidates, "Candidates a request")
       ->check(CLI::Range(1, 10'000))
       ->capture_default_str();
-  command->add_option("--rate", options->rate, "Requests a second [find the knee]")->check(CLI::PositiveNumber);
+  command->add_option("--rate", options->rates, "Requests a second, one or several rates in turn [find the knee]")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--rate-first", options->rate_first, "First rate of the sweep")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_option("--rate-max", options->rate_max, "Highest rate of the sweep")->capture_default_str();
-  command->add_option("--seconds", options->seconds, "Duration of each rate")->capture_default_str();
-  command->add_option("--warmup", options->warmup, "Seconds before counting starts")->capture_default_str();
+  command->add_option("--seconds", load.seconds, "Duration of each rate")->capture_default_str();
+  command->add_option("--warmup", load.warmup, "Seconds before counting starts")->capture_default_str();
   command->add_option("--slo-ms", options->slo_ms, "p99 objective of the knee")->capture_default_str();
   command->add_option("--steps", options->steps, "Times the knee is narrowed")->capture_default_str();
-  command->add_option("--channels", options->channels, "Connections")->capture_default_str();
-  command->add_option("--in-flight-max", options->in_flight_max, "Requests in flight at most")->capture_default_str();
-  command->add_option("--seed", options->seed, "Seed of arrivals and requests")->capture_default_str();
-  command->add_flag("--batch", options->batch, "Send with criticality BATCH");
+  command->add_option("--channels", load.channels, "Connections")->capture_default_str();
+  command->add_option("--in-flight-max", load.in_flight_max, "Requests in flight at most")->capture_default_str();
+  command->add_option("--seed", load.seed, "Seed of arrivals and requests")->capture_default_str();
+  command->add_flag("--batch", load.batch, "Send with criticality BATCH");
+  command->add_flag("--stages", load.stages, "Ask for stage timings and print where the time went, also of the tail");
   command->add_flag("--json", options->json, "Print the report as JSON; the table goes to standard error");
   command->callback([options] { BenchRank(*options); });
 }

@@ -1,5 +1,7 @@
 #include "serving/cli/open_loop.h"
 
+#include <sys/prctl.h>
+
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -42,6 +44,7 @@ LoadResult RunOpenLoop(double rate_per_s, double seconds, double warmup_s, uint6
   } shared;
   const std::vector<int64_t> arrivals = PoissonArrivalsUs(rate_per_s, seconds + warmup_s, seed);
   const auto warmup_us = static_cast<int64_t>(warmup_s * 1e6);
+  prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);  // nanoseconds; else each sleep ends up to 50 us late
   const Clock::time_point start = Clock::now();
   for (size_t i = 0; i < arrivals.size(); ++i) {
     std::this_thread::sleep_until(start + std::chrono::microseconds(arrivals[i]));

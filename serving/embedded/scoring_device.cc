@@ -136,6 +136,7 @@ absl::StatusOr<std::shared_ptr<ScoringDevice>> OpenCuda(int ordinal, const Param
                             .host_bytes = static_cast<size_t>(launch.Int("device_host_cache_bytes")),
                             .version_bytes = static_cast<size_t>(launch.Int("device_version_bytes")),
                             .lanes = static_cast<int>(launch.Int("device_lanes")),
+                            .warm_rows = static_cast<int>(launch.Int("device_batch_candidates")),
                             .fall_back = launch.Bool("device_fallback"),
                             .log = log};
   if (metrics != nullptr) {

@@ -51,7 +51,21 @@ void Batcher::Run(std::unique_ptr<Job> job) {
     hooks_.recommend(std::unique_ptr<RecommendJob>(recommend));
     return;
   }
-  RunBatch(std::unique_ptr<RankJob>(static_cast<RankJob*>(job.release())));
+  std::unique_ptr<RankJob> rank(static_cast<RankJob*>(job.release()));
+  rank->rank.served->model->lanes() > 0 ? RunInLanes(std::move(rank)) : RunBatch(std::move(rank));
+}
+
+// Prepares a request, and scores what is prepared as long as this thread has a lane.
+void Batcher::RunInLanes(std::unique_ptr<RankJob> job) {
+  const std::shared_ptr<const ServedModel> served = job->rank.served;
+  std::vector<std::unique_ptr<RankJob>> batch;
+  if (!Add(std::move(job), &batch) || !prepared_.Put(std::move(batch.front()))) return;
+  while (true) {
+    LaneQueue::Batch next = prepared_.Take(served.get(), clock_->MonotonicMicros());
+    if (next.empty()) return;
+    for (std::unique_ptr<RankJob>& late : next.expired) hooks_.expired(std::move(late));
+    if (!next.jobs.empty()) ScoreAndFinish(&next.jobs);
+  }
 }
 
 void Batcher::RunBatch(std::unique_ptr<RankJob> first) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "serving/engine/jobs.h"
+#include "serving/engine/lane_queue.h"
 #include "serving/engine/ranker.h"
 #include "serving/engine/request_queue.h"
 
@@ -16,6 +17,9 @@ namespace backstory {
 struct BatchLimits {
   size_t requests = 8;      // per call of the model
   size_t candidates = 512;  // a batch takes no further request from here on
+  // The same of a model that has lanes (grab::Model::lanes); here a batch never has more.
+  size_t lane_requests = 64;
+  size_t lane_candidates = 8192;
 };
 
 // A worker waits for a user's state only while it holds none itself: what it has prepared is scored first. So no two
@@ -34,7 +38,12 @@ class Batcher {
     std::function<void(std::unique_ptr<Job>)> expired;
   };
   Batcher(RequestQueue* queue, const Ranker* ranker, const Clock* clock, BatchLimits limits, Hooks hooks)
-      : queue_(queue), ranker_(ranker), clock_(clock), limits_(limits), hooks_(std::move(hooks)) {}
+      : queue_(queue),
+        ranker_(ranker),
+        clock_(clock),
+        limits_(limits),
+        hooks_(std::move(hooks)),
+        prepared_(limits.lane_requests, limits.lane_candidates) {}
   ~Batcher() { Join(); }
 
   void Start(int threads);
@@ -51,6 +60,7 @@ class Batcher {
   void Work();
   void Run(std::unique_ptr<Job> job);
   void RunBatch(std::unique_ptr<RankJob> first);
+  void RunInLanes(std::unique_ptr<RankJob> job);
   void Expire(std::vector<std::unique_ptr<Job>> jobs);
   bool Add(std::unique_ptr<RankJob> job, std::vector<std::unique_ptr<RankJob>>* batch);
   void ScoreAndFinish(std::vector<std::unique_ptr<RankJob>>* batch);
@@ -60,6 +70,7 @@ class Batcher {
   const Clock* const clock_;
   const BatchLimits limits_;
   const Hooks hooks_;
+  LaneQueue prepared_;
   std::vector<std::jthread> threads_;
 };
 

@@ -121,7 +121,9 @@ EngineImpl::EngineImpl(EngineOptions options, ParameterSet parameters, int threa
                  return WarmUser(user, served);
                }),
       batcher_(&queue_, &ranker_, clock,
-               {static_cast<size_t>(launch_.Int("batch_users")), static_cast<size_t>(launch_.Int("batch_candidates"))},
+               {.requests = static_cast<size_t>(launch_.Int("batch_users")),
+                .candidates = static_cast<size_t>(launch_.Int("batch_candidates")),
+                .lane_candidates = static_cast<size_t>(launch_.Int("device_batch_candidates"))},
                {[this](std::unique_ptr<RankJob>& job) { return StartJob(job); },
                 [this](std::unique_ptr<RankJob> job, absl::Status status) { FinishRank(std::move(job), status); },
                 [this](std::unique_ptr<PrefetchJob> job) { RunPrefetch(std::move(job)); },

@@ -92,6 +92,9 @@ std::vector<ParameterSpec> ProcessSpecs() {
        "warmed leaves room to the one that serves; 0: all of it"},
       {"device_lanes", kProcess, int64_t{2}, 1, 16, 0,
        "scoring passes of a model version in flight on the card; each takes about half a gigabyte of it"},
+      {"device_batch_candidates", kProcess, int64_t{8192}, 64, 8192, 0,
+       "candidates of one scoring pass on the card at most, unless one request has more; what waits for a lane goes along "
+       "up to here"},
       {"device_fallback", kProcess, true, 0, 0, 0,
        "let the CPU score what the card cannot or fails at; false: answer UNAVAILABLE or RESOURCE_EXHAUSTED"},
       {"cache_bytes", kProcess, int64_t{1} << 30, 1 << 20, 1e13, 0,

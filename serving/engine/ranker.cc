@@ -24,7 +24,8 @@ float Logistic(float logit) { return 1.0f / (1.0f + std::exp(-logit)); }
 void AddSegments(PreparedRank* rank, Slices* slices, std::vector<grab::ScoreSegment>* segments) {
   const size_t candidates = rank->tokens.item.rows;
   const size_t tasks = rank->served->model->config().tasks.size();
-  const size_t step = static_cast<size_t>(rank->parameters.Int("micro_batch_candidates"));
+  const bool whole = rank->served->model->lanes() > 0;
+  const size_t step = whole ? std::max<size_t>(1, candidates) : static_cast<size_t>(rank->parameters.Int("micro_batch_candidates"));
   slices->logits.resize(candidates * tasks);
   slices->attributions.resize((candidates + step - 1) / step);
   if (candidates > step) {
@@ -180,7 +181,8 @@ absl::StatusOr<Ranker::Prepared> Ranker::PrepareWith(StateRequest request, Prepa
     rank->pin.Release();
     return status;
   }
-  AddTiming(rank, "features", clock_->MonotonicMicros() - state_done_us);
+  rank->prepared_us = clock_->MonotonicMicros();
+  AddTiming(rank, "features", rank->prepared_us - state_done_us);
   return Prepared::kReady;
 }
 
@@ -199,21 +201,23 @@ absl::Status Ranker::Tokenize(PreparedRank* rank) const {
   input.summary = &summary;
   input.request = &query.features;
   input.candidates = &query.candidates;
-  input.items = [&items](uint64_t id) { return items.Find(id); };
-  absl::Status counts_status;
-  input.counts = [&](uint64_t id) {
-    absl::StatusOr<ItemCounts> counts = store_->CountsBefore(query.ns, id, view_us, config.stats_granularity_us);
-    if (counts.ok()) return *std::move(counts);
-    counts_status.Update(counts.status());
-    return ItemCounts{};
-  };
-  rank->tokens = TokenizeCandidates(input, config, &rank->reply.features);
-  for (size_t i = 0; i < query.candidates.item_ids.size(); ++i) {
-    if (items.Find(query.candidates.item_ids[i]) == nullptr) {
-      rank->reply.unknown_items.push_back(static_cast<uint32_t>(i));
-    }
+  const std::vector<uint64_t>& ids = query.candidates.item_ids;
+  std::vector<const Item*> found(ids.size());
+  const Catalog::Pin pin = catalog_->FindMany(query.ns, ids, found);
+  input.found_items = found;
+  std::vector<RateCounts> counts(ids.size());
+  input.found_counts = counts;
+  absl::Status status;
+  if (WantsCounts(config)) {
+    status = store_->ManyCountsBefore(
+        query.ns, ids, view_us, config.stats_granularity_us,
+        [&](size_t i, const ItemCounts& outcomes) { counts[i] = CountsByRule(outcomes, config.label); });
   }
-  return counts_status;
+  rank->tokens = TokenizeCandidates(input, config, &rank->reply.features);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (found[i] == nullptr) rank->reply.unknown_items.push_back(static_cast<uint32_t>(i));
+  }
+  return status;
 }
 
 absl::Status Ranker::Probe(std::shared_ptr<const ServedModel> served) const {
@@ -253,6 +257,7 @@ absl::Status Ranker::Score(std::span<PreparedRank* const> ranks) const {
     if (status.ok()) {
       ranks[i]->status = FillScores(slices[i], ranks[i]);
       FillExplanations(slices[i], ranks[i]);
+      AddTiming(ranks[i], "batch", std::max<int64_t>(0, start_us - ranks[i]->prepared_us));
       AddTiming(ranks[i], "score", duration_us);
     }
     ranks[i]->pin.Release();

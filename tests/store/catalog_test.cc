@@ -56,6 +56,24 @@ TEST_F(CatalogTest, ItemsSurviveAndAreVisitedInIdOrder) {
   EXPECT_EQ(store_.catalog->Version("shop"), 1u);
 }
 
+TEST_F(CatalogTest, ManyAreFoundAsOfOneMomentAndLiveAsLongAsTheirPin) {
+  ASSERT_TRUE(Upsert({Movie(1, "one"), Movie(2, "two")}).ok());
+  const uint64_t ids[] = {2, 9, 1, 2};
+  std::vector<const Item*> before(4), after(4), nowhere(4, before[0]);
+  auto first = store_.catalog->FindMany("shop", ids, before);
+  for (int i = 1; i < 20; ++i) ASSERT_TRUE(Upsert({Movie(1, "one " + std::to_string(i))}).ok());
+  auto second = store_.catalog->FindMany("shop", ids, after);
+  EXPECT_EQ(before[1], nullptr);
+  EXPECT_EQ(before[0], before[3]);
+  EXPECT_EQ(before[2]->title, "one");
+  EXPECT_EQ(after[2]->title, "one 19");
+  EXPECT_EQ(before[0], after[0]) << "unchanged";
+  first.reset();
+  EXPECT_EQ(after[2]->title, "one 19");
+  store_.catalog->FindMany("nowhere", ids, nowhere);
+  EXPECT_THAT(nowhere, testing::Each(nullptr));
+}
+
 TEST_F(CatalogTest, VersionRisesOnlyWithAChange) {
   ASSERT_TRUE(Upsert({Movie(1)}).ok());
   ASSERT_TRUE(Upsert({Movie(1)}).ok());

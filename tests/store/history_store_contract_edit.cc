@@ -192,6 +192,16 @@ TEST_P(HistoryStoreContract, CountsAreStrictlyBeforeTheBucket) {
   EXPECT_EQ(CountOf(*store_, 9, 2 * kHour), 2u);
   EXPECT_EQ(store_->CountsBefore("shop", 9, 3 * kHour, 2 * kHour)->cells.at(0).count, 2u);
   EXPECT_EQ(CountOf(*store_, 9, -5), 0u);
+  // Many at once, one of them twice, in the order of the call.
+  const uint64_t many[] = {9, 77, 9};
+  std::vector<ItemCounts> counts(3, ItemCounts{.exposures = 99});
+  ASSERT_TRUE(store_->ManyCountsBefore("shop", many, 3 * kHour, 2 * kHour, [&](size_t i, const ItemCounts& found) {
+                      counts[i] = found;
+                    }).ok());
+  EXPECT_EQ(counts[0].cells.at(0).count, 2u);
+  EXPECT_TRUE(counts[1].cells.empty());
+  EXPECT_EQ(counts[1].exposures, 0u);
+  EXPECT_EQ(counts[2].cells.at(0).count, 2u);
   EXPECT_TRUE(absl::IsInvalidArgument(store_->CountsBefore("shop", 9, kHour, kHour / 2).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(store_->CountsBefore("shop", 9, kHour, 0).status()));
   EXPECT_TRUE(store_->CountsBefore("other", 9, kNow, kHour)->cells.empty()) << "namespaces are apart";

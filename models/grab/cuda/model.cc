@@ -78,6 +78,7 @@ class CudaModel final : public Model {
   size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
   // 16,384 rows are some 20 milliseconds of a card; without one, the CPU's K/V are made in steps.
   bool ExtendsAtOnce() const override { return network_ != nullptr && runtime_->device().health().ok(); }
+  int lanes() const override { return network_ == nullptr ? 0 : std::max(1, runtime_->options().lanes); }
   std::unique_ptr<UserKv> NewState() const override {
     auto host = cpu_->NewState();
     return std::make_unique<CudaUserKv>(pages_, tenant_,

@@ -67,7 +67,7 @@ TEST_F(EngineTest, AReplyTellsHowItCameAbout) {
   EXPECT_EQ(reply->scores[0].raw_logit.size(), 3u);
   std::vector<std::string> stages;
   for (const StageTiming& timing : reply->timings) stages.push_back(timing.stage);
-  EXPECT_THAT(stages, ElementsAre("queue", "store", "state", "features", "score"));
+  EXPECT_THAT(stages, ElementsAre("queue", "store", "state", "features", "batch", "score"));
 }
 
 // Scoring may make a state keep more: K/V that the CPU computes for a user of a card.

@@ -284,6 +284,7 @@ class FakeModel : public grab::Model {
   const std::string& state_id() const override { return state_id_; }
   size_t parameter_bytes() const override { return 1000; }
   bool ExtendsAtOnce() const override { return extends_at_once; }
+  int lanes() const override { return lane_count; }
   std::unique_ptr<grab::UserKv> NewState() const override {
     return std::make_unique<FakeKv>(config_.tokenizer.channels.size());
   }
@@ -338,6 +339,7 @@ class FakeModel : public grab::Model {
   absl::Status extend_status;
   bool nan_scores = false;
   bool extends_at_once = false;
+  int lane_count = 0;
   mutable std::atomic<int> scores{0}, extends{0};
   mutable std::atomic<size_t> segments_scored{0};
 
