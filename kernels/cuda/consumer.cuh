@@ -32,7 +32,7 @@ class Consumer {
     for (bool more = true; more; q_.Next(), slot_.Next()) {
       barriers_.QFull(q_.stage).Wait(q_.phase);
       more = shared_.item[slot_.stage].next != 0;
-      if (!more && a_.overlap_previous) LetNextKernelStart();
+      if (!more) LetNextKernelStart();
       DoItem(shared_.item[slot_.stage]);
     }
     if (group_ == 0) NamedSync(TurnOf(0), 256);  // takes the turn nobody used

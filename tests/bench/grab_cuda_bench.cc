@@ -1,5 +1,5 @@
 // The whole scoring pass of grab-512 on a card: token rows in, logits out, K/V resident. Users are rotated past the L2.
-//   grab_cuda_bench [repeats]
+//   grab_cuda_bench [repeats [PART]] all shapes, prefill and append; or shapes whose names contain it
 // GPU time is between CUDA events around the pass; wall time is the host's for inputs, pass and scores (planning and
 // copies included, the tokenizer not). Medians and [p10 p90] of `repeats` passes. Values are random; times do not
 // depend on them.
@@ -81,8 +81,17 @@ void FillRandom(CudaPagePool* pool, size_t blocks) {
   std::normal_distribution<float> normal;
   std::vector<uint16_t> block(pool->shape().block_size());
   for (uint16_t& x : block) x = ToBf16(normal(random));
+  constexpr size_t kDifferent = 1024;  // further pages repeat them: an L2 goes by addresses
   for (size_t i = 0; i < blocks; ++i) {
-    // The same values from another place on: no two pages are alike.
+    if (i >= kDifferent) {
+      Must(pool->device().Check(
+          cudaMemcpy(static_cast<char*>(pool->data()) + i * pool->shape().block_bytes(),
+                     static_cast<char*>(pool->data()) + i % kDifferent * pool->shape().block_bytes(),
+                     pool->shape().block_bytes(), cudaMemcpyDeviceToDevice),
+          "filling the pool"));
+      continue;
+    }
+    // The same values from another place on: no two of them are alike.
     std::rotate(block.begin(), block.begin() + 977, block.end());
     Must(pool->device().Check(cudaMemcpy(static_cast<char*>(pool->data()) + i * pool->shape().block_bytes(),
                                          block.data(), pool->shape().block_bytes(), cudaMemcpyHostToDevice),
@@ -195,7 +204,13 @@ int Main(int argc, char** argv) {
   const auto network = Must(CudaNetwork::Load(config, RandomWeights(config, 1), runtime->gemms(), pool));
   const auto lane = Must(network->NewLane());
   FillRandom(pool.get(), static_cast<size_t>(pool->blocks()) / 2);
-  for (const Shape& shape : kShapes) Measure(config, shape, *network, pool.get(), lane.get(), repeats);
+  const std::string only = argc > 2 ? argv[2] : "";
+  for (const Shape& shape : kShapes) {
+    const std::string name = std::to_string(shape.users) + "x" + std::to_string(shape.history) + "x" +
+                             std::to_string(shape.candidates);
+    if (name.find(only) != std::string::npos) Measure(config, shape, *network, pool.get(), lane.get(), repeats);
+  }
+  if (!only.empty()) return 0;
   for (const auto& [first, rows] : {std::pair<size_t, size_t>{0, 4096}, {0, 16384}, {4095, 4096}, {4032, 4096}}) {
     MeasurePrefill(config, *network, pool.get(), runtime->gemms(), pool, first, rows, std::min(repeats, 50));
   }
