@@ -8,13 +8,14 @@
 
 namespace backstory::cuda {
 
-// All threads of all blocks of the cluster arrive and wait.
 __device__ __forceinline__ uint32_t ClusterRank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-__device__ __forceinline__ void ClusterArrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+// All threads of all blocks of the cluster arrive and wait. Orders initialised barriers (FenceBarrierInit), no other
+// memory.
+__device__ __forceinline__ void ClusterArrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 __device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 // The address of block `rank`'s counterpart of a place in shared memory.
 __device__ __forceinline__ uint32_t InBlock(uint32_t shared_address, uint32_t rank) {

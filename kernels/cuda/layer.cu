@@ -17,24 +17,42 @@ bool EncodeMatrices(CUtensorMap* map, const void* base, int count, int rows, int
 constexpr char kNoDriver[] = "layer: the driver has no cuTensorMapEncodeTiled (older than CUDA 12)";
 constexpr char kBadMaps[] = "layer: the driver refuses the tensor maps (16-byte aligned bases?)";
 
-// A launch's operands: `rows` [channels][a.rows][a.in] times `w` [channels][a.out][a.in], and perhaps a second matrix.
+// A launch's operands: `rows` [channels][a.rows][a.in] times `w` [channels][a.out][a.in], and perhaps a second matrix;
+// the residual fp32 [channels][a.rows][a.out]; and results, bf16 [channels][a.rows][a.out] or [a.rows][channels][a.out].
 struct Operands {
   const void *rows = nullptr, *w = nullptr, *w_second = nullptr;
+  float* x = nullptr;
+  void *y = nullptr, *concat = nullptr;
 };
 
-template <class Tile, LinearEnd kEnd>
-const char* LaunchTile(const LinearArgs& a, const Operands& of, cudaStream_t stream) {
-  LinearMaps maps;
-  bool encoded = EncodeMatrices(&maps.rows, of.rows, a.channels, a.rows, a.in, Tile::kRows) &&
-                 EncodeMatrices(&maps.w, of.w, a.channels, a.out, a.in, Tile::kFeatures);
+template <class Tile>
+bool EncodeMaps(const LinearArgs& a, const Operands& of, LinearMaps* maps) {
+  const auto u = [](int x) { return static_cast<cuuint64_t>(x); };
+  constexpr cuuint32_t kRows = Tile::kRows;
+  bool encoded = EncodeMatrices(&maps->rows, of.rows, a.channels, a.rows, a.in, Tile::kRows) &&
+                 EncodeMatrices(&maps->w, of.w, a.channels, a.out, a.in, Tile::kFeatures);
   if (a.second_out > 0) {
-    encoded = encoded && EncodeMatrices(&maps.w_second, of.w_second, a.channels, a.second_out, a.in, Tile::kFeatures);
+    encoded = encoded && EncodeMatrices(&maps->w_second, of.w_second, a.channels, a.second_out, a.in, Tile::kFeatures);
   }
-  if (!encoded) return kBadMaps;
+  if (of.x != nullptr) {
+    encoded = encoded && Encode<3>(&maps->x, of.x, {u(a.out), u(a.rows), u(a.channels)},
+                                   {a.out, int64_t{a.rows} * a.out}, {32, kRows, 1}, true);
+  }
+  if (of.concat != nullptr) {
+    return encoded && Encode<3>(&maps->y, of.concat, {u(a.out), u(a.rows), u(a.channels)},
+                                {int64_t{a.channels} * a.out, a.out}, {64, kRows, 1});
+  }
+  return encoded && (of.y == nullptr || EncodeMatrices(&maps->y, of.y, a.channels, a.rows, a.out, Tile::kRows));
+}
+
+template <class Tile>
+const char* LaunchTile(const LinearArgs& a, const Operands& of, cudaStream_t stream) {
+  LinearMaps maps = {};
+  if (!EncodeMaps<Tile>(a, of, &maps)) return kBadMaps;
   constexpr int kBytes = sizeof(LinearShared<Tile>);
   static_assert(kBytes <= 232448);
   static std::atomic<uint64_t> allowed = 0;
-  const auto kernel = LinearKernel<Tile, kEnd>;
+  const auto kernel = LinearKernel<Tile>;
   const cudaError_t refused = Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes, &allowed);
   if (refused != cudaSuccess) return cudaGetErrorString(refused);
   cudaLaunchConfig_t config = {};
@@ -44,7 +62,7 @@ const char* LaunchTile(const LinearArgs& a, const Operands& of, cudaStream_t str
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};
-  if (kEnd != LinearEnd::kStore) {
+  if (Tile::kCluster) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs++].val.clusterDim = {blocks, 1, 1};
   }
@@ -60,27 +78,43 @@ const char* LaunchTile(const LinearArgs& a, const Operands& of, cudaStream_t str
 #ifndef BACKSTORY_WAVE
 #define BACKSTORY_WAVE 132
 #endif
-#ifndef BACKSTORY_STAGES_32
-#define BACKSTORY_STAGES_32 5
-#define BACKSTORY_STAGES_64 4
-#define BACKSTORY_STAGES_128 3
-#define BACKSTORY_TWIN_32 4
-#define BACKSTORY_TWIN_64 3
-#define BACKSTORY_TWIN_128 4
+#ifndef S0
+#define S0 5
+#define N0 4
+#define M0 3
 #endif
+#ifndef S1
+#define S1 4
+#define N1 3
+#define M1 5
+#endif
+#ifndef S2
+#define S2 3
+#define N2 4
+#define M2 2
+#endif
+// Stages of the ring, for blocks of 32, 64 and 128 rows.
+constexpr int kStoreStages[] = {S0, S1, S2}, kNormStages[] = {N0, N1, N2}, kMixStages[] = {M0, M1, M2};
+template <LinearEnd kEnd>
+constexpr int Stages(int i) {
+  return kEnd == LinearEnd::kNorm ? kNormStages[i] : kEnd == LinearEnd::kMix ? kMixStages[i] : kStoreStages[i];
+}
+
 // Blocks' rows: the fewest with which all blocks of a launch run at once. A function of the launch's shape alone, as bits
 // must be.
-constexpr int kWave = BACKSTORY_WAVE;
-
 template <LinearEnd kEnd>
 const char* Launch(const LinearArgs& a, const Operands& of, void* stream) {
   constexpr bool kTwin = kEnd == LinearEnd::kMix;
   const int blocks = kTwin ? a.out / 64 : (a.out + a.second_out + 127) / 128 * a.channels;
-  const auto fits = [&](int rows) { return (a.rows + rows - 1) / rows * blocks <= kWave; };
+  const auto fits = [&](int rows) { return (a.rows + rows - 1) / rows * blocks <= BACKSTORY_WAVE; };
   const auto s = static_cast<cudaStream_t>(stream);
-  if (fits(32)) return LaunchTile<LinearTile<32, kTwin ? BACKSTORY_TWIN_32 : BACKSTORY_STAGES_32, kTwin>, kEnd>(a, of, s);
-  if (fits(64)) return LaunchTile<LinearTile<64, kTwin ? BACKSTORY_TWIN_64 : BACKSTORY_STAGES_64, kTwin>, kEnd>(a, of, s);
-  return LaunchTile<LinearTile<128, kTwin ? BACKSTORY_TWIN_128 : BACKSTORY_STAGES_128, kTwin>, kEnd>(a, of, s);
+  if (fits(32)) return LaunchTile<LinearTile<32, Stages<kEnd>(0), kEnd>>(a, of, s);
+#ifndef MIX_128
+  if (fits(64) || kTwin) return LaunchTile<LinearTile<64, Stages<kEnd>(1), kEnd>>(a, of, s);
+#else
+  if (fits(64)) return LaunchTile<LinearTile<64, Stages<kEnd>(1), kEnd>>(a, of, s);
+#endif
+  return LaunchTile<LinearTile<128, Stages<kEnd>(2), kEnd>>(a, of, s);
 }
 
 bool FitsNorm(int d) { return d > 0 && d % 128 == 0 && d <= 512; }
@@ -102,9 +136,8 @@ const char* Project(const ProjectArgs& a, void* stream) {
                                     .second_out = a.bias_out,
                                     .overlap_previous = a.overlap_previous,
                                     .b = static_cast<const __nv_bfloat16*>(a.b),
-                                    .y = a.y,
                                     .second = a.bias},
-                                   {a.z, a.w, a.w_bias}, stream);
+                                   {.rows = a.z, .w = a.w, .w_second = a.w_bias, .y = a.y}, stream);
 }
 
 bool FinishFits(int channels, int d, int wide, int ffn, bool mixing) {
@@ -121,29 +154,29 @@ const char* Finish(const FinishArgs& a, void* stream) {
                           .in = a.wide,
                           .out = a.d,
                           .overlap_previous = a.overlap_previous,
-                          .x = a.x,
-                          .y = a.z,
                           .gain = a.n1_g,
-                          .shift = a.n1_b};
-  if (const char* wrong = Launch<LinearEnd::kNorm>(add, {a.attended, a.w_o}, stream)) return wrong;
+                          .shift = a.n1_b,
+                          .write_x = true};
+  const Operands of_add = {.rows = a.attended, .w = a.w_o, .x = a.x, .y = a.z};
+  if (const char* wrong = Launch<LinearEnd::kNorm>(add, of_add, stream)) return wrong;
   const LinearArgs inner = {.rows = a.rows,
                             .channels = a.channels,
                             .in = a.d,
                             .out = a.ffn,
                             .overlap_previous = true,
                             .b = static_cast<const __nv_bfloat16*>(a.b_1),
-                            .relu = true,
-                            .y = a.inner};
-  if (const char* wrong = Launch<LinearEnd::kStore>(inner, {a.z, a.w_1}, stream)) return wrong;
+                            .relu = true};
+  if (const char* wrong = Launch<LinearEnd::kStore>(inner, {.rows = a.z, .w = a.w_1, .y = a.inner}, stream)) return wrong;
   LinearArgs outer = add;
   outer.in = a.ffn;
   outer.overlap_previous = true;
   outer.b_float = a.b_2;
   outer.gain = a.n2_g, outer.shift = a.n2_b;
-  outer.concat = a.concat;
+  outer.write_x = a.concat == nullptr;
   outer.gate_w = a.gate_w, outer.gate_b = a.gate_b;
-  if (a.gate_w != nullptr) return Launch<LinearEnd::kMix>(outer, {a.inner, a.w_2}, stream);
-  return Launch<LinearEnd::kNorm>(outer, {a.inner, a.w_2}, stream);
+  const Operands of_outer = {.rows = a.inner, .w = a.w_2, .x = a.x, .y = a.z, .concat = a.concat};
+  if (a.gate_w != nullptr) return Launch<LinearEnd::kMix>(outer, of_outer, stream);
+  return Launch<LinearEnd::kNorm>(outer, of_outer, stream);
 }
 
 bool HeadFits(int in, int hidden, int tasks) {
@@ -164,7 +197,7 @@ const char* Head(const HeadArgs& a, void* stream) {
                                    .head_b = a.b_2,
                                    .logits = a.logits,
                                    .tasks = a.tasks},
-                                  {a.concat, a.w_1}, stream);
+                                  {.rows = a.concat, .w = a.w_1}, stream);
 }
 
 }  // namespace backstory::cuda

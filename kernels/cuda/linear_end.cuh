@@ -1,14 +1,13 @@
-// What becomes of the products of linear.cuh, by a warpgroup: rounded and stored; or added to a residual and normalised
+// What becomes of the products of linear.cuh, by a warpgroup: rounded and stored; or, begun from a residual, normalised
 // over all features of a row, perhaps mixed with the other channel; or reduced to logits. Blocks of a cluster have the
-// features of the same rows and send each other two numbers a row.
+// features of the same rows and send each other two numbers a row. Over the size bar because its steps share registers
+// and their layout.
 #ifndef BACKSTORY_KERNELS_CUDA_LINEAR_END_CUH_
 #define BACKSTORY_KERNELS_CUDA_LINEAR_END_CUH_
 
 #include "kernels/cuda/linear.cuh"
 
 namespace backstory::cuda {
-
-enum class LinearEnd { kStore, kNorm, kMix, kHead };
 
 // Sums a[j] over the eight lanes that differ in lane / 4, which is the j whose sum a lane gets.
 __device__ __forceinline__ float ScatterSum(const float (&a)[8]) {
@@ -26,8 +25,10 @@ __device__ __forceinline__ float ScatterSum(const float (&a)[8]) {
 // Joins `parts` (mean, sum of squares about it) of `each` values, `stride` apart, in order.
 __device__ __forceinline__ float2 JoinMoments(const float2* part, int stride, int parts, float each) {
   float mean = 0, squares = 0;
+#pragma unroll 4
   for (int i = 0; i < parts; ++i) mean += part[i * stride].x;
-  mean /= parts;
+  mean = __fdividef(mean, static_cast<float>(parts));
+#pragma unroll 4
   for (int i = 0; i < parts; ++i) {
     const float2 p = part[i * stride];
     squares += fmaf(each * (p.x - mean), p.x - mean, p.y);
@@ -39,8 +40,9 @@ template <class Tile>
 class LinearGroup {
  public:
   static constexpr int kRows = Tile::kRows, kValues = kRows / 2;
-  __device__ LinearGroup(const LinearArgs& a, LinearShared<Tile>& s)
+  __device__ LinearGroup(const LinearArgs& a, const LinearMaps& maps, LinearShared<Tile>& s)
       : a_(a),
+        maps_(maps),
         s_(s),
         thread_(threadIdx.x % 256),
         warp_(thread_ / 32),
@@ -49,7 +51,18 @@ class LinearGroup {
         channel_(Tile::kTwin ? warp_ / 4 : blockIdx.z),
         row_(blockIdx.y * kRows),
         first_(blockIdx.x * Tile::kFeatures),
-        feature_(first_ + 16 * (Tile::kTwin ? warp_ % 4 : warp_) + lane_ / 4) {}
+        feature_(first_ + 16 * (Tile::kTwin ? warp_ % 4 : warp_) + lane_ / 4) {
+    // A warp's features are half of a box of 32; a row's 16-byte pieces are exchanged by row % 8, 2 (l % 4) + e.
+    const uint32_t box = SharedAddress(s.x) + warp_ / 2 * Tile::kRowBytes + lane_ % 4 * 256;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int piece = (warp_ % 2 * 4 + r * 2 + lane_ / 16) ^ (lane_ % 4 * 2 + e);
+        x_at_[r][e] = box + e * 128 + piece * 16 + lane_ / 4 % 4 * 4;
+      }
+    }
+  }
 
   // d = what the sums start from.
   __device__ __forceinline__ void Start(float (&d)[kValues]) const {
@@ -59,31 +72,43 @@ class LinearGroup {
       if (a_.b != nullptr) b[0] = __bfloat162float(a_.b[at]), b[1] = __bfloat162float(a_.b[at + 8]);
       if (a_.b_float != nullptr) b[0] = a_.b_float[at], b[1] = a_.b_float[at + 8];
     }
-    Each([&](int i, int r, int) { d[i] = b[r]; });
-    if (a_.x == nullptr) return;
-    Each([&](int i, int r, int row) {
-      if (row_ + row < a_.rows) d[i] += __ldcg(a_.x + XAt(row) + 8 * r);
-    });
+    if constexpr (Tile::kNorms) {
+      At(s_.x_full).Wait(0);
+      Each([&](int i, int n, int r, int e) {
+        float x;
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(x_at_[r][e] + n * 1024));
+        d[i] = x + b[r];
+      });
+    } else {
+      Each([&](int i, int, int r, int) { d[i] = b[r]; });
+    }
   }
 
   __device__ __forceinline__ void Store(float (&d)[kValues]) const {
     if (first_ >= a_.out) return StoreSecond(d);
-    if (a_.relu) Each([&](int i, int, int) { d[i] = fmaxf(d[i], 0); });
+    if (a_.relu) {
+      for (float& v : d) v = fmaxf(v, 0);
+    }
     BlockSync();  // both groups' products are done
-    StoreRounded(d);
+    Write(d, 0, false);
   }
 
   __device__ __forceinline__ void Norm(float (&v)[kValues]) const {
     ForEights([&](int at, int row) {
       float sum[8], squares[8];
       EachOfEight([&](int j, int i) { sum[j] = v[at + i] + v[at + i + 2]; });
-      const float mean = ScatterSum(sum) / 16;
+      const float mean = ScatterSum(sum) * (1.0f / 16);
       EachOfEight([&](int j, int i) {
         const float m = __shfl_sync(0xffffffff, mean, 4 * j + lane_ % 4), low = v[at + i] - m, high = v[at + i + 2] - m;
         squares[j] = fmaf(low, low, high * high);
       });
       s_.of_warp[warp_][row] = make_float2(mean, ScatterSum(squares));
     });
+    float gain[2], shift[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      gain[r] = a_.gain[channel_ * a_.out + feature_ + 8 * r], shift[r] = a_.shift[channel_ * a_.out + feature_ + 8 * r];
+    }
     UnitSync();
     const int row = thread_ % Tile::kUnitThreads;
     if (row < kRows) {
@@ -92,17 +117,17 @@ class LinearGroup {
            s_.moments_full[unit_]);
       WaitForCluster(At(s_.moments_full[unit_]), 0);
       const float2 all = JoinMoments(&s_.moments[unit_][0][row], kRows, gridDim.x, Tile::kFeatures);
-      s_.of_row[unit_][row] = make_float2(all.x, rsqrtf(all.y / a_.out + 1e-5f));
+      s_.of_row[unit_][row] = make_float2(all.x, rsqrtf(__fdividef(all.y, static_cast<float>(a_.out)) + 1e-5f));
     }
     UnitSync();
-    float gain[2], shift[2];
-    for (int r = 0; r < 2; ++r) {
-      gain[r] = a_.gain[channel_ * a_.out + feature_ + 8 * r], shift[r] = a_.shift[channel_ * a_.out + feature_ + 8 * r];
+#pragma unroll
+    for (int n = 0; n < kRows / 8; ++n) {
+      const float4 fact = *reinterpret_cast<const float4*>(&s_.of_row[unit_][8 * n + lane_ % 4 * 2]);
+      v[4 * n] = fmaf((v[4 * n] - fact.x) * fact.y, gain[0], shift[0]);
+      v[4 * n + 1] = fmaf((v[4 * n + 1] - fact.z) * fact.w, gain[0], shift[0]);
+      v[4 * n + 2] = fmaf((v[4 * n + 2] - fact.x) * fact.y, gain[1], shift[1]);
+      v[4 * n + 3] = fmaf((v[4 * n + 3] - fact.z) * fact.w, gain[1], shift[1]);
     }
-    Each([&](int i, int r, int at) {
-      const float2 fact = s_.of_row[unit_][at];
-      v[i] = fmaf((v[i] - fact.x) * fact.y, gain[r], shift[r]);
-    });
   }
 
   // v += sigmoid(gate of the other channel) times the other channel's rows, which the other warpgroup has: a thread there
@@ -120,36 +145,54 @@ class LinearGroup {
       s_.of_warp[warp_][row] = make_float2(g0, g1);
     });
     BlockSync();  // both groups' products are done: their operands' place takes rows
-    float4* const place = reinterpret_cast<float4*>(s_.w);
+    float4* const place = reinterpret_cast<float4*>(s_.ring);
 #pragma unroll
     for (int i = 0; i < kValues / 4; ++i) {
       place[i * 256 + thread_] = make_float4(v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]);
     }
     if (thread_ < kRows) {
       const float2 all = SumOverCluster(thread_);
-      s_.of_row[0][thread_].x = 1 / (1 + __expf(-(all.y + a_.gate_b[1])));
-      s_.of_row[1][thread_].x = 1 / (1 + __expf(-(all.x + a_.gate_b[0])));
+      s_.of_row[0][thread_].x = __fdividef(1, 1 + __expf(-(all.y + a_.gate_b[1])));
+      s_.of_row[1][thread_].x = __fdividef(1, 1 + __expf(-(all.x + a_.gate_b[0])));
     }
     BlockSync();
 #pragma unroll
     for (int n = 0; n < kValues / 4; ++n) {
       const float4 x = place[n * 256 + (thread_ ^ 128)];
-      const int row = 8 * n + lane_ % 4 * 2;
-      const float low = s_.of_row[unit_][row].x, high = s_.of_row[unit_][row + 1].x;
-      v[4 * n] = fmaf(low, x.x, v[4 * n]), v[4 * n + 1] = fmaf(high, x.y, v[4 * n + 1]);
-      v[4 * n + 2] = fmaf(low, x.z, v[4 * n + 2]), v[4 * n + 3] = fmaf(high, x.w, v[4 * n + 3]);
+      const float4 beta = *reinterpret_cast<const float4*>(&s_.of_row[unit_][8 * n + lane_ % 4 * 2]);
+      v[4 * n] = fmaf(beta.x, x.x, v[4 * n]), v[4 * n + 1] = fmaf(beta.z, x.y, v[4 * n + 1]);
+      v[4 * n + 2] = fmaf(beta.x, x.z, v[4 * n + 2]), v[4 * n + 3] = fmaf(beta.z, x.w, v[4 * n + 3]);
     }
-    BlockSync();  // before the place takes what is stored
   }
 
-  // After Norm or Mix.
-  __device__ __forceinline__ void Write(const float (&v)[kValues]) const {
-    if (a_.concat == nullptr) {
-      Each([&](int i, int r, int row) {
-        if (row_ + row < a_.rows) a_.x[XAt(row) + 8 * r] = v[i];
+  // v to x, where a thread writes what it has read, and rounded to y by way of the ring from byte `from` on.
+  __device__ __forceinline__ void Write(const float (&v)[kValues], int from, bool write_x) const {
+    if (Tile::kNorms && write_x) {
+      Each([&](int i, int n, int r, int e) {
+        asm volatile("st.shared.f32 [%0], %1;" ::"r"(x_at_[r][e] + n * 1024), "f"(v[i]) : "memory");
       });
     }
-    StoreRounded(v);
+    unsigned char* const place = &s_.ring[0][0] + from;  // [units][features / 64][rows][64], swizzled
+    const uint32_t to = SharedAddress(place) + warp_ / 4 * Tile::kRowBytes + lane_ / 16 * 1024 + lane_ % 8 * 128 +
+                        ((warp_ % 4 * 2 + lane_ / 8 % 2) ^ lane_ % 8) * 16;
+#pragma unroll
+    for (int n = 0; n < kRows / 8; n += 2) {
+      const float* const x = &v[4 * n];
+      const uint32_t m[4] = {PackBf16(x[0], x[1]), PackBf16(x[2], x[3]), PackBf16(x[4], x[5]), PackBf16(x[6], x[7])};
+      StoreTransposed(to + n * 1024, m);
+    }
+    FenceForCopyEngine();
+    UnitSync();
+    if (thread_ % Tile::kUnitThreads != 0) return;
+    constexpr int kBoxes = Tile::kFeatures / 64;
+    for (int i = 0; i < kBoxes; ++i) {
+      StoreBox3(&maps_.y, place + (unit_ * kBoxes + i) * Tile::kRowBytes, first_ + 64 * i, row_, channel_);
+    }
+    for (int i = 0; i < 2 * kBoxes && Tile::kNorms && write_x; ++i) {
+      StoreBox3(&maps_.x, s_.x + (unit_ * 2 * kBoxes + i) * Tile::kRowBytes, first_ + 32 * i, row_, channel_);
+    }
+    CommitStores();
+    WaitForStoresRead();
   }
 
   // Sums of relu(d) w over the features, by task, to the first block.
@@ -176,10 +219,11 @@ class LinearGroup {
   }
 
  private:
+  // f(i, n, r, e) for value i = 4 n + 2 r + e.
   template <typename F>
-  __device__ __forceinline__ void Each(F f) const {
+  static __device__ __forceinline__ void Each(F f) {
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) f(i, i / 2 % 2, i / 4 * 8 + lane_ % 4 * 2 + i % 2);
+    for (int i = 0; i < kValues; ++i) f(i, i / 4, i / 2 % 2, i % 2);
   }
   // A thread's rows, eight at a time: f(of their first value, the row of the eight whose sums this lane gets).
   template <typename F>
@@ -193,9 +237,6 @@ class LinearGroup {
 #pragma unroll
     for (int j = 0; j < 8; ++j) f(j, j / 2 * 4 + j % 2);
   }
-  __device__ __forceinline__ int64_t XAt(int row) const {
-    return (int64_t{channel_} * a_.rows + row_ + row) * a_.out + feature_;
-  }
   __device__ __forceinline__ void BlockSync() const { NamedSync(3, 256); }
   __device__ __forceinline__ void UnitSync() const { NamedSync(1 + unit_, Tile::kUnitThreads); }
 
@@ -206,77 +247,66 @@ class LinearGroup {
   // of_warp of all warps of all blocks, added up in order.
   __device__ __forceinline__ float2 SumOverCluster(int row) const {
     float2 sum = make_float2(0, 0);
+#pragma unroll
     for (int i = 0; i < 8; ++i) sum.x += s_.of_warp[i][row].x, sum.y += s_.of_warp[i][row].y;
     Send(sum, &s_.sums[blockIdx.x][row], s_.sums_full);
     WaitForCluster(At(s_.sums_full), 0);
     float2 all = make_float2(0, 0);
+#pragma unroll 4
     for (int i = 0; i < static_cast<int>(gridDim.x); ++i) all.x += s_.sums[i][row].x, all.y += s_.sums[i][row].y;
     return all;
   }
 
-  // v in bf16 to y or concat, by way of shared memory for wide stores.
-  __device__ __forceinline__ void StoreRounded(const float (&v)[kValues]) const {
-    constexpr int kWide = Tile::kFeatures, kPitch = kWide * 2 + 16;  // bytes; no bank twice
-    unsigned char* const place = &s_.w[0][0] + unit_ * kRows * kPitch;
-    const uint32_t to = SharedAddress(place) + 32 * (warp_ % (kWide / 16));
-#pragma unroll
-    for (int n = 0; n < kRows / 8; n += 2) {
-      const float* const x = &v[4 * n];
-      const uint32_t m[4] = {PackBf16(x[0], x[1]), PackBf16(x[2], x[3]), PackBf16(x[4], x[5]), PackBf16(x[6], x[7])};
-      StoreTransposed(to + (8 * (n + lane_ / 16) + lane_ % 8) * kPitch + lane_ / 8 % 2 * 16, m);
-    }
-    UnitSync();
-    const bool concat = a_.concat != nullptr;
-    const int64_t stride = concat ? a_.channels * a_.out : a_.out;
-    auto* const y = static_cast<__nv_bfloat16*>(concat ? a_.concat : a_.y) + first_ +
-                    (concat ? int64_t{row_} * stride + channel_ * a_.out : (int64_t{channel_} * a_.rows + row_) * stride);
-    for (int i = thread_ % Tile::kUnitThreads; i < kRows * (kWide / 8); i += Tile::kUnitThreads) {
-      const int row = i / (kWide / 8), column = i % (kWide / 8);
-      if (row_ + row >= a_.rows) break;
-      *reinterpret_cast<uint4*>(y + row * stride + column * 8) =
-          *reinterpret_cast<const uint4*>(place + row * kPitch + column * 16);
-    }
-  }
   __device__ __forceinline__ void StoreSecond(const float (&d)[kValues]) const {
-    Each([&](int i, int r, int row) {
-      if (i % 2 != 0) return;
+    const int row = row_ + lane_ % 4 * 2;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
       const int feature = feature_ - a_.out + 8 * r;
-      if (feature >= a_.second_out || row_ + row >= a_.rows) return;
-      *reinterpret_cast<float2*>(a_.second + (int64_t{channel_} * a_.second_out + feature) * a_.rows + row_ + row) =
-          make_float2(d[i], d[i + 1]);
-    });
+      if (feature >= a_.second_out) continue;
+      float* const to = a_.second + (int64_t{channel_} * a_.second_out + feature) * a_.rows + row;
+#pragma unroll
+      for (int n = 0; n < kRows / 8; ++n) {
+        if (row + 8 * n < a_.rows) {
+          *reinterpret_cast<float2*>(to + 8 * n) = make_float2(d[4 * n + 2 * r], d[4 * n + 2 * r + 1]);
+        }
+      }
+    }
   }
 
   const LinearArgs& a_;
+  const LinearMaps& maps_;
   LinearShared<Tile>& s_;
   const int thread_, warp_, lane_, unit_, channel_, row_, first_, feature_;
+  uint32_t x_at_[2][2];  // of this thread's values in x: [r][e], 1,024 bytes further for each n
 };
 
-template <class Tile, LinearEnd kEnd>
+template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, LinearBlocksPerSm<Tile>())
     LinearKernel(const __grid_constant__ LinearArgs a, const __grid_constant__ LinearMaps maps) {
-  constexpr bool kCluster = kEnd != LinearEnd::kStore;
   extern __shared__ __align__(1024) unsigned char raw[];
   auto& s = *reinterpret_cast<LinearShared<Tile>*>(raw);
-  if (threadIdx.x == 0) LinearInit(s, kCluster);
+  if (threadIdx.x == 256) {
+    PrefetchTensorMap(&maps.w);
+    LinearInit(s);
+  }
   __syncthreads();
-  if (kCluster) ClusterArrive();
+  if (Tile::kCluster) ClusterArrive();
   if (threadIdx.x >= 256) {
     if (threadIdx.x == 256) LinearLoad(a, maps, s);
-    if (kCluster) ClusterWait();
+    if (Tile::kCluster) ClusterWait();
     return;
   }
-  LinearGroup<Tile> group(a, s);
+  LinearGroup<Tile> group(a, maps, s);
   float d[Tile::kRows / 2];
   group.Start(d);
   LinearMultiply(s, __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128), 0), a.in / 64, d);
-  if (kCluster) ClusterWait();  // the other blocks' barriers exist
-  if constexpr (kEnd == LinearEnd::kStore) group.Store(d);
-  if constexpr (kEnd == LinearEnd::kHead) group.Head(d);
-  if constexpr (kEnd == LinearEnd::kNorm || kEnd == LinearEnd::kMix) {
+  if (Tile::kCluster) ClusterWait();  // the other blocks' barriers exist
+  if constexpr (Tile::kEnd == LinearEnd::kStore) group.Store(d);
+  if constexpr (Tile::kEnd == LinearEnd::kHead) group.Head(d);
+  if constexpr (Tile::kNorms) {
     group.Norm(d);
-    if constexpr (kEnd == LinearEnd::kMix) group.Mix(d);
-    group.Write(d);
+    if constexpr (Tile::kTwin) group.Mix(d);
+    group.Write(d, Tile::kTwin ? Tile::kXBytes : 0, a.write_x);
   }
 }
 

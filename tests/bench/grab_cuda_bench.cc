@@ -1,7 +1,8 @@
 // The whole scoring pass of grab-512 on a card: token rows in, logits out, K/V resident. Users are rotated past the L2.
 //   grab_cuda_bench [repeats [PART]] all shapes, prefill and append; or shapes whose names contain it
 // GPU time is between CUDA events around the pass; wall time is the host's for inputs, pass and scores (planning and
-// copies included, the tokenizer not). Medians and [p10 p90] of `repeats` passes. Values are random; times do not
+// copies included, the tokenizer not). The second line splits the pass by steps, of all layers together: launches as
+// they come, without a graph, with an event between steps, behind so much other work that the host is ahead. Medians and [p10 p90] of `repeats` passes. Values are random; times do not
 // depend on them.
 #include <cuda_runtime.h>
 
@@ -9,6 +10,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -107,6 +109,36 @@ Times Summary(std::vector<double> t) {
   return {t[t.size() / 2], t[t.size() / 10], t[t.size() * 9 / 10]};
 }
 
+// Milliseconds of each step, all layers together.
+std::map<std::string, double> StepTimes(const CudaNetwork& network, CudaPagePool* pool, CudaLane* lane) {
+  constexpr int kPasses = 11;
+  std::map<std::string, std::vector<double>> seen;
+  const auto stream = static_cast<cudaStream_t>(lane->stream());
+  for (int i = 0; i < kPasses; ++i) {
+    std::vector<std::pair<std::string, cudaEvent_t>> marks;
+    const auto mark = [&](const char* step) {
+      cudaEvent_t& event = marks.emplace_back(step, nullptr).second;
+      cudaEventCreate(&event);
+      cudaEventRecord(event, stream);
+    };
+    for (int before = 0; before < 12; ++before) Must(network.Run(lane));
+    mark("");
+    Must(network.RunBySteps(lane, mark));
+    Must(pool->device().Check(cudaStreamSynchronize(stream), "pass"));
+    std::map<std::string, double> sums;
+    for (size_t m = 1; m < marks.size(); ++m) {
+      float ms = 0;
+      cudaEventElapsedTime(&ms, marks[m - 1].second, marks[m].second);
+      sums[marks[m].first] += ms;
+    }
+    for (auto& [step, event] : marks) cudaEventDestroy(event);
+    for (const auto& [step, ms] : sums) seen[step].push_back(ms);
+  }
+  std::map<std::string, double> medians;
+  for (auto& [step, t] : seen) medians[step] = Summary(t).median;
+  return medians;
+}
+
 void Measure(const Config& config, const Shape& shape, const CudaNetwork& network, CudaPagePool* pool, CudaLane* lane,
              int repeats) {
   const double set_mb = shape.users * shape.history * config.channels() * config.layers * 4.0 * config.d / 1e6;
@@ -153,6 +185,8 @@ void Measure(const Config& config, const Shape& shape, const CudaNetwork& networ
       "  sets %d\n",
       shape.users, shape.history, shape.candidates, g.median, g.p10, g.p90, w.median, w.p10, w.p90, shape.best_torch_ms,
       shape.floor_ms, folded, sets);
+  for (const auto& [step, ms] : StepTimes(network, pool, lane)) std::printf("   %s %.1f us", step.c_str(), 1000 * ms);
+  std::printf("\n");
   std::fflush(stdout);
 }
 

@@ -21,6 +21,7 @@ constexpr int kBuckets[] = {64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 
 #include <cstdlib>
 static const int kFusedProjectRowsMax = getenv("FP") ? atoi(getenv("FP")) : 8192;
 static const int kFusedFinishRowsMax = getenv("FF") ? atoi(getenv("FF")) : 8192;
+static const int kFusedMixRowsMax = getenv("FM") ? atoi(getenv("FM")) : 8192;
 static const int kFusedHeadRowsMax = getenv("FH") ? atoi(getenv("FH")) : 8192;
 
 class Network final : public CudaNetwork {
@@ -50,19 +51,22 @@ class Network final : public CudaNetwork {
   absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const override;
   absl::Status Run(CudaLane* lane) const override;
   absl::Status Wait(CudaLane* lane) const override;
+  absl::Status RunBySteps(CudaLane* lane, const std::function<void(const char* step)>& after) const override;
   absl::Status Warm(int rows_max, CudaLane* lane) const override;
 
  private:
   absl::Status Upload(std::span<const CudaSegment> segments, int bucket, Lane* lane) const;
-  absl::Status Enqueue(int rows, Lane* lane, const Lane::Products& products) const;
+  using AfterStep = std::function<void(const char* step)>;
+  absl::Status Enqueue(int rows, Lane* lane, const Lane::Products& products, const AfterStep& after = {}) const;
   absl::Status BeforeLayer(int layer, int rows, Lane* lane) const;
-  absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Products& products) const;
+  absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Products& products, const AfterStep& after) const;
   absl::Status Project(int layer, int rows, Lane* lane, const Lane::Products& products) const;
   absl::Status Finish(int layer, int rows, Lane* lane) const;
   absl::Status FinishByProducts(int layer, int rows, Lane* lane, const Lane::Products& products) const;
   absl::Status Head(int rows, Lane* lane, const Lane::Products& products) const;
   bool FusedProject(int rows) const { return project_fits_ && rows <= kFusedProjectRowsMax; }
   bool FusedFinish(int rows) const { return finish_fits_ && rows <= kFusedFinishRowsMax; }
+  bool FusedMix(int rows) const { return FusedFinish(rows) && rows <= kFusedMixRowsMax; }
   absl::Status Fold(Lane* lane) const;
   absl::Status Attend(int layer, int rows, bool overlap, Lane* lane) const;
   absl::Status Capture(int rows, Lane* lane, Lane::Program* program) const;
@@ -340,20 +344,24 @@ absl::Status Network::Finish(int l, int rows, Lane* lane) const {
                         .overlap_previous = true};
   if (l + 1 == w.layers) {
     args.concat = lane->concat;
-  } else if (mixing_ && w.channels > 1) {
+  } else if (mixing_ && w.channels > 1 && FusedMix(rows)) {
     const CudaLayerOffsets& next = weights_.layers[static_cast<size_t>(l) + 1];
     args.gate_w = weights_.vector(next.gate_w), args.gate_b = weights_.vector(next.gate_b);
   }
   return device().CheckText(cuda::Finish(args, lane->cuda_stream), "after attention");
 }
 
-absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p) const {
+absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p, const AfterStep& after) const {
   RETURN_IF_ERROR(Project(l, rows, lane, p));
   // The first attention also waits for the folded pages, those of products for the biases beside them.
   const bool waits = l == 0 || !FusedProject(rows);
   if (waits) RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->cuda_stream, lane->join), "event"));
-  RETURN_IF_ERROR(Attend(l, rows, !waits, lane));
-  return FusedFinish(rows) ? Finish(l, rows, lane) : FinishByProducts(l, rows, lane, p);
+  if (after) after("project");
+  RETURN_IF_ERROR(Attend(l, rows, !waits && !after, lane));
+  if (after) after("attend");
+  RETURN_IF_ERROR(FusedFinish(rows) ? Finish(l, rows, lane) : FinishByProducts(l, rows, lane, p));
+  if (after) after("finish");
+  return absl::OkStatus();
 }
 
 // What stands between two layers' products. After the layer before: its last norm. Before this layer: mixing, its first
@@ -367,7 +375,7 @@ absl::Status Network::BeforeLayer(int l, int rows, Lane* lane) const {
                     .in_channel_stride = l == 0 ? 0 : int64_t{rows} * w.stride,
                     .out_channel_stride = int64_t{rows} * w.stride,
                     .in = l == 0 ? lane->card.rows() : lane->x};
-  if (l > 0 && norm_ == Norm::kPost) {
+  if (l > 0 && norm_ == Norm::kPost && !FusedFinish(rows)) {
     const CudaLayerOffsets& before = weights_.layers[static_cast<size_t>(l) - 1];
     args.n_g = weights_.vector(before.n2_g), args.n_b = weights_.vector(before.n2_b);
   }
@@ -413,18 +421,22 @@ absl::Status Network::Head(int rows, Lane* lane, const Lane::Products& products)
                             "head");
 }
 
-absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& products) const {
+absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& products, const AfterStep& after) const {
   const int layers = weights_.widths.layers;
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->fork, lane->cuda_stream), "event"));
   RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->side_stream, lane->fork), "event"));
   RETURN_IF_ERROR(Fold(lane));
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->join, lane->side_stream), "event"));
-  for (int l = 0; l < layers; ++l) {
-    if (l == 0 || !FusedFinish(rows)) RETURN_IF_ERROR(BeforeLayer(l, rows, lane));
-    RETURN_IF_ERROR(Layer(l, rows, lane, products));
+  for (int l = 0; l <= layers; ++l) {
+    if (l == 0 || !FusedFinish(rows) || (l < layers && !FusedMix(rows))) {
+      RETURN_IF_ERROR(BeforeLayer(l, rows, lane));
+      if (after) after("rows");
+    }
+    if (l < layers) RETURN_IF_ERROR(Layer(l, rows, lane, products, after));
   }
-  if (!FusedFinish(rows)) RETURN_IF_ERROR(BeforeLayer(layers, rows, lane));
-  return Head(rows, lane, products);
+  RETURN_IF_ERROR(Head(rows, lane, products));
+  if (after) after("head");
+  return absl::OkStatus();
 }
 
 absl::Status Network::Capture(int rows, Lane* lane, Lane::Program* program) const {
@@ -461,6 +473,11 @@ absl::Status Network::Run(CudaLane* base) const {
   RETURN_IF_ERROR(Capture(rows, lane, &program));
   lane->programs.emplace(rows, std::move(program));
   return absl::OkStatus();
+}
+
+absl::Status Network::RunBySteps(CudaLane* base, const AfterStep& after) const {
+  Lane* const lane = static_cast<Lane*>(base);
+  return Enqueue(lane->last_rows, lane, *lane->programs.at(lane->last_rows).products, after);
 }
 
 absl::Status Network::Warm(int rows_max, CudaLane* lane) const {
