@@ -13,7 +13,7 @@
 //
 // Numerics: bf16 inputs, fp32 logits, sums and outputs; P is rounded to bf16 for P V only, row sums take unrounded P. A
 // row's bits depend on its own inputs and its problem's page list and split size alone, not on other rows, other
-// problems or the machine's load, as long as the split size is chosen from the page count alone (SplitPages).
+// problems or the machine's load, as long as the split size is not chosen by them (SplitPages).
 #ifndef BACKSTORY_KERNELS_CUDA_ATTEND_H_
 #define BACKSTORY_KERNELS_CUDA_ATTEND_H_
 
@@ -93,10 +93,11 @@ struct AttendPlan {
   int32_t tile_counters = 0;  // tiles with more than one item
 };
 
-// Pages per split, a function of the page count alone, so that a row's bits do not depend on what else is in the
-// launch: four splits, of at least four pages. A few candidates are faster with more splits, many users with one
-// (tests/bench/RESULTS.md); PlanOptions::split_pages says so where bits need not agree. At most eight splits are made.
-int SplitPages(int pages);
+// Pages per split, a function of the page count and of what the caller keeps fixed, so that a row's bits do not depend
+// on what else is in the launch. With `tiles` unknown (0): four splits, of at least four pages. Else as many as let
+// `tiles` fill the blocks, since a few candidates are faster with more splits and many with one (tests/bench/RESULTS.md),
+// of at most 32 pages, so that one long history does not hold up the others. At most eight splits are made.
+int SplitPages(int pages, int tiles = 0, int blocks = 132);
 
 struct PlanOptions {
   int heads = 1;
@@ -105,7 +106,8 @@ struct PlanOptions {
   // launches this leans on the card dispatching all blocks of one launch before the next one's, which CUDA does not
   // promise (kernels that wait for other blocks commonly do).
   int blocks = 132;
-  int split_pages = 0;  // 0: SplitPages(pages) of each problem
+  int split_pages = 0;  // 0: SplitPages(pages, tiles, blocks) of each problem
+  int tiles = 0;  // of all heads, that launches of this kind have at least: not a matter of this launch's problems
   int item_splits = 0;  // splits per item; 0: as the load asks for. Changes no bit of the result
 };
 // Longest first onto the least loaded block; ties keep order, so that blocks side by side share K and V in the L2.

@@ -27,16 +27,17 @@ inline EncodeTiled FindEncode() {
   return found;
 }
 
-// A bf16 tensor cut into boxes of 64 columns x `rows` x all column blocks, swizzled by 128 bytes. Strides in elements,
-// of dimensions 1 and up.
+// A bf16 or fp32 tensor cut into boxes of 128 bytes x `rows` x all column blocks, swizzled by 128 bytes. Strides in
+// elements, of dimensions 1 and up.
 template <int kRank>
 bool Encode(CUtensorMap* map, const void* base, const cuuint64_t (&sizes)[kRank], const int64_t (&strides)[kRank - 1],
-            const cuuint32_t (&box)[kRank]) {
+            const cuuint32_t (&box)[kRank], bool is_float = false) {
   cuuint64_t bytes[kRank - 1];
   cuuint32_t steps[kRank];
   for (int i = 0; i < kRank; ++i) steps[i] = 1;
-  for (int i = 0; i + 1 < kRank; ++i) bytes[i] = static_cast<cuuint64_t>(strides[i]) * 2;
-  return FindEncode()(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(base), sizes, bytes, box, steps,
+  for (int i = 0; i + 1 < kRank; ++i) bytes[i] = static_cast<cuuint64_t>(strides[i]) * (is_float ? 4 : 2);
+  return FindEncode()(map, is_float ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank,
+                      const_cast<void*>(base), sizes, bytes, box, steps,
                       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

@@ -19,7 +19,8 @@ constexpr int kItemPages = 1;
 int Cost(const WorkItem& item) { return item.page_end - item.page_begin + kItemPages; }
 
 int SplitPagesOf(const Problem& problem, const PlanOptions& options) {
-  const int wanted = options.split_pages > 0 ? options.split_pages : SplitPages(problem.pages);
+  const int wanted = options.split_pages > 0 ? options.split_pages
+                                             : SplitPages(problem.pages, options.tiles, options.blocks);
   return std::max(wanted, (problem.pages + kSplitsMax - 1) / kSplitsMax);
 }
 int Splits(int pages, int split_pages) { return std::max(1, (pages + split_pages - 1) / split_pages); }
@@ -119,7 +120,12 @@ std::vector<WorkItem> Schedule(const std::vector<WorkItem>& items, int blocks) {
 
 int TileRows(int) { return 16 * kWarpsOfTile; }
 
-int SplitPages(int pages) { return std::max(4, (pages + 3) / 4); }
+int SplitPages(int pages, int tiles, int blocks) {
+  constexpr int kPagesMax = 32;
+  if (tiles <= 0) return std::max(4, (pages + 3) / 4);
+  const int splits = std::clamp(blocks / tiles, 1, kSplitsMax);
+  return std::clamp((pages + splits - 1) / splits, 1, kPagesMax);
+}
 
 AttendPlan PlanAttend(std::span<const Problem> problems, const PlanOptions& options) {
   AttendPlan plan;

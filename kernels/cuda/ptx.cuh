@@ -76,6 +76,14 @@ __device__ __forceinline__ void LoadBox3(const CUtensorMap* map, BarrierAt full,
       : "memory");
 }
 
+// A box from shared memory; what lies beyond the tensor is not written. See FenceForCopyEngine and CommitStores.
+__device__ __forceinline__ void StoreBox3(const CUtensorMap* map, const void* from, int c0, int c1, int c2) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+                   reinterpret_cast<uint64_t>(map)),
+               "r"(SharedAddress(from)), "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
+}
+
 // A box into the L2.
 __device__ __forceinline__ void PrefetchBox4(const CUtensorMap* map, int c0, int c1, int c2, int c3) {
   asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(
@@ -109,6 +117,20 @@ __device__ __forceinline__ void StoreBytes(void* to, const void* from, uint32_t 
 __device__ __forceinline__ void CommitStores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void WaitForStoresRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void WaitForStores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+// 16 bytes to shared memory past the registers and the L1; a thread waits for all of its own.
+__device__ __forceinline__ void CopyToShared16(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
+}
+__device__ __forceinline__ void WaitForCopiesToShared() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ __forceinline__ float4 LoadShared16(uint32_t at) {
+  float4 x;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at) : "memory");
+  return x;
+}
+__device__ __forceinline__ void StoreShared16(uint32_t at, float4 x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
+}
 
 // Named barriers: `Arrive` does not wait, `Sync` does; both count towards `threads`.
 __device__ __forceinline__ void NamedSync(int id, int threads) {

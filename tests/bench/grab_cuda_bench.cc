@@ -1,14 +1,18 @@
 // The whole scoring pass of grab-512 on a card: token rows in, logits out, K/V resident. Users are rotated past the L2.
-//   grab_cuda_bench [repeats [first rows]]      (with rows: only their prefill, or append to `first`)
+//   grab_cuda_bench [repeats [PART | first rows]]
+// All shapes, prefill and append; or shapes whose names contain PART; or only the prefill of `rows` or the append to
+// `first`.
 // GPU time is between CUDA events around the pass; wall time is the host's for inputs, pass and scores (planning and
-// copies included, the tokenizer not). Medians and [p10 p90] of `repeats` passes. Values are random; times do not
-// depend on them.
+// copies included, the tokenizer not). The second line splits the pass by steps, of all layers together: launches as
+// they come, without a graph, with an event between steps, behind so much other work that the host is ahead. Medians
+// and [p10 p90] of `repeats` passes. Values are random; times do not depend on them.
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -81,8 +85,17 @@ void FillRandom(CudaPagePool* pool, size_t blocks) {
   std::normal_distribution<float> normal;
   std::vector<uint16_t> block(pool->shape().block_size());
   for (uint16_t& x : block) x = ToBf16(normal(random));
+  constexpr size_t kDifferent = 1024;  // further pages repeat them: an L2 goes by addresses
   for (size_t i = 0; i < blocks; ++i) {
-    // The same values from another place on: no two pages are alike.
+    if (i >= kDifferent) {
+      Must(pool->device().Check(
+          cudaMemcpy(static_cast<char*>(pool->data()) + i * pool->shape().block_bytes(),
+                     static_cast<char*>(pool->data()) + i % kDifferent * pool->shape().block_bytes(),
+                     pool->shape().block_bytes(), cudaMemcpyDeviceToDevice),
+          "filling the pool"));
+      continue;
+    }
+    // The same values from another place on: no two of them are alike.
     std::rotate(block.begin(), block.begin() + 977, block.end());
     Must(pool->device().Check(cudaMemcpy(static_cast<char*>(pool->data()) + i * pool->shape().block_bytes(),
                                          block.data(), pool->shape().block_bytes(), cudaMemcpyHostToDevice),
@@ -96,6 +109,36 @@ struct Times {
 Times Summary(std::vector<double> t) {
   std::sort(t.begin(), t.end());
   return {t[t.size() / 2], t[t.size() / 10], t[t.size() * 9 / 10]};
+}
+
+// Milliseconds of each step, all layers together.
+std::map<std::string, double> StepTimes(const CudaNetwork& network, CudaPagePool* pool, CudaLane* lane) {
+  constexpr int kPasses = 11;
+  std::map<std::string, std::vector<double>> seen;
+  const auto stream = static_cast<cudaStream_t>(lane->stream());
+  for (int i = 0; i < kPasses; ++i) {
+    std::vector<std::pair<std::string, cudaEvent_t>> marks;
+    const auto mark = [&](const char* step) {
+      cudaEvent_t& event = marks.emplace_back(step, nullptr).second;
+      cudaEventCreate(&event);
+      cudaEventRecord(event, stream);
+    };
+    for (int before = 0; before < 12; ++before) Must(network.Run(lane));
+    mark("");
+    Must(network.RunBySteps(lane, mark));
+    Must(pool->device().Check(cudaStreamSynchronize(stream), "pass"));
+    std::map<std::string, double> sums;
+    for (size_t m = 1; m < marks.size(); ++m) {
+      float ms = 0;
+      cudaEventElapsedTime(&ms, marks[m - 1].second, marks[m].second);
+      sums[marks[m].first] += ms;
+    }
+    for (auto& [step, event] : marks) cudaEventDestroy(event);
+    for (const auto& [step, ms] : sums) seen[step].push_back(ms);
+  }
+  std::map<std::string, double> medians;
+  for (auto& [step, t] : seen) medians[step] = Summary(t).median;
+  return medians;
 }
 
 void Measure(const Config& config, const Shape& shape, const CudaNetwork& network, CudaPagePool* pool, CudaLane* lane,
@@ -144,6 +187,8 @@ void Measure(const Config& config, const Shape& shape, const CudaNetwork& networ
       "  sets %d\n",
       shape.users, shape.history, shape.candidates, g.median, g.p10, g.p90, w.median, w.p10, w.p90, shape.best_torch_ms,
       shape.floor_ms, folded, sets);
+  for (const auto& [step, ms] : StepTimes(network, pool, lane)) std::printf("   %s %.1f us", step.c_str(), 1000 * ms);
+  std::printf("\n");
   std::fflush(stdout);
 }
 
@@ -202,7 +247,13 @@ int Main(int argc, char** argv) {
   }
   const auto lane = Must(network->NewLane());
   FillRandom(pool.get(), static_cast<size_t>(pool->blocks()) / 2);
-  for (const Shape& shape : kShapes) Measure(config, shape, *network, pool.get(), lane.get(), repeats);
+  const std::string only = argc == 3 ? argv[2] : "";
+  for (const Shape& shape : kShapes) {
+    const std::string name =
+        std::to_string(shape.users) + "x" + std::to_string(shape.history) + "x" + std::to_string(shape.candidates);
+    if (name.find(only) != std::string::npos) Measure(config, shape, *network, pool.get(), lane.get(), repeats);
+  }
+  if (!only.empty()) return 0;
   for (const auto& [first, rows] : {std::pair<size_t, size_t>{0, 4096}, {0, 16384}, {4095, 4096}, {4032, 4096}}) {
     MeasurePrefill(config, *network, pool.get(), runtime->gemms(), pool, first, rows, std::min(repeats, 50));
   }

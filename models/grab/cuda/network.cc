@@ -9,12 +9,20 @@
 #include <mutex>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/layer.h"
 #include "models/grab/cuda/lane.h"
 
 namespace backstory::grab {
 namespace {
 
 constexpr int kBuckets[] = {64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192};
+
+// Launches of at most these rows go through kernels/cuda/layer.h where the widths fit, larger ones through cuBLASLt.
+#include <cstdlib>
+static const int kFusedProjectRowsMax = getenv("FP") ? atoi(getenv("FP")) : 8192;
+static const int kFusedFinishRowsMax = getenv("FF") ? atoi(getenv("FF")) : 8192;
+static const int kFusedMixRowsMax = getenv("FM") ? atoi(getenv("FM")) : 8192;
+static const int kFusedHeadRowsMax = getenv("FH") ? atoi(getenv("FH")) : 8192;
 
 class Network final : public CudaNetwork {
  public:
@@ -25,7 +33,13 @@ class Network final : public CudaNetwork {
         weights_(std::move(weights)),
         norm_(norm),
         mixing_(mixing),
-        scale_(1 / std::sqrt(static_cast<float>(weights_.widths.d_head))) {}
+        scale_(1 / std::sqrt(static_cast<float>(weights_.widths.d_head))) {
+    const CudaWidths& w = weights_.widths;
+    project_fits_ = cuda::ProjectFits(w.inner, 3 * w.wide, w.heads * w.segments);
+    finish_fits_ = norm == Norm::kPost && w.d == w.stride &&
+                   cuda::FinishFits(w.channels, w.d, w.wide, w.ffn, mixing && w.channels > 1 && w.layers > 1);
+    head_fits_ = cuda::HeadFits(w.channels * w.stride, w.hidden, w.tasks);
+  }
 
   const CudaWidths& widths() const override { return weights_.widths; }
   const CudaWeights& weights() const override { return weights_; }
@@ -37,14 +51,24 @@ class Network final : public CudaNetwork {
   absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const override;
   absl::Status Run(CudaLane* lane) const override;
   absl::Status Wait(CudaLane* lane) const override;
+  absl::Status RunBySteps(CudaLane* lane, const std::function<void(const char* step)>& after) const override;
   absl::Status Warm(int rows_max, CudaLane* lane) const override;
 
  private:
   absl::Status Upload(std::span<const CudaSegment> segments, int bucket, Lane* lane) const;
-  absl::Status Enqueue(int rows, Lane* lane, const Lane::Products& products) const;
-  absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Products& products) const;
+  using AfterStep = std::function<void(const char* step)>;
+  absl::Status Enqueue(int rows, Lane* lane, const Lane::Products& products, const AfterStep& after = {}) const;
+  absl::Status BeforeLayer(int layer, int rows, Lane* lane) const;
+  absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Products& products, const AfterStep& after) const;
+  absl::Status Project(int layer, int rows, Lane* lane, const Lane::Products& products) const;
+  absl::Status Finish(int layer, int rows, Lane* lane) const;
+  absl::Status FinishByProducts(int layer, int rows, Lane* lane, const Lane::Products& products) const;
+  absl::Status Head(int rows, Lane* lane, const Lane::Products& products) const;
+  bool FusedProject(int rows) const { return project_fits_ && rows <= kFusedProjectRowsMax; }
+  bool FusedFinish(int rows) const { return finish_fits_ && rows <= kFusedFinishRowsMax; }
+  bool FusedMix(int rows) const { return FusedFinish(rows) && rows <= kFusedMixRowsMax; }
   absl::Status Fold(Lane* lane) const;
-  absl::Status Attend(int layer, int rows, Lane* lane) const;
+  absl::Status Attend(int layer, int rows, bool overlap, Lane* lane) const;
   absl::Status Capture(int rows, Lane* lane, Lane::Program* program) const;
   absl::StatusOr<std::shared_ptr<const Lane::Products>> ProductsFor(int rows) const;
   absl::StatusOr<Lane::Products> MakeProducts(int rows) const;
@@ -57,6 +81,8 @@ class Network final : public CudaNetwork {
   const Norm norm_;
   const bool mixing_;
   const float scale_;
+  // Whether kernels/cuda/layer.h has kernels for these widths.
+  bool project_fits_ = false, finish_fits_ = false, head_fits_ = false;
   mutable std::mutex mutex_;
   mutable std::map<int, std::shared_ptr<const Lane::Products>> products_;  // guarded by mutex_; by rows
 };
@@ -152,7 +178,10 @@ absl::Status Network::Upload(std::span<const CudaSegment> segments, int bucket, 
       fold += channel.folds.size();
     }
   }
-  cuda::PlanOptions options{.heads = w.heads, .d_h = w.d_h, .blocks = device().multiprocessors()};
+  cuda::PlanOptions options{.heads = w.heads,
+                            .d_h = w.d_h,
+                            .blocks = device().multiprocessors(),
+                            .tiles = w.channels * w.heads * ((bucket + 127) / cuda::TileRows(w.d_h))};
   cuda::AttendPlan plan = cuda::PlanAttend(problems, options);
   const auto fits = [&] {
     return cuda::PartBytes(plan, w.d_h) <= Lane::kPartBytes && cuda::CounterBytes(plan, w.d_h) <= Lane::kCounterBytes;
@@ -199,7 +228,7 @@ absl::Status Network::Fold(Lane* lane) const {
                             "fold");
 }
 
-absl::Status Network::Attend(int layer, int rows, Lane* lane) const {
+absl::Status Network::Attend(int layer, int rows, bool overlap, Lane* lane) const {
   const CudaWidths& w = weights_.widths;
   const CudaKvShape& shape = pool_->shape();
   auto* pool = static_cast<uint16_t*>(pool_->data()) + 2 * static_cast<size_t>(layer) * shape.kv_size();
@@ -222,6 +251,7 @@ absl::Status Network::Attend(int layer, int rows, Lane* lane) const {
                               .pages = lane->card.entries(),
                               .items = lane->card.items(),
                               .blocks = device().multiprocessors(),
+                              .overlap_previous = overlap,
                               .o = lane->attended,
                               .o_stride = w.wide,
                               .parts = lane->parts,
@@ -229,7 +259,7 @@ absl::Status Network::Attend(int layer, int rows, Lane* lane) const {
   return device().CheckText(cuda::Attend(args, lane->cuda_stream), "attention");
 }
 
-absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p) const {
+absl::Status Network::Project(int l, int rows, Lane* lane, const Lane::Products& p) const {
   const CudaWidths& w = weights_.widths;
   const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
   void* const stream = lane->cuda_stream;
@@ -238,16 +268,36 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p
     RETURN_IF_ERROR(p.latent->Run(z, weights_.matrix(o.wd), nullptr, lane->inner, lane->workspace_, stream));
     z = lane->inner;
   }
+  if (FusedProject(rows)) {
+    return device().CheckText(cuda::Project({.rows = rows,
+                                             .channels = w.channels,
+                                             .in = w.inner,
+                                             .out = 3 * w.wide,
+                                             .bias_out = w.heads * w.segments,
+                                             .z = z,
+                                             .w = weights_.matrix(o.wqkv),
+                                             .b = weights_.matrix(o.qkv_b),
+                                             .w_bias = weights_.matrix(o.wbias),
+                                             .y = lane->qkv,
+                                             .bias = lane->bias,
+                                             .overlap_previous = true},
+                                            stream),
+                              "projections");
+  }
   // The biases of the segments beside Q, K and V: neither waits for the other.
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->fork, lane->cuda_stream), "event"));
   RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->side_stream, lane->fork), "event"));
   RETURN_IF_ERROR(
       p.bias->Run(weights_.matrix(o.wbias), z, nullptr, lane->bias, lane->side_workspace, lane->side_stream));
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->join, lane->side_stream), "event"));
-  RETURN_IF_ERROR(
-      p.qkv->Run(z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv, lane->workspace_, stream));
-  RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->cuda_stream, lane->join), "event"));
-  RETURN_IF_ERROR(Attend(l, rows, lane));
+  return p.qkv->Run(z, weights_.matrix(o.wqkv), weights_.matrix(o.qkv_b), lane->qkv, lane->workspace_, stream);
+}
+
+// After attention, as matrix products and steps between them.
+absl::Status Network::FinishByProducts(int l, int rows, Lane* lane, const Lane::Products& p) const {
+  const CudaWidths& w = weights_.widths;
+  const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
+  void* const stream = lane->cuda_stream;
   RETURN_IF_ERROR(p.out->Run(lane->attended, weights_.matrix(o.wo), nullptr, lane->x, lane->workspace_, stream));
   CudaRowsArgs between{.rows = rows,
                        .channels = w.channels,
@@ -269,34 +319,93 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p
   return p.ffn2->Run(lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x, lane->workspace_, stream);
 }
 
-absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& products) const {
+// After attention, with the next layer's mixing, or what the head takes.
+absl::Status Network::Finish(int l, int rows, Lane* lane) const {
   const CudaWidths& w = weights_.widths;
-  RETURN_IF_ERROR(Check(cudaEventRecord(lane->fork, lane->cuda_stream), "event"));
-  RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->side_stream, lane->fork), "event"));
-  RETURN_IF_ERROR(Fold(lane));
-  for (int l = 0; l <= w.layers; ++l) {
-    // After the layer before: its last norm. Before this layer: mixing, its first norm.
-    CudaRowsArgs rows_args{.rows = rows,
-                           .channels = w.channels,
-                           .d = w.d,
-                           .stride = w.stride,
-                           .in_channel_stride = l == 0 ? 0 : int64_t{rows} * w.stride,
-                           .out_channel_stride = int64_t{rows} * w.stride,
-                           .in = l == 0 ? lane->card.rows() : lane->x};
-    if (l > 0 && norm_ == Norm::kPost) {
-      const CudaLayerOffsets& before = weights_.layers[static_cast<size_t>(l) - 1];
-      rows_args.n_g = weights_.vector(before.n2_g), rows_args.n_b = weights_.vector(before.n2_b);
-    }
-    if (l == w.layers) {
-      rows_args.concat = lane->concat;
-    } else {
-      const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
-      if (mixing_) rows_args.gate_w = weights_.vector(o.gate_w), rows_args.gate_b = weights_.vector(o.gate_b);
-      if (norm_ == Norm::kPre) rows_args.z_g = weights_.vector(o.n1_g), rows_args.z_b = weights_.vector(o.n1_b);
-      rows_args.x = lane->x, rows_args.z = lane->z;
-    }
-    RETURN_IF_ERROR(device().CheckText(CudaRows(rows_args, lane->cuda_stream), "rows"));
-    if (l < w.layers) RETURN_IF_ERROR(Layer(l, rows, lane, products));
+  const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
+  cuda::FinishArgs args{.rows = rows,
+                        .channels = w.channels,
+                        .d = w.d,
+                        .wide = w.wide,
+                        .ffn = w.ffn,
+                        .attended = lane->attended,
+                        .w_o = weights_.matrix(o.wo),
+                        .w_1 = weights_.matrix(o.w1),
+                        .w_2 = weights_.matrix(o.w2),
+                        .b_1 = weights_.matrix(o.b1),
+                        .b_2 = weights_.vector(o.b2),
+                        .n1_g = weights_.vector(o.n1_g),
+                        .n1_b = weights_.vector(o.n1_b),
+                        .n2_g = weights_.vector(o.n2_g),
+                        .n2_b = weights_.vector(o.n2_b),
+                        .x = lane->x,
+                        .z = lane->z,
+                        .inner = lane->ffn,
+                        .overlap_previous = true};
+  if (l + 1 == w.layers) {
+    args.concat = lane->concat;
+  } else if (mixing_ && w.channels > 1 && FusedMix(rows)) {
+    const CudaLayerOffsets& next = weights_.layers[static_cast<size_t>(l) + 1];
+    args.gate_w = weights_.vector(next.gate_w), args.gate_b = weights_.vector(next.gate_b);
+  }
+  return device().CheckText(cuda::Finish(args, lane->cuda_stream), "after attention");
+}
+
+absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p, const AfterStep& after) const {
+  RETURN_IF_ERROR(Project(l, rows, lane, p));
+  // The first attention also waits for the folded pages, those of products for the biases beside them.
+  const bool waits = l == 0 || !FusedProject(rows);
+  if (waits) RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->cuda_stream, lane->join), "event"));
+  if (after) after("project");
+  RETURN_IF_ERROR(Attend(l, rows, !waits && !after, lane));
+  if (after) after("attend");
+  RETURN_IF_ERROR(FusedFinish(rows) ? Finish(l, rows, lane) : FinishByProducts(l, rows, lane, p));
+  if (after) after("finish");
+  return absl::OkStatus();
+}
+
+// What stands between two layers' products. After the layer before: its last norm. Before this layer: mixing, its first
+// norm. `l` may be the number of layers.
+absl::Status Network::BeforeLayer(int l, int rows, Lane* lane) const {
+  const CudaWidths& w = weights_.widths;
+  CudaRowsArgs args{.rows = rows,
+                    .channels = w.channels,
+                    .d = w.d,
+                    .stride = w.stride,
+                    .in_channel_stride = l == 0 ? 0 : int64_t{rows} * w.stride,
+                    .out_channel_stride = int64_t{rows} * w.stride,
+                    .in = l == 0 ? lane->card.rows() : lane->x};
+  if (l > 0 && norm_ == Norm::kPost && !FusedFinish(rows)) {
+    const CudaLayerOffsets& before = weights_.layers[static_cast<size_t>(l) - 1];
+    args.n_g = weights_.vector(before.n2_g), args.n_b = weights_.vector(before.n2_b);
+  }
+  if (l == w.layers) {
+    args.concat = lane->concat;
+  } else {
+    const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
+    if (mixing_) args.gate_w = weights_.vector(o.gate_w), args.gate_b = weights_.vector(o.gate_b);
+    if (norm_ == Norm::kPre) args.z_g = weights_.vector(o.n1_g), args.z_b = weights_.vector(o.n1_b);
+    args.x = lane->x, args.z = lane->z;
+  }
+  return device().CheckText(CudaRows(args, lane->cuda_stream), "rows");
+}
+
+absl::Status Network::Head(int rows, Lane* lane, const Lane::Products& products) const {
+  const CudaWidths& w = weights_.widths;
+  if (head_fits_ && rows <= kFusedHeadRowsMax) {
+    return device().CheckText(cuda::Head({.rows = rows,
+                                          .in = w.channels * w.stride,
+                                          .hidden = w.hidden,
+                                          .tasks = w.tasks,
+                                          .concat = lane->concat,
+                                          .w_1 = weights_.matrix(weights_.head_w1),
+                                          .b_1 = weights_.vector(weights_.head_b1),
+                                          .w_2 = weights_.vector(weights_.head_w2),
+                                          .b_2 = weights_.vector(weights_.head_b2),
+                                          .logits = lane->logits_on_card(),
+                                          .overlap_previous = true},
+                                         lane->cuda_stream),
+                              "head");
   }
   RETURN_IF_ERROR(products.head->Run(lane->concat, weights_.matrix(weights_.head_w1), weights_.vector(weights_.head_b1),
                                      lane->hidden, lane->workspace_, lane->cuda_stream));
@@ -310,6 +419,24 @@ absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& produc
                                       .logits = lane->logits_on_card()},
                                      lane->cuda_stream),
                             "head");
+}
+
+absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& products, const AfterStep& after) const {
+  const int layers = weights_.widths.layers;
+  RETURN_IF_ERROR(Check(cudaEventRecord(lane->fork, lane->cuda_stream), "event"));
+  RETURN_IF_ERROR(Check(cudaStreamWaitEvent(lane->side_stream, lane->fork), "event"));
+  RETURN_IF_ERROR(Fold(lane));
+  RETURN_IF_ERROR(Check(cudaEventRecord(lane->join, lane->side_stream), "event"));
+  for (int l = 0; l <= layers; ++l) {
+    if (l == 0 || !FusedFinish(rows) || (l < layers && !FusedMix(rows))) {
+      RETURN_IF_ERROR(BeforeLayer(l, rows, lane));
+      if (after) after("rows");
+    }
+    if (l < layers) RETURN_IF_ERROR(Layer(l, rows, lane, products, after));
+  }
+  RETURN_IF_ERROR(Head(rows, lane, products));
+  if (after) after("head");
+  return absl::OkStatus();
 }
 
 absl::Status Network::Capture(int rows, Lane* lane, Lane::Program* program) const {
@@ -346,6 +473,11 @@ absl::Status Network::Run(CudaLane* base) const {
   RETURN_IF_ERROR(Capture(rows, lane, &program));
   lane->programs.emplace(rows, std::move(program));
   return absl::OkStatus();
+}
+
+absl::Status Network::RunBySteps(CudaLane* base, const AfterStep& after) const {
+  Lane* const lane = static_cast<Lane*>(base);
+  return Enqueue(lane->last_rows, lane, *lane->programs.at(lane->last_rows).products, after);
 }
 
 absl::Status Network::Warm(int rows_max, CudaLane* lane) const {

@@ -158,6 +158,7 @@ struct LaneRow {
 // RowsKernel in registers, for rows of kChunks x 128 values without padding.
 template <int kChunks, int kChannels>
 __global__ void __launch_bounds__(kWarpsMax* kWarp) RegisterRowsKernel(const CudaRowsArgs a) {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");  // the next kernel may fetch its weights
   const int lane = threadIdx.x % kWarp, row = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
   if (row >= a.rows) return;
   LaneRow<kChunks> x[kChannels];

@@ -25,7 +25,7 @@ class ProjectArgs(ctypes.Structure):
 class FinishArgs(ctypes.Structure):
     _fields_ = [(n, I) for n in ("rows", "channels", "d", "wide", "ffn")] + [
         (n, P) for n in ("attended", "w_o", "w_1", "w_2", "b_1", "b_2", "n1_g", "n1_b", "n2_g", "n2_b", "gate_w", "gate_b", "x",
-                         "z", "concat")] + [("overlap", ctypes.c_bool)]
+                         "z", "inner", "concat")] + [("overlap", ctypes.c_bool)]
 
 
 D, FFN, OUT, BIAS = 512, 1024, 1536, 256
@@ -42,6 +42,7 @@ class Layer:
         self.b_2, self.n1_b, self.n2_b = full(c, D), full(c, D), full(c, D)
         self.n1_g, self.n2_g = 1 + full(c, D), 1 + full(c, D)
         self.gate_w, self.gate_b = full(c, c, D), full(c)
+        self.inner = torch.empty(c, rows, FFN, device="cuda", dtype=torch.bfloat16)
         self.attended = torch.randn(c, rows, D, device="cuda").bfloat16()
 
     def project_args(self, z, y, bias, overlap):
@@ -52,7 +53,7 @@ class Layer:
         p = lambda t: t.data_ptr()
         return FinishArgs(self.rows, self.channels, D, D, FFN, p(self.attended), p(self.w_o), p(self.w_1), p(self.w_2), p(self.b_1),
                           p(self.b_2), p(self.n1_g), p(self.n1_b), p(self.n2_g), p(self.n2_b), p(self.gate_w), p(self.gate_b), p(x),
-                          p(z), None, overlap)
+                          p(z), p(self.inner), None, overlap)
 
 
 def torch_project(l, z):
