@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "models/glass/config_text.h"
+#include "models/manifest.h"
 #include "models/safetensors.h"
 #include "models/version_files.h"
 
@@ -172,6 +173,15 @@ absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::s
   if (!report.ok()) return absl::Status(report.status().code(), absl::StrCat(path, ": ", report.status().message()));
   loaded->goldens = *std::move(report);
   return std::shared_ptr<const LoadedGlass>(std::move(loaded));
+}
+
+absl::Status SealVersion(const std::string& path, const LoadOptions& options) {
+  if (absl::Status s = WriteManifest(path); !s.ok()) return s;
+  const auto loaded = LoadGlassVersion(path, options);
+  if (loaded.ok()) return absl::OkStatus();
+  std::error_code ignored;
+  std::filesystem::remove(absl::StrCat(path, "/", std::string(kManifestName)), ignored);
+  return loaded.status();
 }
 
 bool IsGlassVersion(const std::string& path) {

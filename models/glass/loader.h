@@ -43,6 +43,10 @@ struct LoadedGlass {
 absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::string& path,
                                                                     const LoadOptions& options = {});
 
+// Checks a directory that lacks only MANIFEST, as loading would, and writes MANIFEST. Errors as above; the directory then
+// still has none.
+absl::Status SealVersion(const std::string& path, const LoadOptions& options = {});
+
 // Whether a version directory holds a generative model: it has an items.safetensors. Reads no file.
 bool IsGlassVersion(const std::string& path);
 

@@ -25,7 +25,7 @@ class Recommend : public testing::Test {
  protected:
   void SetUp() override {
     const std::string models = (scratch_.path() / "models").string();
-    glass::WriteParts(parts_, models + "/tiny/1");
+    glass::MustWrite(parts_, models + "/tiny/1");
     std::string output;
     ASSERT_EQ(RunBinary({"model", "init-random", "grab-tiny", "--out", models + "/grab-tiny/1"}, &output).code, 0)
         << output;
@@ -218,7 +218,7 @@ TEST_F(Recommend, ABrokenVersionLeavesTheOldOneServing) {
   const v1::RecommendResponse before = Ask(For("dan"));
   glass::VersionParts broken = parts_;
   broken.sids[0][0] = static_cast<uint16_t>((broken.sids[0][0] + 1) % 6);
-  glass::WriteParts(broken, (scratch_.path() / "models/tiny/2").string());
+  glass::MustWrite(broken, (scratch_.path() / "models/tiny/2").string());
   const auto models = v1::Models::NewStub(server_->ConnectAdmin());
   v1::LoadModelRequest load;
   load.set_model("tiny");

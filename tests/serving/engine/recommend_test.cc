@@ -18,7 +18,7 @@ using ::testing::IsEmpty;
 
 std::shared_ptr<const glass::LoadedGlass> LoadTiny(uint32_t seed) {
   const TempDir dir;
-  glass::WriteParts(glass::MakeParts("tiny", 60, seed), dir.path("1"));
+  glass::MustWrite(glass::MakeParts("tiny", 60, seed), dir.path("1"));
   auto loaded = glass::LoadGlassVersion(dir.path("1"));
   EXPECT_TRUE(loaded.ok()) << loaded.status();
   return *std::move(loaded);
