@@ -15,12 +15,16 @@
 #include "models/glass/golden.h"
 #include "models/glass/network.h"
 #include "models/glass/quantiser.h"
+#include "models/glass/searcher.h"
 
 namespace backstory::glass {
 
 struct LoadOptions {
-  ThreadPool* pool = nullptr;  // goldens run on it; null: on the calling thread
+  ThreadPool* pool = nullptr;  // of goldens and searches, outlives the model; null: the calling thread
   std::string expected_name;   // not empty: the configuration's name must be this (the repository's folder)
+  // Makes what searches, if set, after the CPU has met the goldens in fp32; it must meet them within
+  // kGoldenToleranceBf16.
+  SearcherFactory serve_with;
 };
 
 // Immutable once loaded, thread-safe.
@@ -31,6 +35,7 @@ struct LoadedGlass {
   Config config;
   uint64_t parameter_bytes = 0;
   std::shared_ptr<const Network> network;
+  std::shared_ptr<const Searcher> searcher;
   std::shared_ptr<const Catalogue> catalogue;
   std::optional<Quantiser> quantiser;  // always there once loaded
   GoldenReport goldens;

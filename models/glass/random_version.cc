@@ -185,8 +185,9 @@ absl::StatusOr<std::string> RandomGoldens(const VersionParts& parts) {
   input.prototypes = parts.quantiser.at("prototype");
   const auto catalogue = Catalogue::Create(parts.config, input);
   if (!catalogue.ok()) return catalogue.status();
-  const auto network = Network::Create(parts.config, parts.weights);
+  auto network = Network::Create(parts.config, parts.weights);
   if (!network.ok()) return network.status();
+  const auto searcher = MakeCpuSearcher(*std::move(network), nullptr);
   std::string text;
   std::mt19937 random(7);
   for (const size_t events : {0, 1, 30}) {
@@ -194,7 +195,9 @@ absl::StatusOr<std::string> RandomGoldens(const VersionParts& parts) {
     for (size_t i = 0; i < events; ++i) {
       golden.events.push_back(RandomRating(i + 1, ids[random() % ids.size()], &random));
     }
-    golden.expect = RunGolden(**network, **catalogue, golden, nullptr);
+    auto expect = RunGolden(*searcher, **catalogue, golden);
+    if (!expect.ok()) return expect.status();
+    golden.expect = *std::move(expect);
     absl::StrAppend(&text, GoldenJson(golden).dump(), "\n");
   }
   return text;

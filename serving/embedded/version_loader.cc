@@ -18,7 +18,7 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSou
   served->version = source.version;
   served->content_hash = (*loaded)->hash;
   served->generative_bytes = (*loaded)->parameter_bytes;
-  auto generative = std::make_shared<const GenerativeModel>(*std::move(loaded), pool);
+  auto generative = std::make_shared<const GenerativeModel>(*std::move(loaded));
   served->generative_state_id = generative->state_id();
   served->generative = std::move(generative);
   return std::shared_ptr<const ServedModel>(std::move(served));

@@ -80,7 +80,7 @@ class Recommend : public testing::Test {
       golden.events.push_back(
           glass::RatingOf(1 + static_cast<uint64_t>(i), 1000 + 3 * (i * 7 % 60), kStart + i * kMinute));
     }
-    return glass::RunGolden(*(*loaded)->network, *(*loaded)->catalogue, golden, nullptr).items;
+    return glass::RunGolden(*(*loaded)->searcher, *(*loaded)->catalogue, golden)->items;
   }
 
   const glass::VersionParts parts_ = glass::MakeParts();
