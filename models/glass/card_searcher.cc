@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <deque>
-#include <map>
-#include <mutex>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "models/glass/cuda/user.h"
 
 namespace backstory::glass {
@@ -18,92 +16,66 @@ struct CardUser final : EncodedUser {
   std::unique_ptr<const EncodedUser> on_cpu;  // null while the card is trusted: a search on the CPU encodes for itself
 };
 
-// Tries of the catalogues that are searched. Thread-safe.
-class CardTries {
- public:
-  explicit CardTries(std::function<absl::StatusOr<std::shared_ptr<const CudaTrie>>(const Trie&)> make)
-      : make_(std::move(make)) {}
+}  // namespace
 
-  absl::StatusOr<std::shared_ptr<const CudaTrie>> Of(const Catalogue& catalogue) {
-    std::lock_guard lock(mutex_);
-    const auto found = tries_.find(&catalogue);
-    if (found != tries_.end() && !found->second.catalogue.expired()) return found->second.trie;
-    std::erase_if(tries_, [](const auto& held) { return held.second.catalogue.expired(); });
-    auto made = make_(catalogue.trie());
-    // Nobody can tell when a catalogue that no shared_ptr owns goes: its trie is not kept.
-    if (made.ok() && !catalogue.weak_from_this().expired()) tries_[&catalogue] = {catalogue.weak_from_this(), *made};
-    return made;
-  }
+absl::StatusOr<std::shared_ptr<const CudaTrie>> CardTries::Of(const Catalogue& catalogue) {
+  std::lock_guard lock(mutex_);
+  const auto found = tries_.find(&catalogue);
+  if (found != tries_.end() && !found->second.catalogue.expired()) return found->second.trie;
+  std::erase_if(tries_, [](const auto& held) { return held.second.catalogue.expired(); });
+  auto made = make_(catalogue.trie());
+  // Nobody can tell when a catalogue that no shared_ptr owns goes: its trie is not kept.
+  if (made.ok() && !catalogue.weak_from_this().expired()) tries_[&catalogue] = {catalogue.weak_from_this(), *made};
+  return made;
+}
 
- private:
-  struct Held {
-    std::weak_ptr<const Catalogue> catalogue;
-    std::shared_ptr<const CudaTrie> trie;
-  };
-  const std::function<absl::StatusOr<std::shared_ptr<const CudaTrie>>(const Trie&)> make_;
-  std::mutex mutex_;
-  std::map<const Catalogue*, Held> tries_;  // guarded by mutex_
+// One call of Search that waits for the card.
+struct CardSearcher::Caller {
+  std::vector<CudaGlassRequest> requests;
+  std::vector<std::shared_ptr<const CudaTrie>> tries;  // keeps those of `requests` alive
+  std::vector<CudaGlassReply> replies;
+  absl::Status status;
+  bool done = false, leads = false;  // guarded by mutex_
+  std::condition_variable changed;
 };
 
-class CardSearcher final : public Searcher {
- public:
-  CardSearcher(std::unique_ptr<const CudaGlass> card, std::shared_ptr<const Network> network, ThreadPool* pool,
-               CardSearcherOptions options)
-      : card_(std::move(card)),
-        cpu_(MakeCpuSearcher(std::move(network), pool)),
-        options_(std::move(options)),
-        tries_(options_.make_trie) {}
+CardSearcher::CardSearcher(std::unique_ptr<const CudaGlass> card, std::shared_ptr<const Network> network,
+                           ThreadPool* pool, CardSearcherOptions options)
+    : card_(std::move(card)),
+      cpu_(MakeCpuSearcher(std::move(network), pool)),
+      options_(std::move(options)),
+      tries_(options_.make_trie) {}
 
-  std::unique_ptr<const EncodedUser> Encode(const Catalogue& catalogue, const History& history) const override {
-    auto user = std::make_unique<CardUser>();
-    user->user = MakeCudaUser(catalogue, history);
-    if (!options_.health().ok() && options_.fall_back) user->on_cpu = cpu_->Encode(catalogue, history);
-    return user;
-  }
-  bool Outdated(const EncodedUser& user) const override {
-    return static_cast<const CardUser&>(user).on_cpu == nullptr && options_.fall_back && !options_.health().ok();
-  }
-  absl::Status Search(std::span<const UserSearch> requests, std::span<std::vector<Beam>> beams) const override;
+std::unique_ptr<const EncodedUser> CardSearcher::Encode(const Catalogue& catalogue, const History& history) const {
+  auto user = std::make_unique<CardUser>();
+  user->user = MakeCudaUser(catalogue, history);
+  if (options_.fall_back && !options_.health().ok()) user->on_cpu = cpu_->Encode(catalogue, history);
+  return user;
+}
 
- private:
-  // One call of Search that waits for the card.
-  struct Caller {
-    std::vector<CudaGlassRequest> requests;
-    std::vector<std::shared_ptr<const CudaTrie>> tries;  // keeps those of `requests` alive
-    std::vector<CudaGlassReply> replies;
-    absl::Status status;
-    bool done = false, leads = false;  // guarded by mutex_
-    std::condition_variable changed;
-  };
-  absl::Status SearchOnCard(std::span<const UserSearch> requests, std::span<const size_t> which,
-                            std::span<std::vector<Beam>> beams) const;
-  void RunTogether(Caller* own) const;
-  void Launch(std::span<Caller* const> callers) const;
-  absl::Status SearchOnCpu(const UserSearch& request, std::vector<Beam>* beams) const;
+bool CardSearcher::Outdated(const EncodedUser& user) const {
+  return options_.fall_back && static_cast<const CardUser&>(user).on_cpu == nullptr && !options_.health().ok();
+}
 
-  const std::unique_ptr<const CudaGlass> card_;
-  const std::unique_ptr<const Searcher> cpu_;
-  const CardSearcherOptions options_;
-  mutable CardTries tries_;
-  mutable std::mutex mutex_;
-  mutable std::deque<Caller*> waiting_;  // guarded by mutex_
-  mutable int leaders_ = 0;              // guarded by mutex_: callers that launch, at most options_.lanes
-};
+size_t CardSearcher::waiting() const {
+  std::lock_guard lock(mutex_);
+  return waiting_.size();
+}
 
 absl::Status CardSearcher::Search(std::span<const UserSearch> requests, std::span<std::vector<Beam>> beams) const {
   std::vector<size_t> on_card, on_cpu;
   for (size_t i = 0; i < requests.size(); ++i) {
-    const bool possible = requests[i].steering == nullptr && requests[i].beam <= options_.beam_max;
-    (possible ? on_card : on_cpu).push_back(i);
+    const bool fits = requests[i].beam <= options_.beam_max;
+    if (!fits && options_.fell_back) options_.fell_back(1);  // explanations are the CPU's anyway
+    (fits && requests[i].steering == nullptr ? on_card : on_cpu).push_back(i);
   }
   absl::Status status = on_card.empty() ? absl::OkStatus() : SearchOnCard(requests, on_card, beams);
   if (!status.ok() && options_.fall_back) {
-    options_.counters->fallbacks += on_card.size();
+    if (options_.fell_back) options_.fell_back(on_card.size());
     on_cpu.insert(on_cpu.end(), on_card.begin(), on_card.end());
     status = absl::OkStatus();
   }
   for (size_t i = 0; i < on_cpu.size() && status.ok(); ++i) status = SearchOnCpu(requests[on_cpu[i]], &beams[on_cpu[i]]);
-  if (options_.searched) options_.searched();
   return status;
 }
 
@@ -176,10 +148,9 @@ void CardSearcher::RunTogether(Caller* own) const {
 }
 
 void CardSearcher::Launch(std::span<Caller* const> callers) const {
-  ++options_.counters->launches;
   if (callers.size() == 1) {
     callers[0]->status = card_->Search(callers[0]->requests, callers[0]->replies);
-    options_.counters->users += callers[0]->requests.size();
+    if (callers[0]->status.ok() && options_.launched) options_.launched(callers[0]->requests.size());
     return;
   }
   std::vector<CudaGlassRequest> requests;
@@ -188,7 +159,7 @@ void CardSearcher::Launch(std::span<Caller* const> callers) const {
   }
   std::vector<CudaGlassReply> replies(requests.size());
   const absl::Status status = card_->Search(requests, replies);
-  options_.counters->users += requests.size();
+  if (status.ok() && options_.launched) options_.launched(requests.size());
   size_t next = 0;
   for (Caller* caller : callers) {
     caller->status = status;
@@ -196,12 +167,18 @@ void CardSearcher::Launch(std::span<Caller* const> callers) const {
   }
 }
 
-}  // namespace
-
-std::unique_ptr<const Searcher> MakeCardSearcher(std::unique_ptr<const CudaGlass> card,
-                                                 std::shared_ptr<const Network> network, ThreadPool* pool,
-                                                 CardSearcherOptions options) {
-  return std::make_unique<CardSearcher>(std::move(card), std::move(network), pool, std::move(options));
+absl::StatusOr<std::unique_ptr<const Searcher>> CardOrCpu(absl::StatusOr<std::unique_ptr<const CudaGlass>> card,
+                                                          std::shared_ptr<const Network> network, ThreadPool* pool,
+                                                          CardSearcherOptions options,
+                                                          const std::function<void(const std::string&)>& log) {
+  if (card.ok()) {
+    return std::make_unique<CardSearcher>(*std::move(card), std::move(network), pool, std::move(options));
+  }
+  if (!options.fall_back) return card.status();
+  if (log) {
+    log(absl::StrCat("model ", network->config().name, ": the CPU recommends: ", std::string(card.status().message())));
+  }
+  return MakeCpuSearcher(std::move(network), pool);
 }
 
 }  // namespace backstory::glass

@@ -3,10 +3,16 @@
 #ifndef BACKSTORY_MODELS_GLASS_CARD_SEARCHER_H_
 #define BACKSTORY_MODELS_GLASS_CARD_SEARCHER_H_
 
-#include <atomic>
-#include <cstdint>
+#include <cstddef>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "models/glass/cuda/model.h"
 #include "models/glass/searcher.h"
@@ -21,19 +27,63 @@ struct CardSearcherOptions {
   // OK, or why the card was given up; called before every search.
   std::function<absl::Status()> health;
   std::function<absl::StatusOr<std::shared_ptr<const CudaTrie>>(const Trie&)> make_trie;
-  struct Counters {
-    std::atomic<uint64_t> launches{0};
-    std::atomic<uint64_t> users{0};      // searched by the card
-    std::atomic<uint64_t> fallbacks{0};  // searched by the CPU because the card could not
-  };
-  Counters* counters = nullptr;     // outlives the searcher
-  std::function<void()> searched;  // after every search; may be empty
+  // Counts, each may be empty: users of a launch; users that the CPU searched because the card could not.
+  std::function<void(size_t users)> launched, fell_back;
 };
 
-// A catalogue's trie is copied to the card when it is first searched, and leaves when the catalogue does.
-std::unique_ptr<const Searcher> MakeCardSearcher(std::unique_ptr<const CudaGlass> card,
-                                                 std::shared_ptr<const Network> network, ThreadPool* pool,
-                                                 CardSearcherOptions options);
+// Tries of the catalogues that are searched: copied to the card when first needed, gone with the catalogue. Thread-safe.
+class CardTries {
+ public:
+  using Make = std::function<absl::StatusOr<std::shared_ptr<const CudaTrie>>(const Trie&)>;
+  explicit CardTries(Make make) : make_(std::move(make)) {}
+  absl::StatusOr<std::shared_ptr<const CudaTrie>> Of(const Catalogue& catalogue);
+
+ private:
+  struct Held {
+    std::weak_ptr<const Catalogue> catalogue;
+    std::shared_ptr<const CudaTrie> trie;
+  };
+  const Make make_;
+  std::mutex mutex_;
+  std::map<const Catalogue*, Held> tries_;  // guarded by mutex_
+};
+
+class CardSearcher final : public Searcher {
+ public:
+  // `pool` may be null; it outlives the searcher. The network is the CPU's, of the same version.
+  CardSearcher(std::unique_ptr<const CudaGlass> card, std::shared_ptr<const Network> network, ThreadPool* pool,
+               CardSearcherOptions options);
+
+  // What the card reads of the history. Once the card is lost, the CPU's as well.
+  std::unique_ptr<const EncodedUser> Encode(const Catalogue& catalogue, const History& history) const override;
+  bool Outdated(const EncodedUser& user) const override;
+  absl::Status Search(std::span<const UserSearch> requests, std::span<std::vector<Beam>> beams) const override;
+
+  size_t waiting() const;  // calls that wait for a lane
+
+ private:
+  struct Caller;
+  absl::Status SearchOnCard(std::span<const UserSearch> requests, std::span<const size_t> which,
+                            std::span<std::vector<Beam>> beams) const;
+  void RunTogether(Caller* own) const;
+  void Launch(std::span<Caller* const> callers) const;
+  absl::Status SearchOnCpu(const UserSearch& request, std::vector<Beam>* beams) const;
+
+  const std::unique_ptr<const CudaGlass> card_;
+  const std::unique_ptr<const Searcher> cpu_;
+  const CardSearcherOptions options_;
+  mutable CardTries tries_;
+  mutable std::mutex mutex_;
+  mutable std::deque<Caller*> waiting_;  // guarded by mutex_
+  mutable int leaders_ = 0;              // guarded by mutex_: callers that launch, at most options_.lanes
+};
+
+// What serves a version whose creation on a card gave `card`: the card; the CPU with a line for operators if the card could
+// not take it and the CPU may stand in; else that status.
+absl::StatusOr<std::unique_ptr<const Searcher>> CardOrCpu(absl::StatusOr<std::unique_ptr<const CudaGlass>> card,
+                                                          std::shared_ptr<const Network> network, ThreadPool* pool,
+                                                          CardSearcherOptions options,
+                                                          const std::function<void(const std::string&)>& log);
 
 }  // namespace backstory::glass
 
