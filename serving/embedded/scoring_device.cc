@@ -104,7 +104,6 @@ class CudaScoringDevice final : public ScoringDevice {
         };
   }
   glass::SearcherFactory GlassFactory() const override {
-#ifdef BACKSTORY_GLASS_CUDA
     return [runtime = runtime_, precision = precision_, counters = search_counters_](
                const glass::Config& config, const TensorMap& tensors, std::shared_ptr<const glass::Network> network,
                ThreadPool* pool) {
@@ -124,9 +123,6 @@ class CudaScoringDevice final : public ScoringDevice {
                               std::move(network), pool, std::move(options),
                               [runtime](const std::string& line) { runtime->Log(line); });
     };
-#else
-    return {};
-#endif
   }
 
  private:

@@ -28,7 +28,7 @@ enum class CudaPrecision { kBf16, kFp32 };
 struct CudaGlassOptions {
   CudaPrecision precision = CudaPrecision::kBf16;
   size_t beam_max = 512;    // widest search, 1..1024
-  size_t users_max = 256;   // of one launch; a call with more is searched launch by launch. About 1 MB of card memory each
+  size_t users_max = 256;   // of one launch; a call with more is searched launch by launch. 1 MB of card memory each, fp32 3 MB
   size_t rows_max = 8192;   // beams of one launch over its users, >= beam_max. About 25 KB of card memory each
   int lanes = 2;            // launches in flight; each has that memory
 };
@@ -59,7 +59,7 @@ struct CudaGlassReply {
 class CudaGlass {
  public:
   // NOT_FOUND or INVALID_ARGUMENT naming a tensor. FAILED_PRECONDITION naming a field that the kernels are not made for:
-  // d up to 128, d_kv up to 32, heads up to 8, up to 16 x 32 encoder slots. RESOURCE_EXHAUSTED: no card memory.
+  // d up to 96, d_kv up to 32, heads up to 8, 256 encoder slots, 16 layers. RESOURCE_EXHAUSTED: no card memory.
   static absl::StatusOr<std::unique_ptr<const CudaGlass>> Create(const Config& config, const TensorMap& tensors,
                                                                  std::shared_ptr<grab::CudaDevice> device,
                                                                  const CudaGlassOptions& options);

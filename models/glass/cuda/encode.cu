@@ -1,0 +1,291 @@
+// The encoder: a cluster of blocks per user, 16 rows a block, so that all blocks of a user exchange keys and values within
+// a layer without leaving the kernel. Weights stream from the L2 into registers: a block reads each once a layer.
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "models/glass/cuda/attend.cuh"
+#include "models/glass/cuda/ffn.cuh"
+#include "models/glass/cuda/kernels.h"
+#include "models/glass/cuda/tile.cuh"
+
+namespace backstory::glass::cuda {
+namespace {
+
+constexpr int kRows = 16;
+
+template <int kS, int kD>
+struct EncodeShared {
+  static constexpr int kStride = kD + 4;
+  static constexpr size_t kXAt = 0, kZAt = kXAt + kRows * kStride * 4, kQAt = kZAt + PlaneBytes(kS, kRows, kD);
+  static size_t SlabsAt(int heads) { return kQAt + static_cast<size_t>(PlaneBytes(kS, kRows, heads * kHeadDim)); }
+  static constexpr size_t kPartBytes = size_t{kWarps} * kPartFloats * 4;
+  static constexpr size_t kSlabBytes = FfnSlabs<kD>::kBytes > kPartBytes ? FfnSlabs<kD>::kBytes : kPartBytes;
+  // Then the bias [heads][2 slots - 1] and the slot of every key.
+  static size_t Bytes(const Model& m) {
+    return SlabsAt(m.heads) + kSlabBytes + static_cast<size_t>(m.heads) * static_cast<size_t>(2 * m.slots - 1) * 4 +
+           static_cast<size_t>(m.key_capacity) * 2;
+  }
+};
+
+// Two n8 tiles of K or V of 16 rows into a HeadKeys table: dimensions 16 half .. 16 half + 15.
+template <int kS>
+__device__ __forceinline__ void StoreKeys(const float (&acc)[2][4], int first_key, int half, __nv_bfloat16* k, int64_t part) {
+  const int g = Lane() / 4, c = Lane() % 4;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    uint32_t even[kS], odd[kS];
+    Split<kS>(acc[0][2 * row], acc[0][2 * row + 1], even);
+    Split<kS>(acc[1][2 * row], acc[1][2 * row + 1], odd);
+#pragma unroll
+    for (int s = 0; s < kS; ++s) {
+      *reinterpret_cast<uint2*>(k + s * part + static_cast<int64_t>(first_key + g + 8 * row) * kHeadDim + 8 * c + 4 * half) =
+          make_uint2(even[s], odd[s]);
+    }
+  }
+}
+template <int kS>
+__device__ __forceinline__ void StoreValues(const float (&acc)[2][4], int first_key, int half, __nv_bfloat16* vt, int64_t part,
+                                            int capacity) {
+  const int g = Lane() / 4, c = Lane() % 4;
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int key = first_key + g + 8 * row, at = key / 32 * 32 + PlaceIn32(key % 32);
+      uint32_t pair[kS];
+      Split<kS>(acc[t][2 * row], acc[t][2 * row + 1], pair);
+#pragma unroll
+      for (int s = 0; s < kS; ++s) {
+        const __nv_bfloat162 both = *reinterpret_cast<const __nv_bfloat162*>(&pair[s]);
+        __nv_bfloat16* to = vt + s * part + static_cast<int64_t>(16 * half + 8 * t + 2 * c) * capacity + at;
+        to[0] = both.x;
+        to[capacity] = both.y;
+      }
+    }
+  }
+}
+
+// K (kind 0) or V (kind 1) of `layer` (encoder layers first) and head in the user's memory.
+template <int kS>
+__device__ __forceinline__ __nv_bfloat16* HeadTable(const Model& m, void* all, int user, int layer, int head) {
+  const int64_t head_size = static_cast<int64_t>(kS) * m.key_capacity * kHeadDim;
+  const int64_t of_user = static_cast<int64_t>(m.encoder_layers + m.decoder_layers) * m.heads;
+  return static_cast<__nv_bfloat16*>(all) + (user * of_user + layer * m.heads + head) * head_size;
+}
+
+// The tier token: two small products that need every column of their input. All threads; x: its row.
+template <int kS, int kD>
+__device__ void TierToken(const Model& m, const float* features, float* hidden, float* x) {
+  for (int j = Warp(); j < m.d; j += kWarps) {
+    float sum = 0;
+    for (int i = Lane(); i < m.bins_width; i += 32) sum += features[i] * __ldg(m.tier_w1 + static_cast<int64_t>(j) * m.bins_width + i);
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (Lane() == 0) hidden[j] = fmaxf(0.0f, sum + m.tier_b1[j]);
+  }
+  __syncthreads();
+  for (int j = Warp(); j < m.d; j += kWarps) {
+    float sum = 0;
+    for (int i = Lane(); i < m.d; i += 32) sum += hidden[i] * __ldg(m.tier_w2 + j * m.d + i);
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    if (Lane() == 0) x[j] = sum + m.tier_b2[j];
+  }
+}
+
+template <int kS, int kD>
+__device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& user, int first, float* x, float* hidden) {
+  constexpr int kStride = EncodeShared<kS, kD>::kStride;
+  const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + user.rows_at);
+  int tier_row = -1;
+  for (int r = 0; r < kRows && first + r < user.rows; ++r) {
+    if (rows[first + r].is_tier) tier_row = r;
+  }
+  for (int i = threadIdx.x; i < kRows * (kD / 4); i += kThreads) {
+    const int r = i / (kD / 4), column = i % (kD / 4) * 4;
+    float4 v = make_float4(0, 0, 0, 0);
+    if (first + r < user.rows && r != tier_row) {
+      v = __ldg(reinterpret_cast<const float4*>(m.embedding + static_cast<int64_t>(rows[first + r].token) * kD + column));
+    }
+    *reinterpret_cast<float4*>(x + r * kStride + column) = v;
+  }
+  __syncthreads();
+  if (tier_row >= 0) {
+    TierToken<kS, kD>(m, reinterpret_cast<const float*>(batch.input + user.tier_at), hidden, x + tier_row * kStride);
+  }
+  __syncthreads();
+}
+
+// Two n8 tiles a job: K and V into the user's tables of `layer`, queries (if `q` has rows) into shared memory.
+template <int kS, int kD>
+__device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int layer, const void* packed, bool with_queries,
+                             const Planes& z, const Planes& q, int first) {
+  const ByColumns<kS> w{static_cast<const uint4*>(packed), kD / 32};
+  const int of_kind = 2 * m.heads;
+  const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
+  for (int job = Warp(); job < (with_queries ? 3 : 2) * of_kind; job += kWarps) {
+    float acc[1][2][4] = {};
+    Product<kS, 1, 2>(acc, z, 0, w, 2 * job, 0, kD / 32);
+    const int kind = job / of_kind + (with_queries ? 0 : 1), head = job % of_kind / 2, half = job % 2;
+    if (kind == 0) {
+      const int g = Lane() / 4, c = Lane() % 4;
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const int column = head * kHeadDim + 16 * half + 8 * t + 2 * c;
+        StorePair<kS>(q, g, column, acc[0][t][0], acc[0][t][1]);
+        StorePair<kS>(q, g + 8, column, acc[0][t][2], acc[0][t][3]);
+      }
+    } else if (kind == 1) {
+      StoreKeys<kS>(acc[0], first, half, HeadTable<kS>(m, batch.keys, user, layer, head), part);
+    } else {
+      StoreValues<kS>(acc[0], first, half, HeadTable<kS>(m, batch.values, user, layer, head), part, m.key_capacity);
+    }
+  }
+}
+
+// Attention of all heads; their outputs take the queries' place.
+template <int kS>
+__device__ void SelfAttention(const Model& m, const Batch& batch, int user, int layer, int rows, int first, const Planes& q,
+                              float* parts, const float* bias, const uint16_t* slots) {
+  const int splits = kWarps / m.heads, blocks = (rows + kKeyBlock - 1) / kKeyBlock;
+  const int head = Warp() % m.heads, split = Warp() / m.heads;
+  const int g = Lane() / 4, c = Lane() % 4;
+  if (split < splits) {
+    uint32_t a[2][kS][4];
+    LoadA<kS>(q, 0, head * kHeadDim, a[0]);
+    LoadA<kS>(q, 0, head * kHeadDim + 16, a[1]);
+    const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
+    const HeadKeys<kS> keys{HeadTable<kS>(m, batch.keys, user, layer, head), HeadTable<kS>(m, batch.values, user, layer, head),
+                            part, part, m.key_capacity};
+    const float* of_head = bias + head * (2 * m.slots - 1) + m.slots - 1;
+    const int own[2] = {slots[first + g], slots[first + g + 8]};
+    Softmax softmax;
+    float o[4][4] = {};
+    for (int block = split; block < blocks; block += splits) {
+      AttendBlock<kS>(
+          a, keys, block,
+          [&](int t, int i, float value) {
+            const int key = block * kKeyBlock + 8 * t + 2 * c + i % 2;
+            return key < rows ? value + of_head[slots[key] - own[i / 2]] : kHidden;
+          },
+          &softmax, o);
+    }
+    StorePart(softmax, o, parts + (head * splits + split) * kPartFloats);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < m.heads * kRows * (kHeadDim / 2); i += kThreads) {
+    const int pair = i % (kHeadDim / 2), row = i / (kHeadDim / 2) % kRows, of = i / (kHeadDim / 2) / kRows;
+    const float2 v = MergeParts(parts + of * splits * kPartFloats + row * kPartStride, splits, kPartFloats, pair);
+    StorePair<kS>(q, row, of * kHeadDim + 2 * pair, v.x, v.y);
+  }
+  __syncthreads();
+}
+
+// x += o W^T: a warp per n8 tile.
+template <int kS, int kD>
+__device__ void AddOutput(const Model& m, const void* packed, const Planes& o, float* x) {
+  constexpr int kStride = EncodeShared<kS, kD>::kStride;
+  const ByColumns<kS> w{static_cast<const uint4*>(packed), m.heads};
+  for (int tile = Warp(); tile < kD / 8; tile += kWarps) {
+    float acc[1][1][4] = {};
+    Product<kS, 1, 1>(acc, o, 0, w, tile, 0, m.heads);
+    const int g = Lane() / 4, column = 8 * tile + 2 * (Lane() % 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[(g + 8 * (i / 2)) * kStride + column + i % 2] += acc[0][0][i];
+  }
+}
+
+template <int kS, int kD>
+__global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constant__ Model m, const Batch batch) {
+  extern __shared__ __align__(128) char shared[];
+  using At = EncodeShared<kS, kD>;
+  const int blocks = gridDim.x / batch.users, user = blockIdx.x / blocks, first = blockIdx.x % blocks * kRows;
+  const UserInput input = batch.user[user];
+  float* x = reinterpret_cast<float*>(shared);
+  const Planes z{reinterpret_cast<__nv_bfloat16*>(shared + At::kZAt), kRows, PlaneStride(kD)};
+  const Planes q{reinterpret_cast<__nv_bfloat16*>(shared + At::kQAt), kRows, PlaneStride(m.heads * kHeadDim)};
+  char* slabs_at = shared + At::kQAt + PlaneBytes(kS, kRows, m.heads * kHeadDim);
+  float* slabs = reinterpret_cast<float*>(slabs_at);
+  float* bias = reinterpret_cast<float*>(slabs_at + At::kSlabBytes);
+  const int bias_size = m.heads * (2 * m.slots - 1);
+  auto* slots = reinterpret_cast<uint16_t*>(bias + bias_size);
+  // Keys are read in blocks of 32: a block that begins inside such a block computes, on zeros, what fills it up.
+  const int key_end = (max(input.rows, 0) + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  const bool active = first < key_end;
+  if (active) {
+    const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + input.rows_at);
+    for (int i = threadIdx.x; i < bias_size; i += kThreads) bias[i] = __ldg(m.encoder_bias + i);
+    for (int i = threadIdx.x; i < m.key_capacity; i += kThreads) slots[i] = i < input.rows ? rows[i].slot : 0;
+    LoadRows<kS, kD>(m, batch, input, first, x, slabs);
+  }
+  for (int layer = 0; layer < m.encoder_layers; ++layer) {
+    const EncoderLayerWeights& w = m.encoder[layer];
+    if (active) {
+      NormRows<kS, kD>(x, At::kStride, kRows, m.d, w.norm, z);
+      __syncthreads();
+      ProjectHeads<kS, kD>(m, batch, user, layer, w.qkv, true, z, q, first);
+    }
+    backstory::cuda::ClusterArrive();
+    backstory::cuda::ClusterWait();
+    if (!active) continue;
+    SelfAttention<kS>(m, batch, user, layer, input.rows, first, q, slabs, bias, slots);
+    AddOutput<kS, kD>(m, w.o, q, x);
+    __syncthreads();
+    NormRows<kS, kD>(x, At::kStride, kRows, m.d, w.ffn_norm, z);
+    __syncthreads();
+    FfnParts<kS, kD>(w.w1, w.w2, z, 0, m.ffn / 32, Warp(), kWarps, slabs);
+    __syncthreads();
+    for (int i = threadIdx.x; i < kRows * kD; i += kThreads) {
+      x[i / kD * At::kStride + i % kD] += FfnSlabs<kD>::Sum(slabs, i / kD, i % kD);
+    }
+    __syncthreads();
+  }
+  if (!active) return;
+  NormRows<kS, kD>(x, At::kStride, kRows, m.d, m.encoder_norm, z);
+  __syncthreads();
+  const size_t of_layer = static_cast<size_t>(2 * m.heads * 4) * (kD / 32) * kS * 32;  // uint4
+  for (int layer = 0; layer < m.decoder_layers; ++layer) {
+    ProjectHeads<kS, kD>(m, batch, user, m.encoder_layers + layer, static_cast<const uint4*>(m.memory_kv) + layer * of_layer,
+                         false, z, q, first);
+  }
+}
+
+template <int kS, int kD>
+const char* Launch(const Model& model, const Batch& batch, cudaStream_t stream) {
+  static std::atomic<uint64_t> allowed{0}, wide{0};
+  const auto kernel = EncodeKernel<kS, kD>;
+  const size_t bytes = EncodeShared<kS, kD>::Bytes(model);
+  const int blocks = model.key_capacity / kRows;
+  cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024, &allowed);
+  if (error == cudaSuccess) error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
+  cudaLaunchAttribute attributes[1];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks * batch.users));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 1;
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, model, batch);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+
+const char* LaunchEncode(const Model& model, const Batch& batch, void* stream) {
+  const auto to = static_cast<cudaStream_t>(stream);
+  switch (model.parts * 10 + model.d_pairs) {
+#ifndef GLASS_ONE
+    case 11: return Launch<1, 32>(model, batch, to);
+    case 14: return Launch<1, 128>(model, batch, to);
+    case 31: return Launch<3, 32>(model, batch, to);
+    case 34: return Launch<3, 128>(model, batch, to);
+    case 33: return Launch<3, 96>(model, batch, to);
+#endif
+    case 13: return Launch<1, 96>(model, batch, to);
+    default: return "no encoder for this width";
+  }
+}
+
+}  // namespace backstory::glass::cuda
