@@ -1,4 +1,4 @@
-// The encoder: a cluster of blocks per user, 16 rows a block, so that all blocks of a user exchange keys and values within
+// The encoder: a cluster of blocks per user, 16 or 32 rows a block, so that all blocks of a user exchange keys and values within
 // a layer without leaving the kernel. Weights stream from the L2 into registers: a block reads each once a layer.
 #include <cuda_runtime.h>
 
@@ -12,19 +12,17 @@
 namespace backstory::glass::cuda {
 namespace {
 
-constexpr int kRows = 16;
-
-template <int kS, int kD>
+template <int kS, int kD, int kM>
 struct EncodeShared {
-  static constexpr int kStride = kD + 4;
-  static constexpr size_t kXAt = 0, kZAt = kXAt + kRows * kStride * 4, kQAt = kZAt + PlaneBytes(kS, kRows, kD);
-  static size_t SlabsAt(int heads) { return kQAt + static_cast<size_t>(PlaneBytes(kS, kRows, heads * kHeadDim)); }
-  static constexpr size_t kPartBytes = size_t{kWarps} * kPartFloats * 4;
-  static constexpr size_t kSlabBytes = FfnSlabs<kD>::kBytes > kPartBytes ? FfnSlabs<kD>::kBytes : kPartBytes;
-  // Then the bias [heads][2 slots - 1] and the slot of every key.
+  static constexpr int kRows = 16 * kM, kStride = kD + 4, kSlabs = kWarps / 2;
+  static constexpr int kZAt = kRows * kStride * 4, kQAt = kZAt + PlaneBytes(kS, kRows, kD);
+  static constexpr int kPartBytes = kWarps * kPartFloats * 4, kFfnBytes = kSlabs * kM * FfnSlab<kD>::kFloats * 4;
+  static constexpr int kSlabBytes = kFfnBytes > kPartBytes ? kFfnBytes : kPartBytes;
+  // Then queries, slabs, the bias [heads][2 slots - 1] and the slot of every key.
+  __host__ __device__ static int SlabsAt(int heads) { return kQAt + PlaneBytes(kS, kRows, heads * kHeadDim); }
+  __host__ __device__ static int BiasAt(int heads) { return SlabsAt(heads) + kSlabBytes; }
   static size_t Bytes(const Model& m) {
-    return SlabsAt(m.heads) + kSlabBytes + static_cast<size_t>(m.heads) * static_cast<size_t>(2 * m.slots - 1) * 4 +
-           static_cast<size_t>(m.key_capacity) * 2;
+    return static_cast<size_t>(BiasAt(m.heads) + m.heads * (2 * m.slots - 1) * 4 + m.key_capacity * 2);
   }
 };
 
@@ -92,9 +90,9 @@ __device__ void TierToken(const Model& m, const float* features, float* hidden, 
   }
 }
 
-template <int kS, int kD>
+template <int kS, int kD, int kM>
 __device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& user, int first, float* x, float* hidden) {
-  constexpr int kStride = EncodeShared<kS, kD>::kStride;
+  constexpr int kStride = EncodeShared<kS, kD, kM>::kStride, kRows = 16 * kM;
   const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + user.rows_at);
   int tier_row = -1;
   for (int r = 0; r < kRows && first + r < user.rows; ++r) {
@@ -116,96 +114,136 @@ __device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& us
 }
 
 // Two n8 tiles a job: K and V into the user's tables of `layer`, queries (if `q` has rows) into shared memory.
-template <int kS, int kD>
+template <int kS, int kD, int kM>
 __device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int layer, const void* packed, bool with_queries,
                              const Planes& z, const Planes& q, int first) {
   const ByColumns<kS> w{static_cast<const uint4*>(packed), kD / 32};
   const int of_kind = 2 * m.heads;
   const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
   for (int job = Warp(); job < (with_queries ? 3 : 2) * of_kind; job += kWarps) {
-    float acc[1][2][4] = {};
-    Product<kS, 1, 2>(acc, z, 0, w, 2 * job, 0, kD / 32);
+    float acc[kM][2][4] = {};
+    Product<kS, kM, 2>(acc, z, 0, w, 2 * job, 0, kD / 32);
     const int kind = job / of_kind + (with_queries ? 0 : 1), head = job % of_kind / 2, half = job % 2;
-    if (kind == 0) {
-      const int g = Lane() / 4, c = Lane() % 4;
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const int column = head * kHeadDim + 16 * half + 8 * t + 2 * c;
-        StorePair<kS>(q, g, column, acc[0][t][0], acc[0][t][1]);
-        StorePair<kS>(q, g + 8, column, acc[0][t][2], acc[0][t][3]);
+    for (int i = 0; i < kM; ++i) {
+      if (kind == 0) {
+        const int row = 16 * i + Lane() / 4, column = head * kHeadDim + 16 * half + 2 * (Lane() % 4);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          StorePair<kS>(q, row, column + 8 * t, acc[i][t][0], acc[i][t][1]);
+          StorePair<kS>(q, row + 8, column + 8 * t, acc[i][t][2], acc[i][t][3]);
+        }
+      } else if (kind == 1) {
+        StoreKeys<kS>(acc[i], first + 16 * i, half, HeadTable<kS>(m, batch.keys, user, layer, head), part);
+      } else {
+        StoreValues<kS>(acc[i], first + 16 * i, half, HeadTable<kS>(m, batch.values, user, layer, head), part, m.key_capacity);
       }
-    } else if (kind == 1) {
-      StoreKeys<kS>(acc[0], first, half, HeadTable<kS>(m, batch.keys, user, layer, head), part);
-    } else {
-      StoreValues<kS>(acc[0], first, half, HeadTable<kS>(m, batch.values, user, layer, head), part, m.key_capacity);
     }
   }
 }
 
-// Attention of all heads; their outputs take the queries' place.
-template <int kS>
+// Attention of all heads; their outputs take the queries' place. (tile, head) units are dealt to warps; where there are
+// twice as many warps, two share a unit's keys.
+template <int kS, int kM>
 __device__ void SelfAttention(const Model& m, const Batch& batch, int user, int layer, int rows, int first, const Planes& q,
                               float* parts, const float* bias, const uint16_t* slots) {
-  const int splits = kWarps / m.heads, blocks = (rows + kKeyBlock - 1) / kKeyBlock;
-  const int head = Warp() % m.heads, split = Warp() / m.heads;
-  const int g = Lane() / 4, c = Lane() % 4;
-  if (split < splits) {
-    uint32_t a[2][kS][4];
-    LoadA<kS>(q, 0, head * kHeadDim, a[0]);
-    LoadA<kS>(q, 0, head * kHeadDim + 16, a[1]);
-    const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
-    const HeadKeys<kS> keys{HeadTable<kS>(m, batch.keys, user, layer, head), HeadTable<kS>(m, batch.values, user, layer, head),
-                            part, part, m.key_capacity};
-    const float* of_head = bias + head * (2 * m.slots - 1) + m.slots - 1;
-    const int own[2] = {slots[first + g], slots[first + g + 8]};
-    Softmax softmax;
-    float o[4][4] = {};
-    for (int block = split; block < blocks; block += splits) {
-      AttendBlock<kS>(
-          a, keys, block,
-          [&](int t, int i, float value) {
-            const int key = block * kKeyBlock + 8 * t + 2 * c + i % 2;
-            return key < rows ? value + of_head[slots[key] - own[i / 2]] : kHidden;
-          },
-          &softmax, o);
+  const int units = kM * m.heads, splits = max(1, kWarps / units), blocks = (rows + kKeyBlock - 1) / kKeyBlock;
+  const int g = Lane() / 4, c = Lane() % 4, split = Warp() / units;
+  const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
+  // A round of at most kWarps units at a time: their parts lie in shared memory.
+  for (int round = 0; round < units; round += kWarps) {
+    const int here = min(units - round, kWarps), unit = round + Warp() % units, tile = unit / m.heads, head = unit % m.heads;
+    if (split < splits && unit < units) {
+      uint32_t a[2][kS][4];
+      LoadA<kS>(q, 16 * tile, head * kHeadDim, a[0]);
+      LoadA<kS>(q, 16 * tile, head * kHeadDim + 16, a[1]);
+      const HeadKeys<kS> keys{HeadTable<kS>(m, batch.keys, user, layer, head), HeadTable<kS>(m, batch.values, user, layer, head),
+                              part, part, m.key_capacity};
+      const float* of_head = bias + head * (2 * m.slots - 1) + m.slots - 1;
+      const int own[2] = {slots[first + 16 * tile + g], slots[first + 16 * tile + g + 8]};
+      Softmax softmax;
+      float o[4][4] = {};
+      for (int block = split; block < blocks; block += splits) {
+        AttendBlock<kS>(
+            a, keys, block,
+            [&](int t, int i, float value) {
+              const int key = block * kKeyBlock + 8 * t + 2 * c + i % 2;
+              return key < rows ? value + of_head[slots[key] - own[i / 2]] : kHidden;
+            },
+            &softmax, o);
+      }
+      StorePart(softmax, o, parts + ((unit - round) * splits + split) * kPartFloats);
     }
-    StorePart(softmax, o, parts + (head * splits + split) * kPartFloats);
+    __syncthreads();
+    for (int i = threadIdx.x; i < here * 16 * (kHeadDim / 2); i += kThreads) {
+      const int pair = i % (kHeadDim / 2), row = i / (kHeadDim / 2) % 16, of = i / (kHeadDim / 2) / 16;
+      const float2 v = MergeParts(parts + of * splits * kPartFloats + row * kPartStride, splits, kPartFloats, pair);
+      StorePair<kS>(q, (round + of) / m.heads * 16 + row, (round + of) % m.heads * kHeadDim + 2 * pair, v.x, v.y);
+    }
+    __syncthreads();
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < m.heads * kRows * (kHeadDim / 2); i += kThreads) {
-    const int pair = i % (kHeadDim / 2), row = i / (kHeadDim / 2) % kRows, of = i / (kHeadDim / 2) / kRows;
-    const float2 v = MergeParts(parts + of * splits * kPartFloats + row * kPartStride, splits, kPartFloats, pair);
-    StorePair<kS>(q, row, of * kHeadDim + 2 * pair, v.x, v.y);
-  }
-  __syncthreads();
 }
 
 // x += o W^T: a warp per n8 tile.
-template <int kS, int kD>
+template <int kS, int kD, int kM>
 __device__ void AddOutput(const Model& m, const void* packed, const Planes& o, float* x) {
-  constexpr int kStride = EncodeShared<kS, kD>::kStride;
+  constexpr int kStride = EncodeShared<kS, kD, kM>::kStride;
   const ByColumns<kS> w{static_cast<const uint4*>(packed), m.heads};
   for (int tile = Warp(); tile < kD / 8; tile += kWarps) {
-    float acc[1][1][4] = {};
-    Product<kS, 1, 1>(acc, o, 0, w, tile, 0, m.heads);
-    const int g = Lane() / 4, column = 8 * tile + 2 * (Lane() % 4);
+    float acc[kM][1][4] = {};
+    Product<kS, kM, 1>(acc, o, 0, w, tile, 0, m.heads);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[(g + 8 * (i / 2)) * kStride + column + i % 2] += acc[0][0][i];
+    for (int i = 0; i < kM * 4; ++i) {
+      x[(i / 4 * 16 + Lane() / 4 + i % 4 / 2 * 8) * kStride + 8 * tile + 2 * (Lane() % 4) + i % 2] += acc[i / 4][0][i % 4];
+    }
   }
 }
 
-template <int kS, int kD>
+// x += FFN: hidden units are dealt to warps, whose shares are added up pair by pair, then all.
+template <int kS, int kD, int kM>
+__device__ void AddFfn(const Model& m, const EncoderLayerWeights& w, const Planes& z, float* slabs, float* x) {
+  using At = EncodeShared<kS, kD, kM>;
+  constexpr int kSlab = kM * FfnSlab<kD>::kFloats;
+  float out[kM][kD / 8][4] = {};
+  FfnShare<kS, kD, kM>(w.w1, w.w2, z, 0, m.ffn / 32, Warp(), kWarps, out);
+  float* slab = slabs + Warp() % At::kSlabs * kSlab;
+#pragma unroll
+  for (int phase = 1; phase >= 0; --phase) {
+    if (Warp() / At::kSlabs == phase) {
+#pragma unroll
+      for (int i = 0; i < kM; ++i) {
+        float* tile = slab + i * FfnSlab<kD>::kFloats;
+        if (phase == 0) AddSlab<kD>(tile, out[i]);
+        StoreSlab<kD>(out[i], tile);
+      }
+    }
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < At::kRows * (kD / 2); i += kThreads) {
+    const int row = i / (kD / 2), column = i % (kD / 2) * 2;
+    float2* to = reinterpret_cast<float2*>(x + row * At::kStride + column);
+    float2 sum = *to;
+#pragma unroll
+    for (int s = 0; s < At::kSlabs; ++s) {
+      const float2 v = *reinterpret_cast<const float2*>(slabs + s * kSlab + row * FfnSlab<kD>::kStride + column);
+      sum.x += v.x, sum.y += v.y;
+    }
+    *to = sum;
+  }
+}
+
+template <int kS, int kD, int kM>
 __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constant__ Model m, const Batch batch) {
   extern __shared__ __align__(128) char shared[];
-  using At = EncodeShared<kS, kD>;
+  using At = EncodeShared<kS, kD, kM>;
+  constexpr int kRows = At::kRows;
   const int blocks = gridDim.x / batch.users, user = blockIdx.x / blocks, first = blockIdx.x % blocks * kRows;
   const UserInput input = batch.user[user];
   float* x = reinterpret_cast<float*>(shared);
   const Planes z{reinterpret_cast<__nv_bfloat16*>(shared + At::kZAt), kRows, PlaneStride(kD)};
   const Planes q{reinterpret_cast<__nv_bfloat16*>(shared + At::kQAt), kRows, PlaneStride(m.heads * kHeadDim)};
-  char* slabs_at = shared + At::kQAt + PlaneBytes(kS, kRows, m.heads * kHeadDim);
-  float* slabs = reinterpret_cast<float*>(slabs_at);
-  float* bias = reinterpret_cast<float*>(slabs_at + At::kSlabBytes);
+  float* slabs = reinterpret_cast<float*>(shared + At::SlabsAt(m.heads));
+  float* bias = reinterpret_cast<float*>(shared + At::BiasAt(m.heads));
   const int bias_size = m.heads * (2 * m.slots - 1);
   auto* slots = reinterpret_cast<uint16_t*>(bias + bias_size);
   // Keys are read in blocks of 32: a block that begins inside such a block computes, on zeros, what fills it up.
@@ -215,28 +253,24 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
     const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + input.rows_at);
     for (int i = threadIdx.x; i < bias_size; i += kThreads) bias[i] = __ldg(m.encoder_bias + i);
     for (int i = threadIdx.x; i < m.key_capacity; i += kThreads) slots[i] = i < input.rows ? rows[i].slot : 0;
-    LoadRows<kS, kD>(m, batch, input, first, x, slabs);
+    LoadRows<kS, kD, kM>(m, batch, input, first, x, slabs);
   }
   for (int layer = 0; layer < m.encoder_layers; ++layer) {
     const EncoderLayerWeights& w = m.encoder[layer];
     if (active) {
       NormRows<kS, kD>(x, At::kStride, kRows, m.d, w.norm, z);
       __syncthreads();
-      ProjectHeads<kS, kD>(m, batch, user, layer, w.qkv, true, z, q, first);
+      ProjectHeads<kS, kD, kM>(m, batch, user, layer, w.qkv, true, z, q, first);
     }
     backstory::cuda::ClusterArrive();
     backstory::cuda::ClusterWait();
     if (!active) continue;
-    SelfAttention<kS>(m, batch, user, layer, input.rows, first, q, slabs, bias, slots);
-    AddOutput<kS, kD>(m, w.o, q, x);
+    SelfAttention<kS, kM>(m, batch, user, layer, input.rows, first, q, slabs, bias, slots);
+    AddOutput<kS, kD, kM>(m, w.o, q, x);
     __syncthreads();
     NormRows<kS, kD>(x, At::kStride, kRows, m.d, w.ffn_norm, z);
     __syncthreads();
-    FfnParts<kS, kD>(w.w1, w.w2, z, 0, m.ffn / 32, Warp(), kWarps, slabs);
-    __syncthreads();
-    for (int i = threadIdx.x; i < kRows * kD; i += kThreads) {
-      x[i / kD * At::kStride + i % kD] += FfnSlabs<kD>::Sum(slabs, i / kD, i % kD);
-    }
+    AddFfn<kS, kD, kM>(m, w, z, slabs, x);
     __syncthreads();
   }
   if (!active) return;
@@ -244,17 +278,20 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
   __syncthreads();
   const size_t of_layer = static_cast<size_t>(2 * m.heads * 4) * (kD / 32) * kS * 32;  // uint4
   for (int layer = 0; layer < m.decoder_layers; ++layer) {
-    ProjectHeads<kS, kD>(m, batch, user, m.encoder_layers + layer, static_cast<const uint4*>(m.memory_kv) + layer * of_layer,
-                         false, z, q, first);
+    ProjectHeads<kS, kD, kM>(m, batch, user, m.encoder_layers + layer,
+                             static_cast<const uint4*>(m.memory_kv) + layer * of_layer, false, z, q, first);
   }
 }
 
-template <int kS, int kD>
+#ifndef GLASS_ENCODE_TILES
+#define GLASS_ENCODE_TILES 2
+#endif
+template <int kS, int kD, int kM = (kS == 1 ? GLASS_ENCODE_TILES : 1)>
 const char* Launch(const Model& model, const Batch& batch, cudaStream_t stream) {
   static std::atomic<uint64_t> allowed{0}, wide{0};
-  const auto kernel = EncodeKernel<kS, kD>;
-  const size_t bytes = EncodeShared<kS, kD>::Bytes(model);
-  const int blocks = model.key_capacity / kRows;
+  const auto kernel = EncodeKernel<kS, kD, kM>;
+  const size_t bytes = EncodeShared<kS, kD, kM>::Bytes(model);
+  const int blocks = model.key_capacity / (16 * kM);
   cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024, &allowed);
   if (error == cudaSuccess) error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
   cudaLaunchAttribute attributes[1];
@@ -278,9 +315,7 @@ const char* LaunchEncode(const Model& model, const Batch& batch, void* stream) {
   switch (model.parts * 10 + model.d_pairs) {
 #ifndef GLASS_ONE
     case 11: return Launch<1, 32>(model, batch, to);
-    case 14: return Launch<1, 128>(model, batch, to);
     case 31: return Launch<3, 32>(model, batch, to);
-    case 34: return Launch<3, 128>(model, batch, to);
     case 33: return Launch<3, 96>(model, batch, to);
 #endif
     case 13: return Launch<1, 96>(model, batch, to);

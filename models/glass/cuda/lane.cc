@@ -9,7 +9,10 @@
 namespace backstory::glass::cuda {
 namespace {
 
-constexpr int kCluster = 8;  // blocks of a decoder step; part of the order of sums, so the same for every launch
+#ifndef GLASS_CLUSTER
+#define GLASS_CLUSTER 8
+#endif
+constexpr int kCluster = GLASS_CLUSTER;  // blocks of a decoder step; part of the order of sums, so the same for every launch
 
 int RoundUpToPower(size_t n) { return static_cast<int>(std::bit_ceil(std::max<size_t>(n, 1))); }
 size_t Size(int n) { return static_cast<size_t>(n); }

@@ -20,6 +20,7 @@ struct Block {
   int user, step;
   int first_row, rows;  // of the launch; how many of this cluster's rows are beams
   uint32_t rank, cluster;
+  Mailbox mail;
 
   __device__ float* x() const { return reinterpret_cast<float*>(shared + At::kX); }
   __device__ float* qkv() const { return reinterpret_cast<float*>(shared + At::kQkv); }
@@ -133,8 +134,9 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer) {
       StorePair<kS>(o, r, head * kHeadDim + at + 2, v.z / sum, v.w / sum);
     }
     __syncthreads();
-    SendHead<kS>(o, head, b.rank, b.cluster);
+    SendHead<kS>(b.mail, kSelfHeads, o, head);
   }
+  b.mail.Receive(kSelfHeads, (b.m.heads - Dealt(b.m.heads, b.rank, b.cluster)) * HeadBytes<kS>(At::kRows), layer & 1);
 }
 
 // x += o W^T in every block: less than an exchange would cost.
@@ -207,8 +209,9 @@ template <int kS, int kD, int kM>
 __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
   using At = StepShared<kS, kD, kM>;
   const int units = (search ? 2 : 1) * b.m.heads;
-  const int here = static_cast<int>(b.rank) < units ? (units - 1 - static_cast<int>(b.rank)) / static_cast<int>(b.cluster) + 1 : 0;
-  if (here == 0) return;
+  const int here = Dealt(units, b.rank, b.cluster);
+  const uint32_t from_others = (units - here) * HeadBytes<kS>(At::kRows);
+  if (here == 0) return b.mail.Receive(kCrossHeads, from_others, layer & 1);
   const int per_unit = kWarps / here / kM * kM, i_unit = Warp() / per_unit, mine = Warp() % per_unit;
   const int splits = per_unit / kM, tile = mine % kM, split = mine / kM;
   const int unit = b.rank + b.cluster * i_unit, branch = unit / b.m.heads, head = unit % b.m.heads;
@@ -269,8 +272,9 @@ __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
   __syncthreads();
   for (int of = 0; of < here; ++of) {
     const int u = b.rank + b.cluster * of;
-    SendHead<kS>(b.Wide(1 + u / b.m.heads), u % b.m.heads, b.rank, b.cluster);
+    SendHead<kS>(b.mail, kCrossHeads, b.Wide(1 + u / b.m.heads), u % b.m.heads);
   }
+  b.mail.Receive(kCrossHeads, from_others, layer & 1);
 }
 
 // x += memory branch, blended with the retrieved one by the gate; in every block.
@@ -333,34 +337,30 @@ __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer) {
   const int owned = At::kRows / static_cast<int>(b.cluster);
   float* inbox = reinterpret_cast<float*>(b.shared + At::kInbox);
   const int tile = Warp() % kM;
-  FfnParts<kS, kD>(b.m.decoder[layer].w1, b.m.decoder[layer].w2, b.Narrow(At::kZ), 16 * tile, b.m.ffn / 32,
-                   b.rank + b.cluster * (Warp() / kM), b.cluster * kPerTile, b.slabs());
+  float share[1][kD / 8][4] = {};
+  FfnShare<kS, kD, 1>(b.m.decoder[layer].w1, b.m.decoder[layer].w2, b.Narrow(At::kZ), 16 * tile, b.m.ffn / 32,
+                      b.rank + b.cluster * (Warp() / kM), b.cluster * kPerTile, share);
+  StoreSlab<kD>(share[0], b.slabs() + Warp() * FfnSlab<kD>::kFloats);
   __syncthreads();
   for (int i = threadIdx.x; i < At::kRows * kQuads; i += kThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int w = 0; w < kPerTile; ++w) {
-      const float4 v = *reinterpret_cast<const float4*>(b.slabs() + (w * kM + row / 16) * FfnSlabs<kD>::kFloats +
-                                                        row % 16 * FfnSlabs<kD>::kStride + column);
+      const float4 v = *reinterpret_cast<const float4*>(b.slabs() + (w * kM + row / 16) * FfnSlab<kD>::kFloats +
+                                                        row % 16 * FfnSlab<kD>::kStride + column);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-    const float* to = inbox + (static_cast<int>(b.rank) * owned + row % owned) * kD + column;
-    StoreRemote(backstory::cuda::InBlock(SharedAddress(to), row / owned), sum);
-  }
-  ClusterSync();
-  for (int i = threadIdx.x; i < owned * kQuads * static_cast<int>(b.cluster); i += kThreads) {
-    const int to = i / (owned * kQuads), row = i / kQuads % owned, column = i % kQuads * 4;
-    const float* x = b.x() + (static_cast<int>(b.rank) * owned + row) * At::kXStride + column;
-    float4 sum = *reinterpret_cast<const float4*>(x);
-    for (uint32_t from = 0; from < b.cluster; ++from) {
-      const float4 v = *reinterpret_cast<const float4*>(inbox + (static_cast<int>(from) * owned + row) * kD + column);
-      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+    float* to = inbox + (static_cast<int>(b.rank) * owned + row % owned) * kD + column;
+    if (row / owned == static_cast<int>(b.rank)) {
+      *reinterpret_cast<float4*>(to) = sum;
+    } else {
+      b.mail.Send(kFfnShares, SharedAddress(to), row / owned, AsBits(sum));
     }
-    // This block's own copy goes last: others of its threads still read the old row.
-    if (to != static_cast<int>(b.rank)) StoreRemote(backstory::cuda::InBlock(SharedAddress(x), to), sum);
   }
+  constexpr uint32_t kRowBytes = kD * 4;
   __syncthreads();
+  b.mail.Receive(kFfnShares, (b.cluster - 1) * owned * kRowBytes, layer & 1);
   for (int i = threadIdx.x; i < owned * kQuads; i += kThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
     float* x = b.x() + (static_cast<int>(b.rank) * owned + row) * At::kXStride + column;
@@ -370,8 +370,12 @@ __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer) {
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
     *reinterpret_cast<float4*>(x) = sum;
+    for (uint32_t to = 1; to < b.cluster; ++to) {
+      b.mail.Send(kFfnRows, SharedAddress(x), (b.rank + to) % b.cluster, AsBits(sum));
+    }
   }
-  ClusterSync();
+  __syncthreads();
+  b.mail.Receive(kFfnRows, (At::kRows - owned) * kRowBytes, layer & 1);
 }
 
 // Logits of all rows, dealt to blocks by columns, and log-sum-exp, dealt by rows.
@@ -395,7 +399,9 @@ __device__ void Logits(const Block<kS, kD, kM>& b) {
       }
     }
   }
-  ClusterSync();
+  // Also, nobody leaves while others may still send to it.
+  backstory::cuda::ClusterArrive();
+  backstory::cuda::ClusterWait();
   for (int row = b.rank + b.cluster * Warp(); row < b.rows; row += b.cluster * kWarps) {
     const float* of = logits + static_cast<int64_t>(row) * width;
     float top = -INFINITY, sum = 0;
@@ -418,7 +424,9 @@ __global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant_
   const int live = step == 0 ? 1 : batch.live[(step - 1) * batch.users + group.user];
   if (group.first >= live) return;
   const Block<kS, kD, kM> b{m, batch, shared, input, group.user, step, input.first_row + group.first,
-                            min(live - group.first, At::kRows), backstory::cuda::ClusterRank(), cluster};
+                            min(live - group.first, At::kRows), backstory::cuda::ClusterRank(), cluster,
+                            {SharedAddress(shared + At::kBarriers), backstory::cuda::ClusterRank(), cluster}};
+  b.mail.Init();
   backstory::cuda::ClusterArrive();  // nobody writes into a block that has not begun
   Begin(b);
   backstory::cuda::ClusterWait();
@@ -428,13 +436,11 @@ __global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant_
     NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, w.norm, b.Narrow(At::kZ));
     __syncthreads();
     SelfHeads(b, layer);
-    ClusterSync();
     AddOutput(b, w.o, b.Wide(0));
     __syncthreads();
     NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, w.cross_norm, b.Narrow(At::kZ));
     __syncthreads();
     CrossHeads(b, layer, search);
-    ClusterSync();
     AddCross(b, layer, search);
     __syncthreads();
     NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, w.ffn_norm, b.Narrow(At::kZ));
@@ -482,10 +488,8 @@ const char* LaunchStep(const Model& model, const Batch& batch, int step, int clu
   switch (model.parts * 10 + model.d_pairs) {
 #ifndef GLASS_ONE
     case 11: return LaunchRows<1, 32>(model, batch, step, cluster, to);
-    case 14: return LaunchRows<1, 128>(model, batch, step, cluster, to);
     case 31: return LaunchRows<3, 32>(model, batch, step, cluster, to);
     case 33: return LaunchRows<3, 96>(model, batch, step, cluster, to);
-    case 34: return LaunchRows<3, 128>(model, batch, step, cluster, to);
 #endif
     case 13: return LaunchRows<1, 96>(model, batch, step, cluster, to);
     default: return "no decoder for this width";

@@ -18,8 +18,8 @@ struct StepShared {
   static constexpr int kXStride = kD + 4;
   static constexpr int kQkvStride = 3 * kHeadDim + 4;
   static constexpr int kPartBytes = kWarps * kPartFloats * 4;
-  static constexpr int kSlabBytes =
-      static_cast<int>(FfnSlabs<kD>::kBytes) > kPartBytes ? static_cast<int>(FfnSlabs<kD>::kBytes) : kPartBytes;
+  static constexpr int kFfnBytes = kWarps * FfnSlab<kD>::kFloats * 4;
+  static constexpr int kSlabBytes = kFfnBytes > kPartBytes ? kFfnBytes : kPartBytes;
   static constexpr int kX = 0;                                          // [kRows][kXStride] fp32: the same in all blocks
   static constexpr int kZ = kX + kRows * kXStride * 4;                  // planes, width kD
   static constexpr int kNear = kZ + PlaneBytes(kS, kRows, kD);          // planes: memory branch, for a gate that reads it
@@ -28,7 +28,8 @@ struct StepShared {
   static constexpr int kQkv = kInbox + kRows * kD * 4;                  // [kRows][kQkvStride] fp32: of one head
   static constexpr int kSlabs = kQkv + kRows * kQkvStride * 4;          // shares of the FFN, parts of softmaxes
   static constexpr int kRowInfo = kSlabs + kSlabBytes;                  // [kRows] Step
-  static constexpr int kHeads = kRowInfo + kRows * 16;                  // three sets of planes, width heads * 32
+  static constexpr int kBarriers = kRowInfo + kRows * 16;               // Mailbox
+  static constexpr int kHeads = kBarriers + 128;                        // three sets of planes, width heads * 32
   __host__ __device__ static int HeadsBytes(int heads) { return PlaneBytes(kS, kRows, heads * kHeadDim); }
   __host__ __device__ static int Counts(int heads) { return kHeads + 3 * HeadsBytes(heads); }  // [kRows][set_capacity] u16
   static size_t Bytes(const Model& m) {
@@ -36,30 +37,60 @@ struct StepShared {
   }
 };
 
-__device__ __forceinline__ void ClusterSync() {
-  backstory::cuda::ClusterArrive();
-  backstory::cuda::ClusterWait();
-}
+// Blocks of a cluster hand each other rows by stores that count at a barrier of the receiver (st.async): unlike
+// barrier.cluster, whose release and acquire cost some 1,300 cycles here, nobody waits for more than the bytes it reads.
+//
+// Each of the four exchanges of a layer has its own place and barrier, used once a layer. A place is safe to write again:
+// a block sends into exchange n + 1 of a layer only after what it got in exchange n, and in the FFN's first exchange every
+// block sends to every other, after it has read what the layer's earlier exchanges brought.
+enum Exchange { kSelfHeads, kCrossHeads, kFfnShares, kFfnRows, kExchanges };
 
-__device__ __forceinline__ void StoreRemote(uint32_t address, uint4 v) {
-  asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-__device__ __forceinline__ void StoreRemote(uint32_t address, float4 v) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
-               : "memory");
+struct Mailbox {
+  uint32_t barriers;  // shared address of [kExchanges] mbarriers
+  uint32_t rank, cluster;
+
+  __device__ backstory::cuda::BarrierAt At(Exchange exchange) const { return {barriers + 8 * exchange}; }
+  __device__ void Init() const {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < kExchanges; ++i) At(static_cast<Exchange>(i)).Init(1);
+      backstory::cuda::FenceBarrierInit();
+    }
+  }
+  // All threads wait until `bytes` have come from other blocks in this phase.
+  __device__ void Receive(Exchange exchange, uint32_t bytes, uint32_t parity) const {
+    if (threadIdx.x == 0) At(exchange).ArriveExpecting(bytes);
+    backstory::cuda::WaitForCluster(At(exchange), parity);
+  }
+  // 16 bytes to the place of block `to` that is `address` here.
+  __device__ __forceinline__ void Send(Exchange exchange, uint32_t address, uint32_t to, uint4 v) const {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                     backstory::cuda::InBlock(address, to)),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(backstory::cuda::InBlock(At(exchange).address, to))
+                 : "memory");
+  }
+};
+
+__device__ __forceinline__ uint4 AsBits(float4 v) {
+  return make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w));
 }
 
 // Columns of one head of `planes`, in which this block has them, to the same place in all other blocks.
 template <int kS>
-__device__ __forceinline__ void SendHead(const Planes& planes, int head, uint32_t rank, uint32_t cluster) {
+__device__ __forceinline__ void SendHead(const Mailbox& mail, Exchange exchange, const Planes& planes, int head) {
   const int chunks = kS * planes.rows * (kHeadDim / 8);
-  for (int i = threadIdx.x; i < chunks * static_cast<int>(cluster - 1); i += kThreads) {
+  for (int i = threadIdx.x; i < chunks * static_cast<int>(mail.cluster - 1); i += kThreads) {
     const int chunk = i % chunks, row = chunk / 4 % planes.rows, part = chunk / 4 / planes.rows;
-    const uint32_t to = (rank + 1 + i / chunks) % cluster;
     const __nv_bfloat16* at = planes.At(part, row, head * kHeadDim + chunk % 4 * 8);
-    StoreRemote(backstory::cuda::InBlock(SharedAddress(at), to), *reinterpret_cast<const uint4*>(at));
+    mail.Send(exchange, SharedAddress(at), (mail.rank + 1 + i / chunks) % mail.cluster, *reinterpret_cast<const uint4*>(at));
   }
+}
+template <int kS>
+__device__ __forceinline__ uint32_t HeadBytes(int rows) {
+  return static_cast<uint32_t>(kS * rows * kHeadDim * 2);
+}
+// Of `units` dealt to the blocks in turn, how many block `rank` has.
+__device__ __forceinline__ int Dealt(int units, uint32_t rank, uint32_t cluster) {
+  return static_cast<int>(rank) < units ? (units - 1 - static_cast<int>(rank)) / static_cast<int>(cluster) + 1 : 0;
 }
 
 }  // namespace backstory::glass::cuda
