@@ -202,13 +202,17 @@ std::vector<Beam> Search(const Network& network, const Memory& memory, const Buc
 std::vector<RecommendedItem> ItemsOf(const Catalogue& catalogue, std::span<const Beam> beams,
                                      const RecommendOptions& options) {
   std::vector<RecommendedItem> items;
-  for (const Beam& beam : beams) {
+  for (size_t b = 0; b < beams.size(); ++b) {
     size_t of_sid = 0;
-    for (const uint32_t row : catalogue.Items(beam.node)) {
+    for (const uint32_t row : catalogue.Items(beams[b].node)) {
       if (items.size() == options.count) return items;
-      if (of_sid == options.per_sid_max) break;
+      if (of_sid == options.per_sid_max && options.beyond_per_sid == nullptr) break;
       if (options.keep && !options.keep(row)) continue;
-      items.push_back({row, beam.score});
+      if (of_sid == options.per_sid_max) {
+        ++*options.beyond_per_sid;
+        continue;
+      }
+      items.push_back({row, b});
       ++of_sid;
     }
   }

@@ -65,11 +65,12 @@ struct RecommendOptions {
   size_t count = 10;
   size_t per_sid_max = SIZE_MAX;           // diversity: items of one SID
   std::function<bool(uint32_t row)> keep;  // null: all items
+  uint64_t* beyond_per_sid = nullptr;      // if not null: added to for each item that only per_sid_max left out
 };
 
 struct RecommendedItem {
   uint32_t row = 0;
-  float log_probability = 0;  // of its SID
+  size_t beam = 0;  // of its SID
 };
 
 // Items of the beams in score order, within an SID by prior. Beams come from a kValid search over `catalogue`'s trie.

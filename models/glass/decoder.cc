@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <utility>
 
 #include "kernels/dispatch.h"
 
@@ -18,14 +19,43 @@ constexpr size_t kRowsPerPartMin = 6;  // fewer are not worth another thread
 
 }  // namespace
 
+size_t DecoderScratch::bytes() const {
+  size_t floats = self_kv.size() + follow.size();
+  for (const Part& p : parts) {
+    for (const AlignedFloats* one : {&p.x, &p.z, &p.near, &p.far, &p.gate_in, &p.gate, &p.q, &p.o, &p.kv, &p.bias,
+                                     &p.sorted_q, &p.sorted_o, &p.lse, &p.hidden, &p.logits, &p.workspace}) {
+      floats += one->size();
+    }
+  }
+  return floats * sizeof(float);
+}
+
+std::unique_ptr<DecoderScratch> DecoderScratchPool::Take() {
+  std::lock_guard lock(mutex_);
+  if (free_.empty()) return std::make_unique<DecoderScratch>();
+  auto scratch = std::move(free_.back());
+  free_.pop_back();
+  return scratch;
+}
+
+void DecoderScratchPool::Give(std::unique_ptr<DecoderScratch> scratch) {
+  if (scratch->bytes() > kKeptBytesMax) return;
+  std::lock_guard lock(mutex_);
+  free_.push_back(std::move(scratch));
+}
+
 Decoder::Decoder(const Network* network, const Memory* memory, size_t beams_max, ThreadPool* pool)
     : network_(network),
       memory_(memory),
       beams_max_(beams_max),
       pool_(pool),
-      self_kv_(network->weights_.decoder.size() * kLevels * beams_max * 2 * network->inner_,
-               AlignedFloats::kUninitialised),
-      follow_(beams_max * 2 * network->inner_, AlignedFloats::kUninitialised) {}
+      scratch_(network->decoder_scratch_->Take()) {
+  const size_t kv = beams_max * 2 * network->inner_, all = network->weights_.decoder.size() * kLevels * kv;
+  if (scratch_->self_kv.size() < all) scratch_->self_kv = AlignedFloats(all, AlignedFloats::kUninitialised);
+  if (scratch_->follow.size() < kv) scratch_->follow = AlignedFloats(kv, AlignedFloats::kUninitialised);
+}
+
+Decoder::~Decoder() { network_->decoder_scratch_->Give(std::move(scratch_)); }
 
 // Splits `beams` into as many parts as there are threads, whole tiles each where that is possible.
 void Decoder::Deal(size_t beams) {
@@ -33,9 +63,9 @@ void Decoder::Deal(size_t beams) {
   const size_t wanted = std::max<size_t>(1, std::min(threads, beams / kRowsPerPartMin));
   const size_t rows = wanted == 1 ? beams : PaddedRows((beams + wanted - 1) / wanted);
   used_parts_ = (beams + rows - 1) / rows;
-  if (parts_.size() < used_parts_) parts_.resize(used_parts_);
+  if (scratch_->parts.size() < used_parts_) scratch_->parts.resize(used_parts_);
   for (size_t i = 0; i < used_parts_; ++i) {
-    Part& part = parts_[i];
+    Part& part = scratch_->parts[i];
     part.first = i * rows;
     part.rows = std::min(rows, beams - part.first);
     part.padded = PaddedRows(part.rows);
@@ -63,7 +93,7 @@ void Decoder::Step(std::span<const uint32_t> tokens, std::span<const RetrievedSe
   Deal(tokens.size());
   const size_t vocabulary = static_cast<size_t>(network_->config_.vocabulary);
   ParallelFor(used_parts_ > 1 ? pool_ : nullptr, used_parts_, [&](size_t i) {
-    Part& part = parts_[i];
+    Part& part = scratch_->parts[i];
     Run(&part, tokens.subspan(part.first, part.rows),
         retrieved.empty() ? retrieved : retrieved.subspan(part.first, part.rows), logits + part.first * vocabulary,
         gate_sum == nullptr ? nullptr : gate_sum + part.first);
@@ -100,8 +130,8 @@ void Decoder::Follow(std::span<const uint32_t> parents) {
     for (size_t p = 0; p < position_; ++p) {
       float* kv = Keys(layer, p);
       for (size_t w = 0; w < parents.size(); ++w)
-        std::copy_n(kv + parents[w] * width, width, follow_.data() + w * width);
-      std::copy_n(follow_.data(), parents.size() * width, kv);
+        std::copy_n(kv + parents[w] * width, width, scratch_->follow.data() + w * width);
+      std::copy_n(scratch_->follow.data(), parents.size() * width, kv);
     }
   }
 }
@@ -317,8 +347,8 @@ std::vector<float> Decoder::SearchAttention(size_t w, const RetrievedSet& set) c
   const size_t inner = network_->inner_, heads = network_->shape_.kv_heads, d_kv = network_->shape_.d_k;
   const size_t layer = network_->weights_.decoder.size() - 1, pages = set.log_count.size() / kPageRows;
   size_t i_part = 0;
-  while (w >= parts_[i_part].first + parts_[i_part].rows) ++i_part;
-  const float* query = parts_[i_part].q.data() + (w - parts_[i_part].first) * inner;  // of the last layer still
+  while (w >= scratch_->parts[i_part].first + scratch_->parts[i_part].rows) ++i_part;
+  const float* query = scratch_->parts[i_part].q.data() + (w - scratch_->parts[i_part].first) * inner;  // of the last layer still
   std::vector<float> mass(set.members.size()), logit(set.members.size() * heads), k(inner), v(inner);
   for (size_t i = 0; i < set.members.size(); ++i) {
     const size_t row = set.members[i].row, page = row / kPageRows;

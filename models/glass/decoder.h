@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -13,27 +15,9 @@
 
 namespace backstory::glass {
 
-// Not thread-safe; network, memory and pool must outlive it. Memory is allocated once, for beams_max beams. The bits of
-// a beam do not depend on the beams beside it, nor on threads.
-class Decoder {
- public:
-  // `pool` may be null. Beams are dealt out to its threads.
-  Decoder(const Network* network, const Memory* memory, size_t beams_max, ThreadPool* pool = nullptr);
-
-  size_t position() const { return position_; }  // the next one, 0..2
-
-  // Runs one position: tokens [beams] stand at it. retrieved [beams]: what each beam's first code retrieved; beams that
-  // share one share a pointer; not read at position 0. logits [beams][vocabulary] of what follows.
-  // gate_sum, if not null: [beams], each layer's mean gate is added.
-  void Step(std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
-            double* gate_sum = nullptr);
-  // After Step: how the search's attention of the last layer was spread for beam `w`, whose set is `set`: mean over
-  // heads, [set.members], sums to 1. Zeros for an empty set. For explanations.
-  std::vector<float> SearchAttention(size_t w, const RetrievedSet& set) const;
-  // Beam w of the next position goes on from beam parents[w] of the last one.
-  void Follow(std::span<const uint32_t> parents);
-
- private:
+// What a decode works in. Several megabytes: a busy server must not ask the system for them with every request, so the
+// next decode of the network takes over what one leaves (never its contents). Internal to Decoder.
+struct DecoderScratch {
   struct Group {
     size_t begin, end;  // of order
     const RetrievedSet* set;
@@ -64,6 +48,50 @@ class Decoder {
     std::vector<PageView> views;
     std::vector<const float*> log_w;
   };
+  AlignedFloats self_kv;  // [layer][position][beams_max][2 inner]: key, then value
+  AlignedFloats follow;   // [beams_max][2 inner]
+  std::vector<Part> parts;
+  size_t bytes() const;
+};
+
+// Thread-safe. Keeps as many as were ever in use at once, but none that a very wide search has made large.
+class DecoderScratchPool {
+ public:
+  std::unique_ptr<DecoderScratch> Take();
+  void Give(std::unique_ptr<DecoderScratch> scratch);
+
+ private:
+  static constexpr size_t kKeptBytesMax = size_t{8} << 20;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<DecoderScratch>> free_;  // guarded by mutex_
+};
+
+// Not thread-safe; network, memory and pool must outlive it. The bits of
+// a beam do not depend on the beams beside it, nor on threads.
+class Decoder {
+ public:
+  // `pool` may be null. Beams are dealt out to its threads.
+  Decoder(const Network* network, const Memory* memory, size_t beams_max, ThreadPool* pool = nullptr);
+  ~Decoder();
+  Decoder(const Decoder&) = delete;
+  Decoder& operator=(const Decoder&) = delete;
+
+  size_t position() const { return position_; }  // the next one, 0..2
+
+  // Runs one position: tokens [beams] stand at it. retrieved [beams]: what each beam's first code retrieved; beams that
+  // share one share a pointer; not read at position 0. logits [beams][vocabulary] of what follows.
+  // gate_sum, if not null: [beams], each layer's mean gate is added.
+  void Step(std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
+            double* gate_sum = nullptr);
+  // After Step: how the search's attention of the last layer was spread for beam `w`, whose set is `set`: mean over
+  // heads, [set.members], sums to 1. Zeros for an empty set. For explanations.
+  std::vector<float> SearchAttention(size_t w, const RetrievedSet& set) const;
+  // Beam w of the next position goes on from beam parents[w] of the last one.
+  void Follow(std::span<const uint32_t> parents);
+
+ private:
+  using Part = DecoderScratch::Part;
+  using Group = DecoderScratch::Group;
   void Deal(size_t beams);
   void Allocate(Part* part, size_t rows) const;
   void Run(Part* part, std::span<const uint32_t> tokens, std::span<const RetrievedSet* const> retrieved, float* logits,
@@ -76,7 +104,7 @@ class Decoder {
   void FillBias(Part* part) const;
   void AttendUnion(size_t index, Part* part) const;
   float* Keys(size_t layer, size_t position) {
-    return self_kv_.data() + (layer * kLevels + position) * beams_max_ * 2 * network_->inner_;
+    return scratch_->self_kv.data() + (layer * kLevels + position) * beams_max_ * 2 * network_->inner_;
   }
 
   const Network* network_;
@@ -84,9 +112,7 @@ class Decoder {
   const size_t beams_max_;
   ThreadPool* const pool_;
   size_t position_ = 0;
-  AlignedFloats self_kv_;  // [layer][position][beam][2 inner]: key, then value
-  AlignedFloats follow_;   // [beam][2 inner]
-  std::vector<Part> parts_;
+  std::unique_ptr<DecoderScratch> scratch_;
   size_t used_parts_ = 0;  // of the last Step
 };
 

@@ -138,25 +138,37 @@ std::string Difference(const std::string& what, const std::vector<T>& expected, 
   return absl::StrCat(what, ": expected ", expected.size(), " of them, found ", found.size());
 }
 
-std::string Compare(const GoldenExpectation& expect, const GoldenExpectation& found, double* worst) {
+// Beams that a search of this tolerance may give.
+std::string CompareBeams(const GoldenExpectation& expect, const GoldenExpectation& found, double tolerance,
+                         double* worst) {
+  if (expect.log_probability.size() != found.log_probability.size()) {
+    return absl::StrCat("sids: expected ", expect.sids.size(), " of them, found ", found.sids.size());
+  }
+  std::map<Sid, double> expected;
+  for (size_t i = 0; i < expect.sids.size(); ++i) expected[expect.sids[i]] = expect.log_probability[i];
+  for (size_t i = 0; i < expect.log_probability.size(); ++i) {
+    double difference = std::abs(expect.log_probability[i] - found.log_probability[i]);
+    if (const auto same = expected.find(found.sids[i]); same != expected.end()) {
+      difference = std::max(difference, std::abs(same->second - found.log_probability[i]));
+    }
+    // Written so that a NaN is beyond every tolerance.
+    if (!(difference <= tolerance)) {
+      return absl::StrCat("log_probability[", i, "]: expected ", expect.log_probability[i], ", found ",
+                          found.log_probability[i], ", tolerance ", tolerance);
+    }
+    *worst = std::max(*worst, difference);
+  }
+  return "";
+}
+
+std::string Compare(const GoldenExpectation& expect, const GoldenExpectation& found, double tolerance, double* worst) {
   std::string wrong = Difference("short_items", expect.short_items, found.short_items);
   if (wrong.empty() && expect.long_items != found.long_items) {
     wrong = absl::StrCat("long_items: expected ", expect.long_items, ", found ", found.long_items);
   }
-  const bool ordered = expect.min_gap >= kGoldenGapMin;
+  const bool ordered = expect.min_gap >= kGoldenGapMin && tolerance <= kGoldenTolerance;
   if (wrong.empty() && ordered) wrong = Difference("sids", expect.sids, found.sids);
-  if (wrong.empty() && expect.log_probability.size() != found.log_probability.size()) {
-    wrong = absl::StrCat("sids: expected ", expect.sids.size(), " of them, found ", found.sids.size());
-  }
-  for (size_t i = 0; wrong.empty() && i < expect.log_probability.size(); ++i) {
-    const double difference = std::abs(expect.log_probability[i] - found.log_probability[i]);
-    // Written so that a NaN is beyond every tolerance.
-    if (!(difference <= kGoldenTolerance)) {
-      wrong = absl::StrCat("log_probability[", i, "]: expected ", expect.log_probability[i], ", found ",
-                           found.log_probability[i], ", tolerance ", kGoldenTolerance);
-    }
-    *worst = std::max(*worst, difference);
-  }
+  if (wrong.empty()) wrong = CompareBeams(expect, found, tolerance, worst);
   if (wrong.empty() && ordered) wrong = Difference("items", expect.items, found.items);
   if (wrong.empty() && ordered) wrong = Difference("item_sids", expect.item_sids, found.item_sids);
   return wrong;
@@ -168,9 +180,9 @@ absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std:
   return golden::ParseLines<GoldenCase>(text, source, CaseFromJson);
 }
 
-GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, const GoldenCase& golden,
-                            ThreadPool* pool) {
-  const Config& config = network.config();
+absl::StatusOr<GoldenExpectation> RunGolden(const Searcher& searcher, const Catalogue& catalogue,
+                                            const GoldenCase& golden) {
+  const Config& config = catalogue.config();
   std::vector<Event> events = golden.events;
   std::sort(events.begin(), events.end(), CanonicalLess);
   History history(&catalogue);
@@ -185,13 +197,9 @@ GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, 
   for (const Behaviour& behaviour : history.short_window())
     found.short_items.push_back(catalogue.item_id(behaviour.row));
   found.long_items = history.long_size();
-  const Memory memory = Encode(network, history, pool);
-  SearchOptions options;
-  options.beam = golden.beam;
-  options.trie = &catalogue.trie();
-  options.pool = pool;
-  const std::vector<Beam> beams = Search(network, memory, BucketsOf(catalogue, history), options);
-  for (const Beam& beam : beams) {
+  const auto beams = EncodeAndSearch(searcher, catalogue, history, golden.beam);
+  if (!beams.ok()) return beams.status();
+  for (const Beam& beam : *beams) {
     found.sids.push_back(catalogue.sid(catalogue.Items(beam.node)[0]));
     found.log_probability.push_back(static_cast<double>(beam.score));
   }
@@ -200,24 +208,25 @@ GoldenExpectation RunGolden(const Network& network, const Catalogue& catalogue, 
   if (golden.exclude_seen) {
     recommend.keep = [&](uint32_t row) { return !seen.contains(catalogue.item_id(row)); };
   }
-  for (const RecommendedItem& item : ItemsOf(catalogue, beams, recommend)) {
+  for (const RecommendedItem& item : ItemsOf(catalogue, *beams, recommend)) {
     found.items.push_back(catalogue.item_id(item.row));
     found.item_sids.push_back(catalogue.sid(item.row));
   }
   return found;
 }
 
-absl::StatusOr<GoldenReport> CheckGoldens(const Network& network, const Catalogue& catalogue,
-                                          const std::vector<GoldenCase>& goldens, ThreadPool* pool) {
+absl::StatusOr<GoldenReport> CheckGoldens(const Searcher& searcher, const Catalogue& catalogue,
+                                          const std::vector<GoldenCase>& goldens, double tolerance) {
   GoldenReport report;
   for (const GoldenCase& golden : goldens) {
     double worst = 0;
-    const GoldenExpectation found = RunGolden(network, catalogue, golden, pool);
-    if (const std::string wrong = Compare(golden.expect, found, &worst); !wrong.empty()) {
+    const auto found = RunGolden(searcher, catalogue, golden);
+    if (!found.ok()) return found.status();
+    if (const std::string wrong = Compare(golden.expect, *found, tolerance, &worst); !wrong.empty()) {
       return absl::FailedPreconditionError(absl::StrCat("golden case \"", golden.name, "\": ", wrong));
     }
     ++report.cases;
-    report.beams += found.sids.size();
+    report.beams += found->sids.size();
     if (worst >= report.worst) report.worst = worst, report.worst_case = golden.name;
   }
   return report;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "models/glass/config_text.h"
+#include "models/manifest.h"
 #include "models/safetensors.h"
 #include "models/version_files.h"
 
@@ -121,7 +122,10 @@ absl::StatusOr<std::vector<GoldenCase>> ReadGoldens(const VerifiedFiles& files) 
   return goldens;
 }
 
-absl::Status ReadNetwork(const VerifiedFiles& files, LoadedGlass* out) {
+// The network, and what searches with it: whatever it is has met the goldens.
+absl::Status ReadNetwork(const VerifiedFiles& files, const LoadOptions& options, LoadedGlass* out) {
+  const auto goldens = ReadGoldens(files);
+  if (!goldens.ok()) return goldens.status();
   TensorMap tensors;
   if (auto s = ReadWeightFiles(files, &tensors); !s.ok()) return s;
   auto network = Network::Create(out->config, tensors);
@@ -130,7 +134,21 @@ absl::Status ReadNetwork(const VerifiedFiles& files, LoadedGlass* out) {
   }
   out->network = *std::move(network);
   out->parameter_bytes = tensors.ParameterCount() * sizeof(float);
-  return absl::OkStatus();
+  const auto check = [&](double tolerance) {
+    auto report = CheckGoldens(*out->searcher, *out->catalogue, *goldens, tolerance);
+    if (!report.ok()) {
+      return absl::Status(report.status().code(), absl::StrCat(files.directory, ": ", report.status().message()));
+    }
+    out->goldens = *std::move(report);
+    return absl::OkStatus();
+  };
+  out->searcher = MakeCpuSearcher(out->network, options.pool);
+  if (auto s = check(kGoldenTolerance); !s.ok()) return s;
+  if (!options.serve_with) return absl::OkStatus();
+  auto searcher = options.serve_with(out->config, tensors, out->network, options.pool);
+  if (!searcher.ok()) return searcher.status();
+  out->searcher = *std::move(searcher);
+  return check(kGoldenToleranceBf16);
 }
 
 }  // namespace
@@ -165,13 +183,17 @@ absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::s
                                                       "\", but SIDs, codebooks and prototypes of this version are \"",
                                                       sid_version, "\": they were made apart"));
   }
-  if (auto s = ReadNetwork(*files, loaded.get()); !s.ok()) return s;
-  const auto goldens = ReadGoldens(*files);
-  if (!goldens.ok()) return goldens.status();
-  auto report = CheckGoldens(*loaded->network, *loaded->catalogue, *goldens, options.pool);
-  if (!report.ok()) return absl::Status(report.status().code(), absl::StrCat(path, ": ", report.status().message()));
-  loaded->goldens = *std::move(report);
+  if (auto s = ReadNetwork(*files, options, loaded.get()); !s.ok()) return s;
   return std::shared_ptr<const LoadedGlass>(std::move(loaded));
+}
+
+absl::Status SealVersion(const std::string& path, const LoadOptions& options) {
+  if (absl::Status s = WriteManifest(path); !s.ok()) return s;
+  const auto loaded = LoadGlassVersion(path, options);
+  if (loaded.ok()) return absl::OkStatus();
+  std::error_code ignored;
+  std::filesystem::remove(absl::StrCat(path, "/", std::string(kManifestName)), ignored);
+  return loaded.status();
 }
 
 bool IsGlassVersion(const std::string& path) {

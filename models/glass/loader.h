@@ -15,12 +15,16 @@
 #include "models/glass/golden.h"
 #include "models/glass/network.h"
 #include "models/glass/quantiser.h"
+#include "models/glass/searcher.h"
 
 namespace backstory::glass {
 
 struct LoadOptions {
-  ThreadPool* pool = nullptr;  // goldens run on it; null: on the calling thread
+  ThreadPool* pool = nullptr;  // of goldens and searches, outlives the model; null: the calling thread
   std::string expected_name;   // not empty: the configuration's name must be this (the repository's folder)
+  // Makes what searches, if set, after the CPU has met the goldens in fp32; it must meet them within
+  // kGoldenToleranceBf16.
+  SearcherFactory serve_with;
 };
 
 // Immutable once loaded, thread-safe.
@@ -31,6 +35,7 @@ struct LoadedGlass {
   Config config;
   uint64_t parameter_bytes = 0;
   std::shared_ptr<const Network> network;
+  std::shared_ptr<const Searcher> searcher;
   std::shared_ptr<const Catalogue> catalogue;
   std::optional<Quantiser> quantiser;  // always there once loaded
   GoldenReport goldens;
@@ -42,6 +47,10 @@ struct LoadedGlass {
 // prototypes in the files, or a golden case gives something else. Nothing is kept on failure.
 absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::string& path,
                                                                     const LoadOptions& options = {});
+
+// Checks a directory that lacks only MANIFEST, as loading would, and writes MANIFEST. Errors as above; the directory then
+// still has none.
+absl::Status SealVersion(const std::string& path, const LoadOptions& options = {});
 
 // Whether a version directory holds a generative model: it has an items.safetensors. Reads no file.
 bool IsGlassVersion(const std::string& path);

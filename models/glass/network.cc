@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/dispatch.h"
+#include "models/glass/decoder.h"
 
 namespace backstory::glass {
 namespace {
@@ -71,7 +72,8 @@ Network::Network(const Config& config, Weights weights)
       d_(Size(config.d)),
       inner_(config.inner()),
       slots_(config.slots()),
-      shape_{.kv_heads = Size(config.heads), .d_k = Size(config.d_kv), .d_v = Size(config.d_kv)} {}
+      shape_{.kv_heads = Size(config.heads), .d_k = Size(config.d_kv), .d_v = Size(config.d_kv)},
+      decoder_scratch_(std::make_shared<DecoderScratchPool>()) {}
 
 // A bias that depends on key slot - query slot alone is a position codebook entry: rank r = query slot - key slot +
 // slots - 1 falls by one per later key, as attend wants it. One "time bucket" of zero completes the row.

@@ -54,6 +54,8 @@ struct RetrievedSet {
   std::vector<Member> members;
 };
 
+class DecoderScratchPool;
+
 // Thread-safe.
 class Network {
  public:
@@ -95,6 +97,7 @@ class Network {
   std::vector<std::vector<Page>> token_pages_;  // [decoder layer][page]
   AlignedFloats pad_v_;                         // [decoder layer][inner]
   const std::unique_ptr<ArenaPool> arenas_ = std::make_unique<ArenaPool>();
+  const std::shared_ptr<DecoderScratchPool> decoder_scratch_;
 };
 
 // RMS norm without mean: y = x / sqrt(mean(x^2) + 1e-6) * g, row by row [rows][n]. y may be x.

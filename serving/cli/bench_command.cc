@@ -7,6 +7,7 @@
 #include "serving/cli/bench_kernels.h"
 #include "serving/cli/bench_model.h"
 #include "serving/cli/bench_rank.h"
+#include "serving/cli/bench_recommend.h"
 
 namespace backstory {
 
@@ -15,6 +16,7 @@ void AddBenchCommand(CLI::App& app) {
       app.add_subcommand("bench", "Load on a running server, or kernels and models of this machine, measured");
   bench->require_subcommand(1);
   AddBenchRank(bench);
+  AddBenchRecommend(bench);
   AddBenchAppend(bench);
   AddBenchModel(bench);
   AddBenchKernels(bench);

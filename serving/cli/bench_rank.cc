@@ -1,9 +1,6 @@
 #include "serving/cli/bench_rank.h"
 
 #include <charconv>
-#include <chrono>
-#include <fstream>
-#include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -11,7 +8,7 @@
 #include "CLI/CLI.hpp"
 #include "fmt/format.h"
 #include "serving/cli/exit_codes.h"
-#include "serving/cli/machine.h"
+#include "serving/cli/load_report.h"
 #include "serving/cli/rank_load.h"
 
 namespace backstory {
@@ -20,11 +17,10 @@ namespace {
 struct Options {
   RankLoadOptions load;
   std::string users_file, user_range = "1-100", user_prefix, items_file, item_range = "1-10000";
-  std::vector<double> rates;
-  double rate_first = 10, rate_max = 20'000, slo_ms = 50, hit_rate = 1;
+  LoadRates rates;
+  double hit_rate = 1;
   size_t resident_users = 0;
-  int steps = 3;
-  bool json = false, prime = false;
+  bool prime = false;
 };
 
 constexpr char kExamples[] = R"(Examples:
@@ -39,37 +35,11 @@ for cores: pin them apart with taskset and say so beside the numbers.
 the users in rotation. A server that has room for little more than N states then finds about H of them; whether it did,
 its metrics say (backstory_state_total, backstory_device_state_*_total). docs/guides/load-test.md has a whole run.)";
 
-std::vector<std::string> Range(const std::string& text, const char* flag) {
-  const size_t dash = text.find('-');
-  uint64_t first = 0, last = 0;
-  try {
-    first = std::stoull(text.substr(0, dash));
-    last = dash == std::string::npos ? first : std::stoull(text.substr(dash + 1));
-  } catch (const std::exception&) {
-    FailCommand(kExitUsage, fmt::format("{} must be FIRST-LAST, is {}", flag, text));
-  }
-  if (last < first || last - first > 10'000'000) FailCommand(kExitUsage, fmt::format("{} is empty or too wide", flag));
-  std::vector<std::string> out;
-  for (uint64_t id = first; id <= last; ++id) out.push_back(std::to_string(id));
-  return out;
-}
-
-std::vector<std::string> Lines(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) FailCommand(kExitUsage, "cannot read " + path);
-  std::vector<std::string> out;
-  for (std::string line; std::getline(file, line);) {
-    if (!line.empty()) out.push_back(line);
-  }
-  if (out.empty()) FailCommand(kExitUsage, path + " is empty");
-  return out;
-}
-
 void Complete(Options* options) {
   RankLoadOptions& load = options->load;
-  load.users = options->users_file.empty() ? Range(options->user_range, "--user-range") : Lines(options->users_file);
+  load.users = IdsOf(options->users_file, options->user_range, "--user-range");
   for (std::string& user : load.users) user = options->user_prefix + user;
-  const auto items = options->items_file.empty() ? Range(options->item_range, "--item-range") : Lines(options->items_file);
+  const auto items = IdsOf(options->items_file, options->item_range, "--item-range");
   for (const std::string& item : items) {
     uint64_t& id = load.items.emplace_back(0);
     const auto [end, error] = std::from_chars(item.data(), item.data() + item.size(), id);
@@ -88,72 +58,21 @@ void Complete(Options* options) {
   }
 }
 
-nlohmann::ordered_json ToJson(const LoadResult& result) {
-  const auto ms = [&](double quantile) { return 1e-3 * static_cast<double>(result.latency.QuantileUs(quantile)); };
-  nlohmann::ordered_json out;
-  out["offered_per_s"] = result.offered_per_s;
-  out["goodput_per_s"] = result.goodput_per_s;
-  out["arrivals"] = result.arrivals;
-  out["ok"] = result.ok;
-  out["errors"] = result.errors;
-  out["p50_ms"] = ms(0.5);
-  out["p90_ms"] = ms(0.9);
-  out["p99_ms"] = ms(0.99);
-  out["p99_9_ms"] = ms(0.999);
-  out["max_ms"] = 1e-3 * static_cast<double>(result.latency.max_us());
-  out["generator_late_p99_ms"] = 1e-3 * static_cast<double>(result.late_start_p99_us);
-  return out;
-}
-
-void PrintRow(std::FILE* to, const LoadResult& result) {
-  const auto ms = [&](double quantile) { return 1e-3 * static_cast<double>(result.latency.QuantileUs(quantile)); };
-  std::string errors;
-  for (const auto& [name, count] : result.errors) errors += fmt::format(" {} {}", count, name);
-  fmt::print(to, "{:>10.1f} {:>10.1f} {:>9.2f} {:>9.2f} {:>9.2f} {:>9.2f} {:>9.2f} {:>9.2f} {}\n", result.offered_per_s,
-             result.goodput_per_s, ms(0.5), ms(0.9), ms(0.99), ms(0.999),
-             1e-3 * static_cast<double>(result.latency.max_us()), 1e-3 * static_cast<double>(result.late_start_p99_us),
-             errors);
-}
-
-void PrintHeader(std::FILE* to) {
-  fmt::print(to, "{:>10} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {}\n", "offered/s", "ok/s", "p50 ms", "p90 ms",
-             "p99 ms", "p99.9 ms", "max ms", "gen late", "errors");
-}
-
 void BenchRank(Options options) {
   Complete(&options);
   const RankLoad load(options.load);
-  {
-    auto channel = options.load.client.Connect();
-    if (!channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(5))) {
-      FailCommand(kExitUnavailable, "no server answers at " + options.load.client.server);
-    }
-  }
-  nlohmann::ordered_json out;
-  out["machine"] = MachineLine();
-  out["candidates"] = options.load.candidates;
-  out["slo_ms"] = options.slo_ms;
-  std::FILE* table = options.json ? stderr : stdout;
-  fmt::print(table, "{}; {} candidates, {} s a rate after {} s of warm-up, seed {}\n", MachineLine(),
-             options.load.candidates, options.load.seconds, options.load.warmup, options.load.seed);
+  WaitForServer(options.load.client);
   if (options.prime) load.Prime();
-  PrintHeader(table);
-  const auto measure = [&](double rate) {
-    StageReport stages;
-    LoadResult result = load.Run(rate, options.load.stages ? &stages : nullptr);
-    PrintRow(table, result);
-    stages.Print(table);
-    std::fflush(table);
-    return result;
-  };
-  for (const double rate : options.rates) out["runs"].push_back(ToJson(measure(rate)));
-  if (options.rates.empty()) {
-    const KneeReport report = FindKnee(options.rate_first, options.rate_max, options.slo_ms, options.steps, measure);
-    for (const LoadResult& run : report.runs) out["runs"].push_back(ToJson(run));
-    out["knee_per_s"] = report.knee_per_s;
-    fmt::print(table, "knee: {:.1f} requests/s with p99 <= {} ms and >= 99 % OK\n", report.knee_per_s, options.slo_ms);
-  }
-  if (options.json) std::cout << out.dump() << "\n";
+  std::unique_ptr<StageReport> stages;
+  ReportLoad(
+      options.rates, {{"candidates", options.load.candidates}},
+      fmt::format("{} candidates, {} s a rate after {} s of warm-up, seed {}", options.load.candidates,
+                  options.load.seconds, options.load.warmup, options.load.seed),
+      [&](double rate) {
+        stages = std::make_unique<StageReport>();
+        return load.Run(rate, options.load.stages ? stages.get() : nullptr);
+      },
+      [&](std::FILE* to, nlohmann::ordered_json*) { stages->Print(to); });
 }
 
 }  // namespace
@@ -180,22 +99,14 @@ void AddBenchRank(CLI::App* bench) {
   command->add_option("--candidates", load.candidates, "Candidates a request")
       ->check(CLI::Range(1, 10'000))
       ->capture_default_str();
-  command->add_option("--rate", options->rates, "Requests a second, one or several rates in turn [find the knee]")
-      ->check(CLI::PositiveNumber);
-  command->add_option("--rate-first", options->rate_first, "First rate of the sweep")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->add_option("--rate-max", options->rate_max, "Highest rate of the sweep")->capture_default_str();
+  options->rates.AddTo(command);
   command->add_option("--seconds", load.seconds, "Duration of each rate")->capture_default_str();
   command->add_option("--warmup", load.warmup, "Seconds before counting starts")->capture_default_str();
-  command->add_option("--slo-ms", options->slo_ms, "p99 objective of the knee")->capture_default_str();
-  command->add_option("--steps", options->steps, "Times the knee is narrowed")->capture_default_str();
   command->add_option("--channels", load.channels, "Connections")->capture_default_str();
   command->add_option("--in-flight-max", load.in_flight_max, "Requests in flight at most")->capture_default_str();
   command->add_option("--seed", load.seed, "Seed of arrivals and requests")->capture_default_str();
   command->add_flag("--batch", load.batch, "Send with criticality BATCH");
   command->add_flag("--stages", load.stages, "Ask for stage timings and print where the time went, also of the tail");
-  command->add_flag("--json", options->json, "Print the report as JSON; the table goes to standard error");
   command->callback([options] { BenchRank(*options); });
 }
 

@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "kernels/thread_pool.h"
 #include "models/glass/loader.h"
+#include "models/glass/random_version.h"
 #include "models/grab/init_random.h"
 #include "models/grab/loader.h"
 #include "models/grab/random_version.h"
@@ -31,6 +32,7 @@ Examples:
   backstory model inspect models/grab-ml/1
   backstory model verify models/grab-ml/1 --json
   backstory model init-random grab-256 --seed 7 --out models/grab-256/1
+  backstory model init-random glass-released --items 10000 --out models/glass-released/1
   backstory model seal models/grab-ml/2
   backstory model calibrate models/grab-ml/1 platt.textproto
 
@@ -41,6 +43,7 @@ struct Flags {
   std::string path, preset, out, file;
   uint64_t seed = 1;
   int weight_files = 1;
+  size_t items = 10'000;
   unsigned threads = 0;
   bool json = false, tensors = false;
   std::string precision = "f32";
@@ -155,14 +158,27 @@ void LoadAndPrint(const std::string& command, const Flags& flags, const std::str
 
 void Seal(const Flags& flags) {
   const auto pool = MakePool(flags);
-  if (absl::Status s = grab::SealVersion(flags.path, {.pool = pool.get()}); !s.ok()) Fail("seal", s);
+  const absl::Status sealed = glass::IsGlassVersion(flags.path) ? glass::SealVersion(flags.path, {.pool = pool.get()})
+                                                               : grab::SealVersion(flags.path, {.pool = pool.get()});
+  if (!sealed.ok()) Fail("seal", sealed);
   LoadAndPrint("seal", flags, flags.path);
 }
 
+void InitRandomGenerative(const Flags& flags, const glass::Config& config) {
+  const absl::Status written =
+      glass::WriteRandomVersion(config, flags.items, static_cast<uint32_t>(flags.seed), flags.out);
+  if (!written.ok()) Fail("init-random", written);
+  LoadAndPrint("init-random", flags, flags.out);
+}
+
 void InitRandom(const Flags& flags) {
+  if (const auto generative = glass::PresetConfig(flags.preset); generative.ok()) {
+    return InitRandomGenerative(flags, *generative);
+  }
   const auto config = grab::PresetConfig(flags.preset);
   if (!config.ok()) {
-    std::fprintf(stderr, "backstory model init-random: %s\n", std::string(config.status().message()).c_str());
+    std::fprintf(stderr, "backstory model init-random: %s, %s\n", std::string(config.status().message()).c_str(),
+                 absl::StrJoin(glass::PresetNames(), ", ").c_str());
     throw CLI::RuntimeError(2);
   }
   const auto pool = MakePool(flags);
@@ -172,6 +188,11 @@ void InitRandom(const Flags& flags) {
 }
 
 void Calibrate(const Flags& flags) {
+  if (glass::IsGlassVersion(flags.path)) {
+    Fail("calibrate", absl::InvalidArgumentError(
+                          absl::StrCat(flags.path, ": a generative version has no calibration; calibrate the ranking model "
+                                                   "that its items are passed through")));
+  }
   const auto files = grab::ReadVersion(flags.path);
   if (!files.ok()) Fail("calibrate", files.status());
   const auto text = MapFile(flags.file);
@@ -229,11 +250,15 @@ void AddModelCommand(CLI::App& app) {
       });
   add("init-random", "Make a version with random weights, for load tests", InitRandom,
       [](CLI::App* command, const std::shared_ptr<Flags>& flags) {
-        command->add_option("preset", flags->preset, absl::StrCat("One of ", absl::StrJoin(grab::PresetNames(), ", ")))
+        command->add_option("preset", flags->preset, absl::StrCat("One of ", absl::StrJoin(grab::PresetNames(), ", "), ", ",
+                                                               absl::StrJoin(glass::PresetNames(), ", ")))
             ->required();
         command->add_option("--out", flags->out, "Version directory to make; must not exist or be empty")->required();
         command->add_option("--seed", flags->seed, "Seed of the weights")->capture_default_str();
-        command->add_option("--weight-files", flags->weight_files, "Number of weight files")
+        command->add_option("--items", flags->items, "Items of a generative version, ids 1..N")
+            ->check(CLI::Range(1, 10'000'000))
+            ->capture_default_str();
+        command->add_option("--weight-files", flags->weight_files, "Number of weight files of a ranking version")
             ->check(CLI::Range(1, 99))
             ->capture_default_str();
       });

@@ -42,7 +42,7 @@ size_t StageReport::IndexOf(const std::string& stage) {
   return static_cast<size_t>(found - stages_.begin());
 }
 
-void StageReport::Add(const v1::RankResponse& response, int64_t total_us) {
+void StageReport::Add(const google::protobuf::RepeatedPtrField<v1::StageTiming>& timings, int64_t total_us) {
   std::lock_guard lock(mutex_);
   Request request{.total_us = total_us};
   int64_t outside_us = total_us;
@@ -51,7 +51,7 @@ void StageReport::Add(const v1::RankResponse& response, int64_t total_us) {
     if (request.stage_us.size() <= at) request.stage_us.resize(at + 1);
     request.stage_us[at] += us;
   };
-  for (const auto& timing : response.timings()) {
+  for (const auto& timing : timings) {
     put(timing.stage(), timing.duration_us());
     outside_us -= timing.duration_us();
   }
@@ -129,7 +129,7 @@ void RankLoad::Issue(size_t request, StageReport* stages, std::function<void(std
   stubs_[request % stubs_.size()]->async()->Rank(
       call->context.get(), &requests_[request], &call->response,
       [call, stages, done = std::move(done)](const grpc::Status& status) {
-        if (status.ok() && stages != nullptr) stages->Add(call->response, MicrosSince(call->start));
+        if (status.ok() && stages != nullptr) stages->Add(call->response.timings(), MicrosSince(call->start));
         done(status.ok() ? std::string() : std::string(rpc::CodeName(status.error_code())));
       });
 }

@@ -40,7 +40,7 @@ class StageReport {
     int64_t total_us = 0;  // from send to answer
     std::vector<int64_t> stage_us;
   };
-  void Add(const v1::RankResponse& response, int64_t total_us);
+  void Add(const google::protobuf::RepeatedPtrField<v1::StageTiming>& timings, int64_t total_us);
   // One line a stage: mean, p50, p99 and most over all requests, mean over the slowest hundredth.
   void Print(std::FILE* to) const;
 

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #ifdef BACKSTORY_CUDA
+#include "models/glass/card_searcher.h"
+#include "models/glass/cuda/model.h"
 #include "models/grab/cuda/model.h"
 #include "models/grab/cuda/runtime.h"
 #endif
@@ -18,6 +20,7 @@ class CpuDevice final : public ScoringDevice {
  public:
   std::string Describe() const override { return "cpu"; }
   grab::ModelFactory Factory() const override { return {}; }
+  glass::SearcherFactory GlassFactory() const override { return {}; }
 };
 
 #ifdef BACKSTORY_CUDA
@@ -112,9 +115,27 @@ class Published {
   Gauge* const pages_;
 };
 
+// Of all generative versions on the card.
+struct SearchCounters {
+  explicit SearchCounters(Metrics* m)
+      : launches(m->GetCounter("backstory_device_search_launches_total",
+                               "Launches that generated recommendations on the card")),
+        searches(m->GetCounter("backstory_device_searches_total", "Recommendations generated on the card")),
+        fallbacks(m->GetCounter("backstory_device_search_fallbacks_total",
+                                "Recommendations that the CPU generated because the card could not")) {}
+  void Launched(size_t users) const {
+    launches->Add();
+    searches->Add(static_cast<double>(users));
+  }
+  Counter *const launches, *const searches, *const fallbacks;
+};
+
 class CudaScoringDevice final : public ScoringDevice {
  public:
-  explicit CudaScoringDevice(std::shared_ptr<grab::CudaRuntime> runtime) : runtime_(std::move(runtime)) {}
+  CudaScoringDevice(std::shared_ptr<grab::CudaRuntime> runtime, const ParameterSet& launch, Metrics* metrics)
+      : runtime_(std::move(runtime)),
+        precision_(launch.Text("precision") == "bf16" ? glass::CudaPrecision::kBf16 : glass::CudaPrecision::kFp32),
+        search_counters_(metrics == nullptr ? nullptr : std::make_shared<const SearchCounters>(metrics)) {}
   std::string Describe() const override {
     return absl::StrCat("cuda:", runtime_->device().ordinal(), " (", runtime_->device().name(), ")");
   }
@@ -124,9 +145,32 @@ class CudaScoringDevice final : public ScoringDevice {
           return grab::CreateCudaModel(config, tensors, pool, precision, runtime);
         };
   }
+  glass::SearcherFactory GlassFactory() const override {
+    return [runtime = runtime_, precision = precision_, counters = search_counters_](
+               const glass::Config& config, const TensorMap& tensors, std::shared_ptr<const glass::Network> network,
+               ThreadPool* pool) {
+      glass::CudaGlassOptions card;
+      card.precision = precision;
+      card.lanes = runtime->options().lanes;
+      glass::CardSearcherOptions options;
+      options.users_max = card.users_max, options.beam_max = card.beam_max, options.lanes = card.lanes;
+      options.fall_back = runtime->options().fall_back;
+      options.health = [runtime] { return runtime->device().health(); };
+      options.make_trie = [runtime](const glass::Trie& trie) { return glass::CudaTrie::Create(trie, runtime->shared_device()); };
+      if (counters != nullptr) {
+        options.launched = [counters](size_t users) { counters->Launched(users); };
+        options.fell_back = [counters](size_t users) { counters->fallbacks->Add(static_cast<double>(users)); };
+      }
+      return glass::CardOrCpu(glass::CudaGlass::Create(config, tensors, runtime->shared_device(), card),
+                              std::move(network), pool, std::move(options),
+                              [runtime](const std::string& line) { runtime->Log(line); });
+    };
+  }
 
  private:
   const std::shared_ptr<grab::CudaRuntime> runtime_;
+  const glass::CudaPrecision precision_;
+  const std::shared_ptr<const SearchCounters> search_counters_;  // null: nobody counts
 };
 
 absl::StatusOr<std::shared_ptr<ScoringDevice>> OpenCuda(int ordinal, const ParameterSet& launch, Metrics* metrics,
@@ -152,7 +196,7 @@ absl::StatusOr<std::shared_ptr<ScoringDevice>> OpenCuda(int ordinal, const Param
   }
   auto runtime = grab::CudaRuntime::Open(std::move(options));
   if (!runtime.ok()) return runtime.status();
-  return std::make_shared<CudaScoringDevice>(*std::move(runtime));
+  return std::make_shared<CudaScoringDevice>(*std::move(runtime), launch, metrics);
 }
 
 #else

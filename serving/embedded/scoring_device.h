@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "models/glass/searcher.h"
 #include "models/grab/loader.h"
 #include "serving/engine/metrics.h"
 #include "serving/engine/parameters.h"
@@ -32,8 +33,9 @@ class ScoringDevice {
 
   // "cpu", or "cuda:0 (NVIDIA H100 80GB HBM3)".
   virtual std::string Describe() const = 0;
-  // For LoadOptions::serve_with; empty on the CPU.
+  // For LoadOptions::serve_with of a ranking and of a generative version; empty on the CPU.
   virtual grab::ModelFactory Factory() const = 0;
+  virtual glass::SearcherFactory GlassFactory() const = 0;
 };
 
 // N of "cuda:N", -1 for "auto", -2 for "cpu"; INVALID_ARGUMENT otherwise.

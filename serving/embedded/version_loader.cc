@@ -10,15 +10,19 @@
 namespace backstory {
 namespace {
 
-absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSource& source, ThreadPool* pool) {
-  auto loaded = glass::LoadGlassVersion(source.path, {.pool = pool, .expected_name = source.model});
+absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSource& source, ThreadPool* pool,
+                                                                const ScoringDevice* device) {
+  auto loaded = glass::LoadGlassVersion(source.path,
+                                        {.pool = pool,
+                                         .expected_name = source.model,
+                                         .serve_with = device ? device->GlassFactory() : glass::SearcherFactory()});
   if (!loaded.ok()) return loaded.status();
   auto served = std::make_shared<ServedModel>();
   served->name = source.model;
   served->version = source.version;
   served->content_hash = (*loaded)->hash;
   served->generative_bytes = (*loaded)->parameter_bytes;
-  auto generative = std::make_shared<const GenerativeModel>(*std::move(loaded), pool);
+  auto generative = std::make_shared<const GenerativeModel>(*std::move(loaded));
   served->generative_state_id = generative->state_id();
   served->generative = std::move(generative);
   return std::shared_ptr<const ServedModel>(std::move(served));
@@ -27,8 +31,8 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSou
 }  // namespace
 
 ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device) {
-  return [pool, grab = GrabLoader(pool, launch, std::move(device))](const ModelSource& source) {
-    return glass::IsGlassVersion(source.path) ? LoadGenerative(source, pool) : grab(source);
+  return [pool, device, grab = GrabLoader(pool, launch, device)](const ModelSource& source) {
+    return glass::IsGlassVersion(source.path) ? LoadGenerative(source, pool, device.get()) : grab(source);
   };
 }
 

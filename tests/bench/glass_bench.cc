@@ -149,11 +149,11 @@ void BM_MillionItemsLoad(benchmark::State& state) {
     parts.item_ids.assign(w.ids.begin(), w.ids.end());
     parts.sids = w.sids;
     parts.prior.resize(w.ids.size());
-    parts.config.sid_version = SidVersion(QuantiserMap(parts), parts.sids);
+    parts.config.sid_version = SidVersion(QuantiserTensors(parts), parts.sids);
     parts.weights = RandomTensors(parts.config, 5);
-    parts.goldens = GoldensOf(parts);
+    parts.goldens = *RandomGoldens(parts);
     parts.extra_config = "tokens: DENSE without_tier: true\n";
-    WriteParts(parts, dir.path("1"));
+    MustWrite(parts, dir.path("1"));
   }
   ThreadPool pool(2);
   for (auto _ : state) {

@@ -63,7 +63,7 @@ struct Bench {
 
   void Start() {
     const std::string models = (scratch.path() / "models").string();
-    glass::WriteParts(ReleasedSize(), models + "/released/1");
+    glass::MustWrite(ReleasedSize(), models + "/released/1");
     server = std::make_unique<ServerProcess>(ServerProcess::Options{
         .store = scratch.path() / "store", .models = models, .arguments = {"--create-store"}, .environment = {}});
     if (!server->Start()) std::fprintf(stderr, "%s\n", server->log().c_str()), std::exit(1);

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""`backstory bench kernels` and `bench model` in seconds: every promised number is there, and bad options are usage errors.
+"""`backstory bench kernels`, `bench model` and `bench recommend` in seconds: every promised number is there, and bad options are usage errors.
 BACKSTORY_BINARY_DIR names the build tree. What is measured is nobody's business here: no time passes or fails."""
 import json
 import os
 import pathlib
 import subprocess
+import tempfile
 import unittest
 
 ROOT = pathlib.Path(os.environ.get("BACKSTORY_SOURCE_DIR", pathlib.Path(__file__).resolve().parents[2]))
@@ -57,6 +58,36 @@ class BenchTest(unittest.TestCase):
         for case in report["cases"]:
             self.assertGreater(case["gflops"], 0)
 
+    def test_recommend_reports_each_rate_and_where_the_time_went(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            at = lambda name: os.path.join(scratch, name)
+            subprocess.run([BINARY, "model", "init-random", "glass-tiny", "--items", "300", "--out", at("models/glass-tiny/1")],
+                           check=True, capture_output=True, timeout=60)
+            server = subprocess.Popen([BINARY, "serve", "--store", at("store"), "--create-store", "--models", at("models"),
+                                       "--port", "0", "--port-file", at("port"), "--log-file", at("log"), "--device", "cpu"],
+                                      stdout=subprocess.PIPE, text=True)
+            try:
+                self.assertIn("ready: port", server.stdout.readline())
+                port = pathlib.Path(at("port")).read_text().split()[0]
+                done = bench("recommend", "--server", f"127.0.0.1:{port}", "--user-range", "1-8", "--history", "40",
+                             "--item-range", "1-300", "--count", "5", "--append-rate", "50", "--rate", "50", "--rate", "100",
+                             "--seconds", "0.5", "--warmup", "0.1", "--stages", "--json")
+            finally:
+                server.terminate()
+                server.wait(timeout=30)
+                server.stdout.close()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads(done.stdout)
+        self.assertEqual((report["users"], report["history"], report["count"], len(report["runs"])), (8, 40, 5, 2))
+        for run in report["runs"]:
+            self.assertEqual((run["ok"], run["errors"]), (run["arrivals"], {}))
+            self.assertGreater(run["appended"], 0)
+            self.assertEqual(run["append_errors"], 0)
+            self.assertGreaterEqual(sum(run["state_sources"].values()), run["ok"])
+            self.assertLessEqual(set(run["state_sources"]), {"hit", "extend"})
+        for stage in ("queue", "state", "decode", "outside"):
+            self.assertIn(stage, done.stderr)
+
     def test_tables_name_machine_and_bound(self):
         for options in (["kernels", "--only", "gemm 1 x 64", "--seconds", "0"], [*MODEL, "--history", "20"]):
             done = bench(*options)
@@ -66,7 +97,8 @@ class BenchTest(unittest.TestCase):
     def test_bad_options_are_usage_errors_that_name_them(self):
         for options, word in ((["model", "--history", "0"], "--history"), (["model", "--model", "grab-9"], "grab-256"),
                               (["model", "--what", "train"], "--what"), (["model", "--precision", "int4"], "--precision"),
-                              (["model", "--threads", "0"], "--threads"), (["kernels", "--seconds", "-1"], "--seconds")):
+                              (["model", "--threads", "0"], "--threads"), (["kernels", "--seconds", "-1"], "--seconds"),
+                              (["recommend", "--count", "0"], "--count")):
             done = bench(*options)
             self.assertEqual(done.returncode, 2, options)
             self.assertIn(word, done.stderr)

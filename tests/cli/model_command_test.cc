@@ -118,6 +118,29 @@ TEST_F(ModelCommand, SealRefusesWhatWouldNotLoad) {
   EXPECT_THAT(refused.err, HasSubstr("layerz"));
 }
 
+TEST_F(ModelCommand, GenerativeVersionsAreMadeVerifiedAndSealed) {
+  const std::string path = dir_.path("glass-tiny/1");
+  const Result made = Backstory({"model", "init-random", "glass-tiny", "--items", "40", "--seed", "3", "--out", path});
+  ASSERT_EQ(made.code, 0) << made.err;
+  EXPECT_THAT(made.out, HasSubstr("glass-tiny version 1, content "));
+  EXPECT_THAT(made.out, HasSubstr("catalogue: 40 items"));
+  EXPECT_EQ(Backstory({"model", "init-random", "glass-tiny", "--out", path}).code, 1) << "it exists";
+  EXPECT_EQ(Backstory({"model", "verify", path}).out, made.out);
+  EXPECT_EQ(Backstory({"model", "seal", path}).code, 1) << "already sealed";
+  std::filesystem::remove(path + "/MANIFEST");
+  EXPECT_EQ(Backstory({"model", "seal", path}).code, 0);
+  std::filesystem::remove(path + "/MANIFEST");
+  std::filesystem::remove(path + "/goldens.jsonl");
+  const Result refused = Backstory({"model", "seal", path});
+  EXPECT_NE(refused.code, 0);
+  EXPECT_THAT(refused.err, HasSubstr("goldens.jsonl: missing"));
+  EXPECT_FALSE(std::filesystem::exists(path + "/MANIFEST"));
+  const Result calibrate = Backstory({"model", "calibrate", path, path + "/model.textproto"});
+  EXPECT_EQ(calibrate.code, 3);
+  EXPECT_THAT(calibrate.err, HasSubstr("a generative version has no calibration"));
+  EXPECT_THAT(Backstory({"model", "init-random", "glass", "--out", path + "x"}).err, HasSubstr("glass-released"));
+}
+
 TEST_F(ModelCommand, CalibrateAddsANumberedFile) {
   WriteAll(dir_.path("platt.textproto"), "entries { task: 'click' a: 0.9 b: -0.1 }");
   const Result added = Backstory({"model", "calibrate", path_, dir_.path("platt.textproto")});

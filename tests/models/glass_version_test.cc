@@ -17,14 +17,14 @@ using ::testing::HasSubstr;
 absl::Status Load(const VersionParts& parts) {
   const TempDir dir;
   const std::string path = dir.path() + "/1";
-  WriteParts(parts, path);
+  MustWrite(parts, path);
   return LoadGlassVersion(path, {nullptr, "tiny"}).status();
 }
 
 TEST(GlassVersion, WhatIsWrittenIsWhatLoads) {
   const TempDir dir;
   const VersionParts parts = MakeParts();
-  WriteParts(parts, dir.path() + "/1");
+  MustWrite(parts, dir.path() + "/1");
   EXPECT_TRUE(IsGlassVersion(dir.path() + "/1"));
   EXPECT_FALSE(IsGlassVersion(dir.path()));
   const auto loaded = LoadGlassVersion(dir.path() + "/1", {nullptr, "tiny"});
@@ -151,7 +151,7 @@ TEST(GlassVersion, DamagedFilesAreDataLoss) {
        {"items.safetensors", "weights-00001-of-00001.safetensors", "goldens.jsonl", "model.textproto"}) {
     const TempDir dir;
     const std::string path = dir.path() + "/1";
-    WriteParts(MakeParts(), path);
+    MustWrite(MakeParts(), path);
     std::fstream file(path + "/" + name, std::ios::in | std::ios::out | std::ios::binary);
     file.seekp(200);
     file.put('\x7f');
@@ -193,7 +193,7 @@ TEST(GlassVersion, ProfilesDecideWhatAFileLeavesOut) {
 
 TEST(GlassQuantiser, RefusesWhatItCannotEncode) {
   const VersionParts parts = MakeParts();
-  const auto quantiser = Quantiser::Create(parts.config, QuantiserMap(parts));
+  const auto quantiser = Quantiser::Create(parts.config, QuantiserTensors(parts));
   ASSERT_TRUE(quantiser.ok());
   std::vector<float> embedding(8);
   EXPECT_TRUE(quantiser->Encode(embedding).ok());
@@ -204,7 +204,7 @@ TEST(GlassQuantiser, RefusesWhatItCannotEncode) {
               HasSubstr("embedding has 7 numbers, model tiny takes 8"));
   Config none = parts.config;
   none.quantiser = QuantiserKind::kNone;
-  const auto without = Quantiser::Create(none, QuantiserMap(parts));
+  const auto without = Quantiser::Create(none, QuantiserTensors(parts));
   ASSERT_TRUE(without.ok());
   EXPECT_EQ(without->Encode(std::vector<float>(8)).status().code(), kPrecondition);
 }

@@ -25,7 +25,7 @@ class Recommend : public testing::Test {
  protected:
   void SetUp() override {
     const std::string models = (scratch_.path() / "models").string();
-    glass::WriteParts(parts_, models + "/tiny/1");
+    glass::MustWrite(parts_, models + "/tiny/1");
     std::string output;
     ASSERT_EQ(RunBinary({"model", "init-random", "grab-tiny", "--out", models + "/grab-tiny/1"}, &output).code, 0)
         << output;
@@ -80,7 +80,7 @@ class Recommend : public testing::Test {
       golden.events.push_back(
           glass::RatingOf(1 + static_cast<uint64_t>(i), 1000 + 3 * (i * 7 % 60), kStart + i * kMinute));
     }
-    return glass::RunGolden(*(*loaded)->network, *(*loaded)->catalogue, golden, nullptr).items;
+    return glass::RunGolden(*(*loaded)->searcher, *(*loaded)->catalogue, golden)->items;
   }
 
   const glass::VersionParts parts_ = glass::MakeParts();
@@ -218,7 +218,7 @@ TEST_F(Recommend, ABrokenVersionLeavesTheOldOneServing) {
   const v1::RecommendResponse before = Ask(For("dan"));
   glass::VersionParts broken = parts_;
   broken.sids[0][0] = static_cast<uint16_t>((broken.sids[0][0] + 1) % 6);
-  glass::WriteParts(broken, (scratch_.path() / "models/tiny/2").string());
+  glass::MustWrite(broken, (scratch_.path() / "models/tiny/2").string());
   const auto models = v1::Models::NewStub(server_->ConnectAdmin());
   v1::LoadModelRequest load;
   load.set_model("tiny");

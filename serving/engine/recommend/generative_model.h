@@ -12,7 +12,6 @@
 
 #include "absl/status/statusor.h"
 #include "features/item.h"
-#include "kernels/thread_pool.h"
 #include "models/glass/loader.h"
 #include "store/catalog.h"
 
@@ -21,14 +20,11 @@ namespace backstory {
 // Thread-safe.
 class GenerativeModel {
  public:
-  // `pool` may be null and must outlive the model.
-  GenerativeModel(std::shared_ptr<const glass::LoadedGlass> loaded, ThreadPool* pool)
-      : loaded_(std::move(loaded)), pool_(pool) {}
+  explicit GenerativeModel(std::shared_ptr<const glass::LoadedGlass> loaded) : loaded_(std::move(loaded)) {}
 
   const glass::Config& config() const { return loaded_->config; }
-  const glass::Network& network() const { return *loaded_->network; }
+  const glass::Searcher& searcher() const { return *loaded_->searcher; }
   const glass::LoadedGlass& loaded() const { return *loaded_; }
-  ThreadPool* pool() const { return pool_; }
   // Names user states: they belong to this version alone, whose rows and weights they are made of.
   std::string state_id() const { return "glass-" + loaded_->hash; }
 
@@ -48,7 +44,6 @@ class GenerativeModel {
   std::shared_ptr<const glass::Catalogue> With(const glass::Catalogue& base, std::span<const Item> items) const;
 
   const std::shared_ptr<const glass::LoadedGlass> loaded_;
-  ThreadPool* const pool_;
   mutable std::mutex change_mutex_;  // one change at a time; taken before mutex_
   mutable std::mutex mutex_;
   mutable std::map<std::string, std::shared_ptr<const glass::Catalogue>> catalogues_;  // guarded by mutex_

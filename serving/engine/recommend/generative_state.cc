@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "models/glass/beam_search.h"
 #include "serving/engine/user_state.h"
 
 namespace backstory {
@@ -77,11 +76,11 @@ void GenerativeState::Take(const GenerativeModel& model, std::vector<Event> even
   }
   pending_.assign(std::make_move_iterator(events.begin() + static_cast<ptrdiff_t>(i)),
                   std::make_move_iterator(events.end()));
-  if (memory_ == nullptr || history_.size() != before) {
-    memory_ = std::make_shared<const glass::Memory>(glass::Encode(model.network(), history_, model.pool()));
+  if (encoded_ == nullptr || history_.size() != before || model.searcher().Outdated(*encoded_)) {
+    encoded_ = model.searcher().Encode(*catalogue_, history_);
   }
   hash_ = Hash();
-  bytes_ = sizeof(GenerativeState) + history_.bytes() + memory_->bytes() + pending_.capacity() * sizeof(Event) +
+  bytes_ = sizeof(GenerativeState) + history_.bytes() + encoded_->bytes() + pending_.capacity() * sizeof(Event) +
            (seen_.capacity() + unknown_.capacity()) * (sizeof(uint64_t) + 1);
 }
 

@@ -1,5 +1,5 @@
 // What one generative version remembers of one user: short window, tier counts, buckets by first code, the items seen,
-// and the encoder's output. Each event is taken in once, in O(1); nothing of the history is read again. However a state
+// and what its searcher made of them (on a CPU the encoder's output). Each event is taken in once, in O(1); nothing of the history is read again. However a state
 // came about - built at once or extended event by event - it is the same
 // (tests/serving/engine/recommend_test.cc).
 #ifndef BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_H_
@@ -12,7 +12,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "models/glass/history.h"
-#include "models/glass/network.h"
+#include "models/glass/searcher.h"
 #include "serving/engine/rank_query.h"
 #include "serving/engine/recommend/generative_model.h"
 #include "store/history_store.h"
@@ -43,13 +43,13 @@ class GenerativeState {
   bool CanExtend(const HistoryTail& tail, int64_t view_us, const glass::Catalogue& catalogue) const;
   // Whether the memory that the state is made of still has the hash that the last change left.
   bool Verify() const { return Hash() == hash_; }
-  // Takes in `tail` and moves the view. True if the encoder has to run again.
+  // Takes in `tail` and moves the view.
   void Extend(const GenerativeModel& model, std::shared_ptr<const glass::Catalogue> catalogue, HistoryTail tail,
               int64_t view_us);
 
   const glass::Catalogue& catalogue() const { return *catalogue_; }
   const glass::History& history() const { return history_; }
-  const glass::Memory& memory() const { return *memory_; }
+  const glass::EncodedUser& encoded() const { return *encoded_; }
   bool Seen(uint64_t item_id) const { return seen_.contains(item_id); }
   const UserHead& head() const { return head_; }
   void SetHead(const UserHead& head) { head_ = head; }  // of the whole user, where the state was built from a part
@@ -74,7 +74,7 @@ class GenerativeState {
   glass::History history_;
   absl::flat_hash_set<uint64_t> seen_;     // item ids of all events taken in
   absl::flat_hash_set<uint64_t> unknown_;  // of behaviours whose item has no semantic ID
-  std::shared_ptr<const glass::Memory> memory_;
+  std::unique_ptr<const glass::EncodedUser> encoded_;
   uint64_t hash_ = 0;
   size_t bytes_ = 0;
 };

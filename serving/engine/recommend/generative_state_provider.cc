@@ -43,7 +43,8 @@ absl::StatusOr<GenerativeStateAnswer> GenerativeStateProvider::Acquire(const Gen
   const auto entry = cache_->Get(request.user, StateKey(*request.model, request.parameter_hash));
   if (StatePin::TryAcquire(entry, &answer.pin)) {
     const GenerativeState* state = answer.pin.generative();
-    if (state != nullptr && state->IsOf(*head, catalogue.get()) && state->Answers(request.view_us)) {
+    if (state != nullptr && state->IsOf(*head, catalogue.get()) && state->Answers(request.view_us) &&
+        !request.model->searcher().Outdated(state->encoded())) {
       answer.report = {.source = "hit", .tier = "host", .rows_reused = state->events(), .state_bytes = state->Bytes()};
       Count(answer);
       return answer;

@@ -127,16 +127,21 @@ void Recommender::AddTiming(PreparedRank* request, std::string_view stage, int64
       ->Observe(static_cast<double>(duration_us) * 1e-6);
 }
 
-Recommender::Found Recommender::Search(const GenerativeState& state, size_t beam, bool explain,
-                                       PreparedRank* request) const {
+absl::StatusOr<Recommender::Found> Recommender::Search(const GenerativeState& state, size_t beam,
+                                                       const PreparedRank& request) const {
   Found found;
-  glass::SearchOptions options;
-  options.beam = beam;
-  options.trie = &state.catalogue().trie();
-  options.pool = request->served->generative->pool();
-  if (explain) options.steering = &found.steering;
-  found.beams = glass::Search(request->served->generative->network(), state.memory(),
-                              glass::BucketsOf(state.catalogue(), state.history()), options);
+  const glass::UserSearch search{.user = &state.encoded(),
+                                 .catalogue = &state.catalogue(),
+                                 .history = &state.history(),
+                                 .beam = beam,
+                                 .steering = request.query.explain_top > 0 ? &found.steering : nullptr};
+  const absl::Status status = request.served->generative->searcher().Search({&search, 1}, {&found.beams, 1});
+  if (!status.ok()) return status;
+  for (const glass::Beam& one : found.beams) {
+    if (std::isfinite(one.score)) continue;
+    return absl::InternalError(absl::StrCat("model ", request.served->name, " version ", request.served->version,
+                                            " gave a log-probability that is not finite"));
+  }
   return found;
 }
 
@@ -177,35 +182,26 @@ absl::Status Recommender::Generate(const RecommendSpec& spec, size_t wanted, Pre
   const GenerativeState& state = *pin->generative();
   int64_t start_us = clock_->MonotonicMicros();
   reply->beam = BeamOf(*request);
-  const Found found = Search(state, reply->beam, request->query.explain_top > 0, request);
-  reply->sids_found = found.beams.size();
+  const absl::StatusOr<Found> found = Search(state, reply->beam, *request);
+  if (!found.ok()) return found.status();
+  reply->sids_found = found->beams.size();
   AddTiming(request, "decode", start_us);
   start_us = clock_->MonotonicMicros();
+  const glass::Catalogue& catalogue = state.catalogue();
   Filter filter(spec, *request, state, catalog_, &reply->filtered);
-  const size_t explain_top = Size(request->query.explain_top);
-  size_t per_sid = Size(request->parameters.Int("recommend_per_sid_max"));
-  if (per_sid == 0) per_sid = SIZE_MAX;
-  for (size_t b = 0; b < found.beams.size() && reply->items.size() < wanted; ++b) {
-    const glass::Beam& beam = found.beams[b];
-    if (!std::isfinite(beam.score)) {
-      return absl::InternalError(absl::StrCat("model ", request->served->name, " version ", request->served->version,
-                                              " gave a log-probability that is not finite"));
+  glass::RecommendOptions options;
+  options.count = wanted;
+  if (const size_t most = Size(request->parameters.Int("recommend_per_sid_max")); most > 0) options.per_sid_max = most;
+  options.keep = [&](uint32_t row) { return filter.Keep(catalogue.item_id(row)); };
+  options.beyond_per_sid = &reply->filtered.per_sid;
+  for (const glass::RecommendedItem& one : glass::ItemsOf(catalogue, found->beams, options)) {
+    const glass::Sid& sid = catalogue.sid(one.row);
+    const float score = found->beams[one.beam].score;
+    Recommended item{catalogue.item_id(one.row), {sid.begin(), sid.end()}, score, score, {}, {}, 0};
+    if (request->query.explain_top > 0) {
+      Explain(state, sid, found->steering[one.beam], Size(request->query.explain_top), &item);
     }
-    size_t of_sid = 0;
-    for (const uint32_t row : state.catalogue().Items(beam.node)) {
-      if (reply->items.size() == wanted) break;
-      const uint64_t item_id = state.catalogue().item_id(row);
-      if (!filter.Keep(item_id)) continue;
-      if (of_sid == per_sid) {
-        ++reply->filtered.per_sid;
-        continue;
-      }
-      ++of_sid;
-      const glass::Sid& sid = state.catalogue().sid(row);
-      Recommended item{item_id, {sid.begin(), sid.end()}, beam.score, beam.score, {}, {}, 0};
-      if (explain_top > 0) Explain(state, sid, found.steering[b], explain_top, &item);
-      reply->items.push_back(std::move(item));
-    }
+    reply->items.push_back(std::move(item));
   }
   AddTiming(request, "items", start_us);
   return Judge(spec, filter.Describe(), reply);
@@ -260,11 +256,9 @@ absl::Status Recommender::Recommend(const RecommendSpec& spec, std::shared_ptr<c
 absl::Status Recommender::Probe(const GenerativeModel& model) const {
   const glass::Catalogue& catalogue = *model.loaded().catalogue;
   const glass::History nobody(&catalogue);
-  const glass::Memory memory = glass::Encode(model.network(), nobody, model.pool());
-  glass::SearchOptions options;
-  options.beam = Size(model.config().beam);
-  options.trie = &catalogue.trie();
-  for (const glass::Beam& beam : glass::Search(model.network(), memory, glass::BucketsOf(catalogue, nobody), options)) {
+  const auto beams = glass::EncodeAndSearch(model.searcher(), catalogue, nobody, Size(model.config().beam));
+  if (!beams.ok()) return beams.status();
+  for (const glass::Beam& beam : *beams) {
     if (!std::isfinite(beam.score)) return absl::InternalError("a log-probability is not finite");
   }
   return absl::OkStatus();

@@ -31,7 +31,7 @@ class Recommender {
   // The user's state; fills what the reply says of it.
   absl::StatusOr<StatePin> Acquire(PreparedRank* request) const;
   absl::Status Generate(const RecommendSpec& spec, size_t wanted, PreparedRank* request, RecommendReply* reply) const;
-  Found Search(const GenerativeState& state, size_t beam, bool explain, PreparedRank* request) const;
+  absl::StatusOr<Found> Search(const GenerativeState& state, size_t beam, const PreparedRank& request) const;
   absl::Status RankItems(const RecommendSpec& spec, std::shared_ptr<const ServedModel> rank_with,
                          const PreparedRank& request, RecommendReply* reply) const;
   void AddTiming(PreparedRank* request, std::string_view stage, int64_t start_us) const;

@@ -18,7 +18,7 @@ using ::testing::IsEmpty;
 
 std::shared_ptr<const glass::LoadedGlass> LoadTiny(uint32_t seed) {
   const TempDir dir;
-  glass::WriteParts(glass::MakeParts("tiny", 60, seed), dir.path("1"));
+  glass::MustWrite(glass::MakeParts("tiny", 60, seed), dir.path("1"));
   auto loaded = glass::LoadGlassVersion(dir.path("1"));
   EXPECT_TRUE(loaded.ok()) << loaded.status();
   return *std::move(loaded);
@@ -30,7 +30,7 @@ std::shared_ptr<const ServedModel> ServedTiny(std::shared_ptr<const glass::Loade
   served->name = "tiny";
   served->version = version;
   served->content_hash = loaded->hash;
-  auto generative = std::make_shared<const GenerativeModel>(std::move(loaded), nullptr);
+  auto generative = std::make_shared<const GenerativeModel>(std::move(loaded));
   served->generative_state_id = generative->state_id();
   served->generative = std::move(generative);
   return served;
@@ -108,7 +108,9 @@ class RecommendTest : public ::testing::Test {
     const auto snapshot = store_.Read({"default", user}, {});
     ASSERT_TRUE(snapshot.ok());
     glass::GoldenCase golden{"", snapshot->events, view_us, reply.beam, reply.items.size(), true, {}};
-    const auto want = glass::RunGolden(*loaded.network, *loaded.catalogue, golden, nullptr);
+    const auto ran = glass::RunGolden(*loaded.searcher, *loaded.catalogue, golden);
+    ASSERT_TRUE(ran.ok()) << ran.status();
+    const glass::GoldenExpectation& want = *ran;
     ASSERT_EQ(reply.items.size(), want.items.size());
     for (size_t i = 0; i < want.items.size(); ++i) {
       EXPECT_EQ(reply.items[i].item_id, want.items[i]) << i;
@@ -478,7 +480,7 @@ TEST_F(RecommendTest, AStateThatMemoryCorruptedIsRebuilt) {
   ASSERT_TRUE(before.ok());
   const auto entry = engine_->cache_for_test().Get(
       {"default", "ned"},
-      GenerativeStateProvider::StateKey(GenerativeModel(first_, nullptr), engine_->parameters().StateHash()));
+      GenerativeStateProvider::StateKey(GenerativeModel(first_), engine_->parameters().StateHash()));
   {
     StateLease lease = StateLease::Acquire(entry);
     ASSERT_NE(lease.generative(), nullptr);
