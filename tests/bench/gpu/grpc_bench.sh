@@ -79,7 +79,7 @@ rates_of_hits() {
   stop
 }
 
-nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv,noheader
+command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv,noheader
 for what in "${@:-low resident rates}"; do
   for one in $what; do
     case $one in
