@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/card_kv.h"
+#include "models/grab/cuda/history_tokens.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/prefill.h"
 #include "models/grab/cuda/tokens.h"
@@ -78,7 +79,8 @@ class CudaModel final : public Model {
   size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
   // 16,384 rows are some 20 milliseconds of a card; without one, the CPU's K/V are made in steps.
   bool ExtendsAtOnce() const override { return network_ != nullptr && runtime_->device().health().ok(); }
-  int lanes() const override { return network_ == nullptr ? 0 : std::max(1, runtime_->options().lanes); }
+  // One more than pass at once: while the answers of one go out, the next is there to take its lane.
+  int lanes() const override { return network_ == nullptr ? 0 : 1 + std::max(1, runtime_->options().lanes); }
   std::unique_ptr<UserKv> NewState() const override {
     auto host = cpu_->NewState();
     return std::make_unique<CudaUserKv>(pages_, tenant_,
@@ -110,7 +112,8 @@ class CudaModel final : public Model {
   std::shared_ptr<CudaTenant> tenant_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
   std::unique_ptr<CudaPrefill> prefill_;
-  std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes token rows
+  std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes candidates' token rows
+  std::unique_ptr<CudaHistoryTokens> history_tokens_;  // null: the CPU makes histories'
   mutable Lanes lanes_;
 };
 
@@ -122,13 +125,19 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   auto network = CudaNetwork::Load(config(), tensors, runtime_->gemms(), *pages);
   if (!network.ok()) return network.status();
   constexpr size_t kTableShare = 4;  // of what is free
-  auto tokens =
-      CudaTokens::Load(config(), tensors, (*network)->widths().stride, runtime_->device().FreeBytes() / kTableShare,
-                       runtime_->shared_device(), runtime_->gemms());
-  if (!tokens.ok()) {
-    runtime_->Log(absl::StrCat("model ", config().name,
-                               ": the CPU makes its candidates' token rows: ", std::string(tokens.status().message())));
-  }
+  const int stride = (*network)->widths().stride;
+  const auto tables = std::make_shared<CudaTokenTables>(runtime_->shared_device(),
+                                                        runtime_->device().FreeBytes() / kTableShare);
+  const auto by_cpu = [&](const char* whose, const absl::Status& why) {
+    if (why.ok()) return;
+    runtime_->Log(absl::StrCat("model ", config().name, ": the CPU makes its ", whose,
+                               " token rows: ", std::string(why.message())));
+  };
+  auto tokens = CudaTokens::Load(CudaTokens::View::kCandidates, config(), tensors, stride, tables,
+                                 runtime_->shared_device(), runtime_->gemms());
+  by_cpu("candidates'", tokens.status());
+  auto history = CudaHistoryTokens::Load(config(), tensors, stride, tables, runtime_->shared_device(), runtime_->gemms());
+  by_cpu("histories'", history.status());
   CudaTokens* const made_tokens = tokens.ok() ? tokens->get() : nullptr;
   std::vector<TwoLanes> made;  // nothing is kept of a load that fails on its way
   for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
@@ -152,6 +161,7 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   tenant_ = runtime_->TenantFor(state_id(), *shape);
   if (tenant_->blocks == 0) tenant_->compute = *compute;
   if (tokens.ok()) tokens_ = *std::move(tokens);
+  if (history.ok()) history_tokens_ = *std::move(history);
   for (TwoLanes& lanes : made) lanes_.Add(std::move(lanes));
   pages_ = *std::move(pages);
   network_ = *std::move(network);
@@ -394,7 +404,7 @@ absl::Status CudaModel::Tokenize(std::span<const Slice> slices, std::span<const 
   if (lanes->tokens != nullptr) {
     std::vector<CudaTokenSlice> on_card;
     for (size_t s = 0; s < slices.size(); ++s) {
-      on_card.push_back({.candidates = slices[s].segment->candidates,
+      on_card.push_back({.item = &slices[s].segment->candidates->item,
                          .first = slices[s].first,
                          .count = slices[s].count,
                          .row = static_cast<size_t>(at[s].first_row),
