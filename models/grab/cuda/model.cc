@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/card_kv.h"
+#include "models/grab/cuda/history_tokens.h"
+#include "models/grab/cuda/lanes.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/prefill.h"
 #include "models/grab/cuda/tokens.h"
@@ -22,36 +22,6 @@ namespace {
 
 constexpr size_t kTokenRows = 64;  // of one tokenizer task
 constexpr int kRowAlign = 4;       // of a segment's first row in a launch
-
-struct TwoLanes {
-  std::unique_ptr<CudaLane> network;
-  std::unique_ptr<CudaTokenLane> tokens;  // null: the CPU makes the token rows
-};
-
-// The lanes of a model; a caller has one to itself.
-class Lanes {
- public:
-  void Add(TwoLanes lane) { free_.push_back(std::move(lane)); }
-  TwoLanes Take() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !free_.empty(); });
-    auto lane = std::move(free_.back());
-    free_.pop_back();
-    return lane;
-  }
-  void Give(TwoLanes lane) {
-    {
-      std::lock_guard lock(mutex_);
-      free_.push_back(std::move(lane));
-    }
-    changed_.notify_one();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<TwoLanes> free_;  // guarded by mutex_
-};
 
 // Candidates [first, first + count) of a segment.
 struct Slice {
@@ -109,7 +79,8 @@ class CudaModel final : public Model {
   std::shared_ptr<CudaTenant> tenant_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
   std::unique_ptr<CudaPrefill> prefill_;
-  std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes token rows
+  std::unique_ptr<CudaTokens> tokens_;                 // null: the CPU makes token rows
+  std::unique_ptr<CudaHistoryTokens> history_tokens_;  // the same; one call at a time, under prefill_'s turn
   mutable Lanes lanes_;
 };
 
@@ -129,6 +100,15 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
                                ": the CPU makes its candidates' token rows: ", std::string(tokens.status().message())));
   }
   CudaTokens* const made_tokens = tokens.ok() ? tokens->get() : nullptr;
+  auto history_tokens = CudaHistoryTokens::Create(config(), tensors, (*network)->widths().stride,
+                                                  runtime_->device().FreeBytes() / kTableShare,
+                                                  runtime_->shared_device(), runtime_->gemms());
+  if (history_tokens.ok()) {
+    history_tokens_ = *std::move(history_tokens);
+  } else {
+    runtime_->Log(absl::StrCat("model ", config().name, ": the CPU makes its histories' token rows: ",
+                               std::string(history_tokens.status().message())));
+  }
   std::vector<TwoLanes> made;  // nothing is kept of a load that fails on its way
   for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
     TwoLanes lanes;
@@ -220,13 +200,21 @@ absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const
 absl::Status CudaModel::Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const {
   const size_t d = static_cast<size_t>(config().d);
   const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
-  return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
-    ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
-      const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
-      partial_.Run(no_user, tokens[c].tokens, from + at, rows, out + at * stride);
-      Spread(rows, d, stride, out + at * stride);
-    });
-  });
+  absl::Status card;  // why it could not, if it is lost
+  const absl::Status status =
+      prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+        if (history_tokens_ != nullptr && count >= CudaHistoryTokens::kRowsMin) {
+          const absl::Status made = history_tokens_->Run(tokens[c].tokens, from, count, out);
+          if (made.ok()) return;
+          if (!absl::IsResourceExhausted(made)) card.Update(made);
+        }
+        ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
+          const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
+          partial_.Run(no_user, tokens[c].tokens, from + at, rows, out + at * stride);
+          Spread(rows, d, stride, out + at * stride);
+        });
+      });
+  return card.ok() ? status : card;
 }
 
 // Times whole histories of made-up tokens, tokenizer included, as long as the pool has room or nearly so: users of
@@ -393,7 +381,7 @@ absl::Status CudaModel::Tokenize(std::span<const Slice> slices, std::span<const 
   if (lanes->tokens != nullptr) {
     std::vector<CudaTokenSlice> on_card;
     for (size_t s = 0; s < slices.size(); ++s) {
-      on_card.push_back({.candidates = slices[s].segment->candidates,
+      on_card.push_back({.item = &slices[s].segment->candidates->item,
                          .first = slices[s].first,
                          .count = slices[s].count,
                          .row = static_cast<size_t>(at[s].first_row),

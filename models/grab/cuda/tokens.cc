@@ -55,8 +55,8 @@ class TokenLane final : public CudaTokenLane {
 
 class Tokens final : public CudaTokens {
  public:
-  Tokens(std::shared_ptr<CudaDevice> device, std::shared_ptr<CudaGemmLibrary> gemms)
-      : device_(std::move(device)), gemms_(std::move(gemms)) {}
+  Tokens(std::shared_ptr<CudaDevice> device, std::shared_ptr<CudaGemmLibrary> gemms, CudaTokenView view)
+      : device_(std::move(device)), gemms_(std::move(gemms)), history_(view == CudaTokenView::kHistory) {}
 
   absl::Status Load(const Config& config, const TensorMap& tensors, int stride, size_t table_bytes_max);
   absl::StatusOr<std::unique_ptr<CudaTokenLane>> NewLane(size_t rows_max) const override;
@@ -72,9 +72,14 @@ class Tokens final : public CudaTokens {
   absl::Status Fill(std::span<const CudaTokenSlice> slices, size_t rows, TokenLane* lane, cudaStream_t stream) const;
   absl::StatusOr<const Products*> ProductsFor(int rows) const;
   size_t n() const { return Size(args_.hidden + args_.d); }
+  const std::vector<SparseFieldConfig>& Sparse(const Config& config) const {
+    return history_ ? config.tokenizer.partial : config.tokenizer.full;
+  }
+  bool OnUserSide(const auto& field) const { return !history_ && IsUserSide(field); }
 
   const std::shared_ptr<CudaDevice> device_;
   const std::shared_ptr<CudaGemmLibrary> gemms_;
+  const bool history_;
   CudaTokenArgs args_;  // what does not change from launch to launch
   size_t plain_hidden_ = 0, plain_d_ = 0;
   CudaBuffer tables_, matrices_, vectors_;
@@ -88,8 +93,8 @@ absl::Status Tokens::LoadTables(const Config& config, const TensorMap& tensors, 
   size_t bytes = 0;
   std::vector<std::pair<const float*, size_t>> copies;
   std::vector<std::string> of_field;
-  for (const SparseFieldConfig& field : config.tokenizer.full) {
-    if (IsUserSide(field)) continue;
+  for (const SparseFieldConfig& field : Sparse(config)) {
+    if (OnUserSide(field)) continue;
     of_field.push_back(field.table);
     if (at.contains(field.table)) continue;
     auto table = tensors.Get(absl::StrCat("tok.table.", field.table), {int64_t{field.vocab}, config.embedding});
@@ -99,8 +104,8 @@ absl::Status Tokens::LoadTables(const Config& config, const TensorMap& tensors, 
     bytes += (copies.back().second + 255) / 256 * 256;
   }
   if (bytes > table_bytes_max) {
-    return absl::ResourceExhaustedError(absl::StrCat("the candidates' embedding tables have ", bytes,
-                                                     " bytes, at most ", table_bytes_max, " go to the card"));
+    return absl::ResourceExhaustedError(absl::StrCat("their embedding tables have ", bytes, " bytes, at most ",
+                                                     table_bytes_max, " go to the card"));
   }
   if (of_field.size() > kCudaTokenFields) {
     return absl::InvalidArgumentError(
@@ -123,12 +128,13 @@ absl::Status Tokens::LoadTables(const Config& config, const TensorMap& tensors, 
 absl::Status Tokens::LoadNetwork(const Config& config, const TensorMap& tensors) {
   // Columns of v in the model's order, and whose side each is on.
   std::vector<bool> user_side;
-  for (const SparseFieldConfig& field : config.tokenizer.full) {
-    user_side.insert(user_side.end(), Size(config.embedding), IsUserSide(field));
+  for (const SparseFieldConfig& field : Sparse(config)) {
+    user_side.insert(user_side.end(), Size(config.embedding), OnUserSide(field));
   }
-  for (const DenseFieldConfig& field : config.tokenizer.full_dense) {
-    user_side.push_back(IsUserSide(field));
-    args_.dense += !IsUserSide(field);
+  for (size_t f = 0; !history_ && f < config.tokenizer.full_dense.size(); ++f) {
+    const DenseFieldConfig& field = config.tokenizer.full_dense[f];
+    user_side.push_back(OnUserSide(field));
+    args_.dense += !OnUserSide(field);
   }
   args_.user_columns = static_cast<int>(std::count(user_side.begin(), user_side.end(), true));
   args_.embedding = config.embedding;
@@ -137,7 +143,7 @@ absl::Status Tokens::LoadNetwork(const Config& config, const TensorMap& tensors)
   const int64_t v = static_cast<int64_t>(user_side.size()), hidden = config.gate_mlp_hidden, d = config.d;
   absl::Status status;
   const auto get = [&](const char* name, std::vector<int64_t> shape) -> const float* {
-    auto view = tensors.Get(absl::StrCat("tok.f.", name), shape);
+    auto view = tensors.Get(absl::StrCat(history_ ? "tok.p." : "tok.f.", name), shape);
     if (!view.ok() && status.ok()) status = view.status();
     return view.ok() ? view->data : nullptr;
   };
@@ -233,7 +239,7 @@ absl::Status Tokens::Fill(std::span<const CudaTokenSlice> slices, size_t rows, T
   size_t id = 0;
   for (size_t s = 0; s < slices.size(); ++s) {
     const CudaTokenSlice& slice = slices[s];
-    const TokenColumns& item = slice.candidates->item;
+    const TokenColumns& item = *slice.item;
     for (size_t f = 0; f < fields; ++f) {
       const SparseColumn& column = item.sparse[f];
       const size_t from = column.offsets[slice.first], to = column.offsets[slice.first + slice.count];
@@ -319,8 +325,9 @@ absl::Status Tokens::Run(std::span<const CudaTokenSlice> slices, int rows, CudaT
 
 absl::StatusOr<std::unique_ptr<CudaTokens>> CudaTokens::Load(const Config& config, const TensorMap& tensors, int stride,
                                                              size_t table_bytes_max, std::shared_ptr<CudaDevice> device,
-                                                             std::shared_ptr<CudaGemmLibrary> gemms) {
-  auto tokens = std::make_unique<Tokens>(std::move(device), std::move(gemms));
+                                                             std::shared_ptr<CudaGemmLibrary> gemms,
+                                                             CudaTokenView view) {
+  auto tokens = std::make_unique<Tokens>(std::move(device), std::move(gemms), view);
   if (absl::Status status = tokens->Load(config, tensors, stride, table_bytes_max); !status.ok()) return status;
   return tokens;
 }

@@ -17,9 +17,9 @@
 
 namespace backstory::grab {
 
-// Candidates [first, first + count) become rows [row, row + count) of a launch.
+// Tokens [first, first + count) become rows [row, row + count) of a launch.
 struct CudaTokenSlice {
-  const CandidateTokens* candidates = nullptr;
+  const TokenColumns* item = nullptr;  // the item side of candidates, or history rows
   size_t first = 0, count = 0, row = 0;
   const TokenNet::UserPart* user = nullptr;
 };
@@ -30,6 +30,9 @@ class CudaTokenLane {
   virtual ~CudaTokenLane() = default;
 };
 
+// Which network: of candidates (the full view), or of history rows (the partial view, which has no user side).
+enum class CudaTokenView { kCandidates, kHistory };
+
 // Immutable, thread-safe for different lanes.
 class CudaTokens {
  public:
@@ -37,7 +40,8 @@ class CudaTokens {
   // INVALID_ARGUMENT for a network that the kernels cannot do. `stride` is that of the rows.
   static absl::StatusOr<std::unique_ptr<CudaTokens>> Load(const Config& config, const TensorMap& tensors, int stride,
                                                           size_t table_bytes_max, std::shared_ptr<CudaDevice> device,
-                                                          std::shared_ptr<CudaGemmLibrary> gemms);
+                                                          std::shared_ptr<CudaGemmLibrary> gemms,
+                                                          CudaTokenView view = CudaTokenView::kCandidates);
   virtual ~CudaTokens() = default;
   virtual absl::StatusOr<std::unique_ptr<CudaTokenLane>> NewLane(size_t rows_max) const = 0;
   // Enqueues what writes `out` [rows][stride] (on the card); rows of no slice become those of an empty token. The
