@@ -86,11 +86,12 @@ void Pressure(const Model& model, CudaPagePool* pool, const CudaRuntime& runtime
   for (std::thread& thread : threads) thread.join();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const CudaPagePool::Stats after = pool->GetStats();
-  std::printf("%zu users x %zu rows in turn, %d blocks on the card, %s: %.1f scores/s; hits %lu copied %lu computed %lu "
-              "fallbacks %lu\n",
-              kUsers, kRows, pool->blocks(), host ? "pages from the host" : "computed again", kThreads * kCalls / seconds,
-              after.hits - before.hits, after.onboarded - before.onboarded, after.recomputed - before.recomputed,
-              runtime.counters.fallbacks.load());
+  std::printf(
+      "%zu users x %zu rows in turn, %d blocks on the card, %s: %.1f scores/s; hits %lu copied %lu computed %lu "
+      "fallbacks %lu\n",
+      kUsers, kRows, pool->blocks(), host ? "pages from the host" : "computed again", kThreads * kCalls / seconds,
+      after.hits - before.hits, after.onboarded - before.onboarded, after.recomputed - before.recomputed,
+      runtime.counters.fallbacks.load());
 }
 
 void Run(int repeats) {

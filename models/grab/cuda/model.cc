@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
 #include <cstring>
-#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/card_kv.h"
 #include "models/grab/cuda/history_tokens.h"
+#include "models/grab/cuda/lanes.h"
 #include "models/grab/cuda/network.h"
-#include "models/grab/cuda/prefill.h"
+#include "models/grab/cuda/prefills.h"
 #include "models/grab/cuda/tokens.h"
 #include "models/grab/key_runs.h"
 #include "models/grab/segment_check.h"
@@ -23,36 +22,6 @@ namespace {
 
 constexpr size_t kTokenRows = 64;  // of one tokenizer task
 constexpr int kRowAlign = 4;       // of a segment's first row in a launch
-
-struct TwoLanes {
-  std::unique_ptr<CudaLane> network;
-  std::unique_ptr<CudaTokenLane> tokens;  // null: the CPU makes the token rows
-};
-
-// The lanes of a model; a caller has one to itself.
-class Lanes {
- public:
-  void Add(TwoLanes lane) { free_.push_back(std::move(lane)); }
-  TwoLanes Take() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !free_.empty(); });
-    auto lane = std::move(free_.back());
-    free_.pop_back();
-    return lane;
-  }
-  void Give(TwoLanes lane) {
-    {
-      std::lock_guard lock(mutex_);
-      free_.push_back(std::move(lane));
-    }
-    changed_.notify_one();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<TwoLanes> free_;  // guarded by mutex_
-};
 
 // Candidates [first, first + count) of a segment.
 struct Slice {
@@ -111,9 +80,8 @@ class CudaModel final : public Model {
   std::shared_ptr<CudaPagePool> pages_;
   std::shared_ptr<CudaTenant> tenant_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
-  std::unique_ptr<CudaPrefill> prefill_;
+  std::unique_ptr<CudaPrefills> prefills_;
   std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes candidates' token rows
-  std::unique_ptr<CudaHistoryTokens> history_tokens_;  // null: the CPU makes histories'
   mutable Lanes lanes_;
 };
 
@@ -153,15 +121,15 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
     }
     made.push_back(std::move(lanes));
   }
-  auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
-  if (!prefill.ok()) return prefill.status();
-  prefill_ = *std::move(prefill);
+  auto prefills = CudaPrefills::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages,
+                                       history.ok() ? *std::move(history) : nullptr);
+  if (!prefills.ok()) return prefills.status();
+  prefills_ = *std::move(prefills);
   auto compute = MeasureCompute(pages->get());
   if (!compute.ok()) return compute.status();
   tenant_ = runtime_->TenantFor(state_id(), *shape);
   if (tenant_->blocks == 0) tenant_->compute = *compute;
   if (tokens.ok()) tokens_ = *std::move(tokens);
-  if (history.ok()) history_tokens_ = *std::move(history);
   for (TwoLanes& lanes : made) lanes_.Add(std::move(lanes));
   pages_ = *std::move(pages);
   network_ = *std::move(network);
@@ -229,9 +197,9 @@ absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const
 }
 
 absl::Status CudaModel::Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const {
-  const size_t d = static_cast<size_t>(config().d);
-  const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
-  return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+  return prefills_->Append(channels, tokens, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+    const size_t d = static_cast<size_t>(config().d);
+    const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
     ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
       const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
       partial_.Run(no_user, tokens[c].tokens, from + at, rows, out + at * stride);

@@ -47,7 +47,7 @@ class Prefill final : public CudaPrefill {
   }
 
   absl::Status Allocate(const Config& config);
-  absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) override;
+  absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens, const CardTokens& on_card) override;
   double last_milliseconds() const override { return milliseconds_; }
 
  private:
@@ -62,6 +62,7 @@ class Prefill final : public CudaPrefill {
 
   absl::Status AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens);
   absl::Status Upload(std::span<const CudaHistory> channels);
+  absl::Status MakeTokens(int channel, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card);
   absl::Status Wait();
   absl::Status Pass(std::span<const Chunk> chunks);
   absl::Status Layer(int layer, std::span<const Group> groups, CudaHistoryArgs* args);
@@ -439,7 +440,20 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
   return absl::OkStatus();
 }
 
-absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens& tokens) {
+absl::Status Prefill::MakeTokens(int c, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card) {
+  const size_t stride = static_cast<size_t>(weights_.widths.stride);
+  float* const to = At<float>(input_, c, weights_.widths.stride);
+  if (on_card != nullptr) {
+    const absl::Status made = on_card(static_cast<size_t>(c), chunk.first, chunk.rows, to, workspace_, stream_);
+    if (!absl::IsResourceExhausted(made)) return made;
+  }
+  float* const rows = At<float>(host_rows_, c, weights_.widths.stride);
+  tokens(static_cast<size_t>(c), chunk.first, chunk.rows, stride, rows);
+  return Check(cudaMemcpyAsync(to, rows, chunk.rows * stride * sizeof(float), cudaMemcpyHostToDevice, stream_),
+               "uploading a history");
+}
+
+absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens& tokens, const CardTokens& on_card) {
   std::lock_guard lock(mutex_);
   RETURN_IF_ERROR(device().Select());
   for (const CudaHistory& channel : channels) {
@@ -450,9 +464,7 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
   }
   milliseconds_ = 0;
   if (appender_->Takes(channels)) return AppendFew(channels, tokens);
-  RETURN_IF_ERROR(Upload(channels));
-  const CudaWidths& w = weights_.widths;
-  const size_t stride = static_cast<size_t>(w.stride);
+  bool uploaded = false;
   std::vector<Chunk> chunks(channels.size());
   for (size_t c = 0; c < channels.size(); ++c) chunks[c].first = channels[c].first;
   while (true) {
@@ -463,13 +475,11 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
       chunks[c].rows = std::min(kChunkRows - chunks[c].first % kPageRows, channels[c].rows - chunks[c].first);
       if (chunks[c].rows == 0) continue;
       more = true;
-      tokens(c, chunks[c].first, chunks[c].rows, stride, At<float>(host_rows_, static_cast<int>(c), w.stride));
-      RETURN_IF_ERROR(Check(cudaMemcpyAsync(At<float>(input_, static_cast<int>(c), w.stride),
-                                            At<float>(host_rows_, static_cast<int>(c), w.stride),
-                                            chunks[c].rows * stride * sizeof(float), cudaMemcpyHostToDevice, stream_),
-                            "uploading a history"));
+      RETURN_IF_ERROR(MakeTokens(static_cast<int>(c), chunks[c], tokens, on_card));
     }
     if (!more) return absl::OkStatus();
+    // The card makes the first chunk's tokens meanwhile.
+    if (!std::exchange(uploaded, true)) RETURN_IF_ERROR(Upload(channels));
     RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
     RETURN_IF_ERROR(Pass(chunks));
     RETURN_IF_ERROR(Wait());  // the pinned rows are written again by the next chunk
