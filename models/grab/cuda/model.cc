@@ -124,6 +124,7 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   auto prefills = CudaPrefills::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages,
                                        history.ok() ? *std::move(history) : nullptr);
   if (!prefills.ok()) return prefills.status();
+  by_cpu("histories'", (*prefills)->no_tokens());
   prefills_ = *std::move(prefills);
   auto compute = MeasureCompute(pages->get());
   if (!compute.ok()) return compute.status();

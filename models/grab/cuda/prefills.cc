@@ -20,8 +20,12 @@ absl::StatusOr<std::unique_ptr<CudaPrefills>> CudaPrefills::Create(const Config&
       if (!lane.ok() && !absl::IsResourceExhausted(lane.status())) return lane.status();
       // Every prefill the same: a user's rows must not depend on which one was free.
       if (!lane.ok() && i > 0) break;
-      if (!lane.ok()) tokens = nullptr;
-      if (lane.ok()) place.tokens = *std::move(lane);
+      if (lane.ok()) {
+        place.tokens = *std::move(lane);
+      } else {
+        made->no_tokens_ = lane.status();
+        tokens = nullptr;
+      }
     }
     made->free_.push_back(std::move(place));
   }

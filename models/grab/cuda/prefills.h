@@ -33,8 +33,8 @@ class CudaPrefills {
   // not: those of appends of a few, and of more ids than it takes.
   absl::Status Append(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens,
                       const CudaPrefill::Tokens& on_host);
-  // Whether the card makes token rows.
-  bool tokens_on_card() const { return tokens_ != nullptr; }
+  // Why the host makes all token rows, if memory for them was wanting.
+  const absl::Status& no_tokens() const { return no_tokens_; }
 
  private:
   struct Place {
@@ -43,6 +43,7 @@ class CudaPrefills {
   };
 
   std::unique_ptr<CudaHistoryTokens> tokens_;
+  absl::Status no_tokens_;
   std::mutex mutex_;
   std::condition_variable given_;
   std::vector<Place> free_;  // guarded by mutex_
