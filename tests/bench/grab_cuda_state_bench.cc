@@ -1,10 +1,12 @@
 // A user of grab-512 whose pages left the card: what the next score waits for when they are copied from host memory and
-// when they are computed again, by length, and what the cost model expects and takes.
+// when they are computed again, by length, and what the cost model expects and takes. Then users of grab-dlrm that are
+// always computed again, by callers at once.
 //   grab_cuda_state_bench [repeats]
 // Wall time of Model::Score of 256 candidates, tokenizer included, medians; one user at a time, nothing else queued.
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +15,7 @@
 
 #include "kernels/thread_pool.h"
 #include "models/grab/cuda/model.h"
+#include "models/grab/cuda/network.h"
 #include "models/grab/init_random.h"
 #include "tests/models/grab_fixture.h"
 
@@ -142,10 +145,46 @@ void Run(int repeats) {
   for (const bool host : {true, false, true, false}) Pressure(*model, pool.get(), *runtime, host, &random);
 }
 
+// Users of grab-dlrm whose pages are gone, one after the other: every request computes 7,000 rows through five layers.
+void Recomputes() {
+  constexpr size_t kUsers = 24, kRows = 7000;
+  const Config config = Must(PresetConfig("grab-dlrm"));
+  ThreadPool threads(8);
+  const CudaKvShape shape = Must(CudaNetwork::KvShape(config));
+  const size_t pages = (kRows + 127) / 128 * static_cast<size_t>(config.channels());
+  auto runtime = Must(CudaRuntime::Open(
+      {.kv_bytes = kUsers / 2 * pages * shape.block_bytes(), .lanes = 4, .warm_rows = 512, .fall_back = false}));
+  auto model = Must(CreateCudaModel(config, RandomWeights(config, 1), &threads, Dtype::kBf16, runtime));
+  auto pool = Must(runtime->PoolFor(shape));
+  Random random(3);
+  std::vector<User> users;
+  for (size_t u = 0; u < kUsers; ++u) users.push_back(MakeUser(*model, kRows, &random));
+  for (const size_t count : {1, 2, 3, 4}) {
+    const CudaPagePool::Stats before = pool->GetStats();
+    const auto begin = std::chrono::steady_clock::now();
+    const auto seconds = [&] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
+    std::atomic<size_t> next{0};
+    std::vector<std::thread> callers;
+    for (size_t t = 0; t < count; ++t) {
+      callers.emplace_back([&] {
+        while (seconds() < 0.7) ScoreMs(*model, &users[next++ % kUsers]);
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    const double took = seconds();
+    const CudaPagePool::Stats after = pool->GetStats();
+    std::printf("grab-dlrm, %zu rows computed for 256 candidates, %zu callers: %.1f users/s (hits %lu)\n", kRows, count,
+                static_cast<double>(after.recomputed - before.recomputed) / took, after.hits - before.hits);
+  }
+}
+
 }  // namespace
 }  // namespace backstory::grab
 
 int main(int argc, char** argv) {
   backstory::grab::Run(argc > 1 ? std::atoi(argv[1]) : 15);
+  backstory::grab::Recomputes();
   return 0;
 }
