@@ -10,7 +10,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/thread_pool.h"
@@ -62,15 +64,21 @@ User MakeUser(const Model& model, size_t rows, Random* random) {
   return user;
 }
 
-double ScoreMs(const Model& model, User* user) {
-  const ScoreSegment segment{.kv = user->kv.get(),
-                             .visible_rows = user->visible,
-                             .candidates = &user->candidates,
-                             .logits = user->logits.data()};
+// Users in one call.
+double ScoreMs(const Model& model, std::span<User* const> users) {
+  std::vector<ScoreSegment> segments;
+  for (User* user : users) {
+    segments.push_back({.kv = user->kv.get(),
+                        .visible_rows = user->visible,
+                        .candidates = &user->candidates,
+                        .logits = user->logits.data()});
+  }
   const auto begin = std::chrono::steady_clock::now();
-  Must(model.Score({&segment, 1}));
+  Must(model.Score(segments));
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
 }
+
+double ScoreMs(const Model& model, User* user) { return ScoreMs(model, {&user, 1}); }
 
 // Requests of users in turn, four threads, when the card has room for half of them.
 void Pressure(const Model& model, CudaPagePool* pool, const CudaRuntime& runtime, bool host, Random* random) {
@@ -159,7 +167,8 @@ void Recomputes() {
   Random random(3);
   std::vector<User> users;
   for (size_t u = 0; u < kUsers; ++u) users.push_back(MakeUser(*model, kRows, &random));
-  for (const size_t count : {1, 2, 3, 4}) {
+  const std::pair<size_t, size_t> loads[] = {{1, 1}, {1, 2}, {1, 3}, {1, 4}, {4, 1}, {4, 2}};
+  for (const auto& [together, count] : loads) {
     const CudaPagePool::Stats before = pool->GetStats();
     const auto begin = std::chrono::steady_clock::now();
     const auto seconds = [&] {
@@ -168,15 +177,20 @@ void Recomputes() {
     std::atomic<size_t> next{0};
     std::vector<std::thread> callers;
     for (size_t t = 0; t < count; ++t) {
-      callers.emplace_back([&] {
-        while (seconds() < 0.7) ScoreMs(*model, &users[next++ % kUsers]);
+      callers.emplace_back([&, size = together] {
+        while (seconds() < 0.6) {
+          const size_t first = next.fetch_add(size);
+          std::vector<User*> call;
+          for (size_t i = 0; i < size; ++i) call.push_back(&users[(first + i) % kUsers]);
+          ScoreMs(*model, call);
+        }
       });
     }
     for (std::thread& caller : callers) caller.join();
     const double took = seconds();
     const CudaPagePool::Stats after = pool->GetStats();
-    std::printf("grab-dlrm, %zu rows computed for 256 candidates, %zu callers: %.1f users/s (hits %lu)\n", kRows, count,
-                static_cast<double>(after.recomputed - before.recomputed) / took, after.hits - before.hits);
+    std::printf("grab-dlrm, %zu rows computed for 256 candidates, %zu users a call, %zu callers: %.1f users/s (hits %lu)\n",
+                kRows, together, count, static_cast<double>(after.recomputed - before.recomputed) / took, after.hits - before.hits);
   }
 }
 

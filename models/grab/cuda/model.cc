@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -64,7 +65,9 @@ class CudaModel final : public Model {
   absl::Status FindPages(const Slice& slice, CudaSegment* out, std::vector<int32_t>* scratch) const;
   // Whether this version's card holds, or may hold, the user's pages.
   bool OnCard(const CudaUserKv* kv) const { return network_ != nullptr && kv->pool() == pages_.get(); }
-  absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv) const;
+  // `computed` becomes whether rows were computed.
+  absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv, bool* computed) const;
+  absl::Status OnboardAll(std::span<const Slice> slices, std::vector<CudaPagePool::Pin>* pins) const;
   absl::StatusOr<ComputeCost> MeasureCompute(CudaPagePool* pages) const;
   absl::Status Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const;
   absl::Status Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, int rows,
@@ -173,18 +176,20 @@ absl::Status CudaModel::Extend(std::span<const ChannelRows> tokens, UserKv* base
   // Ahead of the score that will need it. If the card cannot, that score decides what to do.
   const bool lost = !runtime_->device().health().ok();
   if (!OnCard(kv) || (lost && runtime_->options().fall_back)) return kv->OnHost(*cpu_).status();
-  const absl::Status status = Onboard(*kv).status();
+  bool computed = false;
+  const absl::Status status = Onboard(*kv, &computed).status();
   return runtime_->options().fall_back ? absl::OkStatus() : status;
 }
 
-absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const {
+absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv, bool* computed) const {
   for (size_t c = 0; c < kv.tokens().size(); ++c) {  // before anybody is pushed out for it
     if (kv.facts(c).rows() > CudaPrefill::kRowsMax) {
       return absl::ResourceExhaustedError(
           absl::StrCat(kv.facts(c).rows(), " rows of channel ", c, ", the card takes ", CudaPrefill::kRowsMax));
     }
   }
-  return pages_->Onboard(kv, [this](const CudaUserKv& user, std::span<const size_t> first) {
+  return pages_->Onboard(kv, [this, computed](const CudaUserKv& user, std::span<const size_t> first) {
+    *computed = true;
     std::vector<CudaHistory> channels;
     for (size_t c = 0; c < first.size(); ++c) {
       channels.push_back({.first = first[c],
@@ -195,6 +200,30 @@ absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const
     }
     return Compute(channels, user.tokens());
   });
+}
+
+absl::Status CudaModel::OnboardAll(std::span<const Slice> slices, std::vector<CudaPagePool::Pin>* pins) const {
+  std::vector<const CudaUserKv*> users;
+  for (const Slice& slice : slices) {
+    if (slice.segment->kv != nullptr) users.push_back(static_cast<const CudaUserKv*>(slice.segment->kv));
+  }
+  pins->resize(users.size());
+  std::mutex mutex;
+  absl::Status status;  // guarded by mutex: the first error
+  const auto onboard = [&](size_t u) {
+    bool computed = false;
+    auto pin = Onboard(*users[u], &computed);
+    if (pin.ok()) (*pins)[u] = *std::move(pin);
+    std::lock_guard lock(mutex);
+    status.Update(pin.status());
+    return computed;
+  };
+  // Where one had to be computed, more of them may: side by side. Users that are there are not worth waking a thread.
+  size_t first = 0;
+  bool computed = false;
+  while (first < users.size() && !computed && status.ok()) computed = onboard(first++);
+  if (status.ok()) ParallelFor(pool_, users.size() - first, [&](size_t i) { onboard(first + i); });
+  return status;
 }
 
 absl::Status CudaModel::Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const {
@@ -407,17 +436,14 @@ absl::Status CudaModel::Tokenize(std::span<const Slice> slices, std::span<const 
 absl::Status CudaModel::Launch(std::span<const Slice> slices, TwoLanes* lanes, std::vector<int32_t>* scratch) const {
   CudaLane* const lane = lanes->network.get();
   if (absl::Status status = runtime_->device().Select(); !status.ok()) return status;
-  std::vector<CudaPagePool::Pin> pins;
   std::vector<CudaSegment> segments;
   int rows = 0;
   for (const Slice& slice : slices) {
     segments.push_back({.first_row = rows, .rows = static_cast<int>(slice.count)});
     rows += (segments.back().rows + kRowAlign - 1) / kRowAlign * kRowAlign;
-    if (slice.segment->kv == nullptr) continue;
-    auto pin = Onboard(*static_cast<const CudaUserKv*>(slice.segment->kv));
-    if (!pin.ok()) return pin.status();
-    pins.push_back(*std::move(pin));
   }
+  std::vector<CudaPagePool::Pin> pins;
+  if (absl::Status status = OnboardAll(slices, &pins); !status.ok()) return status;
   // The card begins with the tokens while the CPU looks for pages.
   if (absl::Status status = Tokenize(slices, segments, rows, lanes); !status.ok()) return status;
   for (size_t s = 0; s < slices.size(); ++s) {
