@@ -114,11 +114,8 @@ class HistoryConsumer {
         q_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.q) + group_ * 64 * 128, 16))),
         k_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.k), 16))),
         v_word_(Uniform(cuda::MatrixWord(cuda::SharedAddress(shared.v), Shape::kPageRows * 128))),
-        bias_(args, tile.channel, tile.head, tile.row + warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4, tile.row,
-              tile.page_newest,
-              args.n_time <= kHistoryTimesCoded
-                  ? reinterpret_cast<float*>(&shared + 1) + warp_ * 16 * HistoryTimeStride(args.n_time)
-                  : nullptr) {}
+        bias_(args, tile.channel, tile.head, tile.row + warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4,
+              tile.page_newest, reinterpret_cast<float*>(&shared + 1) + warp_ * 16 * HistoryTimeStride(args.n_time)) {}
 
   __device__ __forceinline__ void Run() {
     if (group_ == 1) cuda::NamedArrive(TurnOf(0), 256);  // the first turn is group 0's
@@ -177,12 +174,13 @@ class HistoryConsumer {
   __device__ __forceinline__ void Pages(float (&o)[kD / 2]) {
     float s[64], rescale[2];
     uint32_t p[32];
+    bias_.Start();
     barriers_.QFull().Wait(0);
     barriers_.KFull(k_.stage).Wait(k_.phase);
     IssueQk(k_.stage, s);
 #pragma unroll
     for (int i = 0; i < kD / 2; ++i) o[i] = 0;
-    bias_.Start();
+    bias_.FinishStart();
     PageLook look = bias_.Look(tile_.page_last);
     cuda::WgmmaWait<0>();
     cuda::Pin(s);

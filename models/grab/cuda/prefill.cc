@@ -380,7 +380,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .d_h = w.d_h,
                        .layers = w.layers,
                        .n_pos = w.n_pos,
-                       .n_time = w.n_time,
+                       .n_time = std::min(w.n_time, kCudaHistoryTimes),
                        .table_width = w.table,
                        .scale = scale_,
                        .window_rows = windows_.rows,
