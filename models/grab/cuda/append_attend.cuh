@@ -1,6 +1,6 @@
 // Attention of a few appended rows: the pages of a head are split over blocks, a page's keys over warps, and every warp
 // keeps its own online softmax. Position and time bias are added to each key before its product with q, so no table of
-// biases is made.
+// biases is made. Over the size bar because a warp's softmax, from its keys to its part, is best read in one piece.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_APPEND_ATTEND_CUH_
 #define BACKSTORY_MODELS_GRAB_CUDA_APPEND_ATTEND_CUH_
 
