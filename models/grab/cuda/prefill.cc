@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/appender.h"
+#include "models/grab/cuda/history_facts.h"
 #include "models/grab/cuda/history_kernels.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/row_kernels.h"
@@ -51,18 +52,15 @@ class Prefill final : public CudaPrefill {
   double last_milliseconds() const override { return milliseconds_; }
 
  private:
-  // Per channel, of kRowsMax rows, at the same place in pinned memory and on the card.
-  struct Facts {
-    int64_t *time, *tie;
-    int32_t *previous_tie, *oldest_tie, *action, *blocks;
-  };
   struct Chunk {
     size_t first = 0, rows = 0;
   };
 
+  absl::Status AppendMany(std::span<const CudaHistory> channels, const Tokens& tokens, const CardTokens& on_card);
   absl::Status AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens);
-  absl::Status Upload(std::span<const CudaHistory> channels);
-  absl::Status MakeTokens(int channel, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card);
+  // `by_host` becomes true if the card will read host_rows_.
+  absl::Status MakeTokens(int channel, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card,
+                          bool* by_host);
   absl::Status Wait();
   absl::Status Pass(std::span<const Chunk> chunks);
   absl::Status Layer(int layer, std::span<const Group> groups, CudaHistoryArgs* args);
@@ -92,7 +90,7 @@ class Prefill final : public CudaPrefill {
   CudaBuffer memory_, pinned_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, end_ = nullptr;
-  std::vector<Facts> host_, card_;
+  std::vector<CudaHistoryFactPlaces> host_, card_;
   float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr;
   int64_t* edges_ = nullptr;
   CudaHistoryLimits* limits_ = nullptr;
@@ -119,7 +117,7 @@ absl::Status Prefill::Allocate(const Config& config) {
   };
   host_.resize(size(w.channels));
   card_.resize(size(w.channels));
-  for (Facts& facts : card_) {
+  for (CudaHistoryFactPlaces& facts : card_) {
     place(&facts.time, kRowsMax, 8);
     place(&facts.tie, kRowsMax, 8);
     place(&facts.previous_tie, kRowsMax, 4);
@@ -154,7 +152,7 @@ absl::Status Prefill::Allocate(const Config& config) {
                                                (reinterpret_cast<char*>(on_card) - memory_.as<char>()));
   };
   for (size_t c = 0; c < card_.size(); ++c) {
-    const Facts& f = card_[c];
+    const CudaHistoryFactPlaces& f = card_[c];
     host_[c] = {on_host(f.time),       on_host(f.tie),    on_host(f.previous_tie),
                 on_host(f.oldest_tie), on_host(f.action), on_host(f.blocks)};
   }
@@ -167,50 +165,6 @@ absl::Status Prefill::Allocate(const Config& config) {
   RETURN_IF_ERROR(Check(cudaEventCreate(&start_), "prefill"));
   RETURN_IF_ERROR(Check(cudaEventCreate(&end_), "prefill"));
   return Check(cudaDeviceSynchronize(), "prefill");
-}
-
-// oldest[i] = the oldest row with the tie key of row i, or -1 if that is i itself, for rows [first, rows). Returns the
-// oldest of all.
-size_t FindOldestTies(const CudaHistory& h, int32_t* oldest) {
-  size_t least = h.rows;
-  for (size_t i = h.first; i < h.rows; ++i) {
-    int32_t at = -1;
-    for (int32_t j = h.facts.previous_tie[i]; j >= 0; j = h.facts.previous_tie[static_cast<size_t>(j)]) {
-      at = j;
-      if (static_cast<size_t>(j) < h.first) continue;
-      if (oldest[j] >= 0) at = oldest[j];
-      break;
-    }
-    oldest[i] = at;
-    if (at >= 0) least = std::min(least, static_cast<size_t>(at));
-  }
-  return least;
-}
-
-absl::Status Prefill::Upload(std::span<const CudaHistory> channels) {
-  // From row `first` on, to the same row.
-  const auto copy = [&](auto* host, auto* card, size_t first, const auto& from) {
-    if (first >= from.size()) return absl::OkStatus();
-    std::copy(from.begin() + static_cast<ptrdiff_t>(first), from.end(), host + first);
-    return Check(cudaMemcpyAsync(card + first, host + first, (from.size() - first) * sizeof(*host),
-                                 cudaMemcpyHostToDevice, stream_),
-                 "uploading a history");
-  };
-  for (size_t c = 0; c < channels.size(); ++c) {
-    const CudaHistory& h = channels[c];
-    if (h.first == h.rows) continue;
-    int32_t* const oldest = host_[c].oldest_tie;
-    const size_t tied = FindOldestTies(h, oldest);
-    RETURN_IF_ERROR(Check(cudaMemcpyAsync(card_[c].oldest_tie + h.first, oldest + h.first, (h.rows - h.first) * 4,
-                                          cudaMemcpyHostToDevice, stream_),
-                          "uploading a history"));
-    RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, 0, h.facts.time_us.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, tied, h.facts.tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].previous_tie, card_[c].previous_tie, h.first, h.facts.previous_tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.first, h.action.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, 0, h.blocks));
-  }
-  return absl::OkStatus();
 }
 
 std::vector<Group> Prefill::GroupsOf(std::span<const Chunk> chunks) {
@@ -381,7 +335,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .d_h = w.d_h,
                        .layers = w.layers,
                        .n_pos = w.n_pos,
-                       .n_time = w.n_time,
+                       .n_time = std::min(w.n_time, kCudaHistoryTimes),
                        .table_width = w.table,
                        .scale = scale_,
                        .window_rows = windows_.rows,
@@ -395,7 +349,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .pool = pool_->data(),
                        .pool_blocks = static_cast<int64_t>(pool_->blocks())};
   for (int c = 0; c < w.channels; ++c) {
-    const Facts& f = card_[static_cast<size_t>(c)];
+    const CudaHistoryFactPlaces& f = card_[static_cast<size_t>(c)];
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
     args.channel[c] = {.first = static_cast<int>(chunk.first),
                        .rows = static_cast<int>(chunk.rows),
@@ -440,13 +394,15 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
   return absl::OkStatus();
 }
 
-absl::Status Prefill::MakeTokens(int c, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card) {
+absl::Status Prefill::MakeTokens(int c, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card,
+                                 bool* by_host) {
   const size_t stride = static_cast<size_t>(weights_.widths.stride);
   float* const to = At<float>(input_, c, weights_.widths.stride);
   if (on_card != nullptr) {
     const absl::Status made = on_card(static_cast<size_t>(c), chunk.first, chunk.rows, to, workspace_, stream_);
     if (!absl::IsResourceExhausted(made)) return made;
   }
+  *by_host = true;
   float* const rows = At<float>(host_rows_, c, weights_.widths.stride);
   tokens(static_cast<size_t>(c), chunk.first, chunk.rows, stride, rows);
   return Check(cudaMemcpyAsync(to, rows, chunk.rows * stride * sizeof(float), cudaMemcpyHostToDevice, stream_),
@@ -463,11 +419,21 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
     }
   }
   milliseconds_ = 0;
-  if (appender_->Takes(channels)) return AppendFew(channels, tokens);
-  bool uploaded = false;
+  const absl::Status status =
+      appender_->Takes(channels) ? AppendFew(channels, tokens) : AppendMany(channels, tokens, on_card);
+  // What was enqueued before a failure must not write to blocks that are somebody else's by then.
+  if (!status.ok()) static_cast<void>(cudaStreamSynchronize(stream_));
+  return status;
+}
+
+absl::Status Prefill::AppendMany(std::span<const CudaHistory> channels, const Tokens& tokens,
+                                 const CardTokens& on_card) {
+  bool begun = false, by_host = false;
   std::vector<Chunk> chunks(channels.size());
   for (size_t c = 0; c < channels.size(); ++c) chunks[c].first = channels[c].first;
   while (true) {
+    // The last chunk's rows are overwritten.
+    if (std::exchange(by_host, false)) RETURN_IF_ERROR(Check(cudaStreamSynchronize(stream_), "prefill"));
     bool more = false;
     for (size_t c = 0; c < channels.size(); ++c) {
       chunks[c].first += chunks[c].rows;
@@ -475,14 +441,17 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
       chunks[c].rows = std::min(kChunkRows - chunks[c].first % kPageRows, channels[c].rows - chunks[c].first);
       if (chunks[c].rows == 0) continue;
       more = true;
-      RETURN_IF_ERROR(MakeTokens(static_cast<int>(c), chunks[c], tokens, on_card));
+      RETURN_IF_ERROR(MakeTokens(static_cast<int>(c), chunks[c], tokens, on_card, &by_host));
     }
-    if (!more) return absl::OkStatus();
-    // The card makes the first chunk's tokens meanwhile.
-    if (!std::exchange(uploaded, true)) RETURN_IF_ERROR(Upload(channels));
-    RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
+    if (!more) return begun ? Wait() : absl::OkStatus();
+    if (!std::exchange(begun, true)) {
+      // While the card makes the first chunk's tokens.
+      for (size_t c = 0; c < channels.size(); ++c) {
+        RETURN_IF_ERROR(UploadHistoryFacts(channels[c], host_[c], card_[c], &device(), stream_));
+      }
+      RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
+    }
     RETURN_IF_ERROR(Pass(chunks));
-    RETURN_IF_ERROR(Wait());  // the pinned rows are written again by the next chunk
   }
 }
 

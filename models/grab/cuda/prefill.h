@@ -52,7 +52,8 @@ class CudaPrefill {
   absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) {
     return Append(channels, tokens, nullptr);
   }
-  // What the passes of the last Append took on the card, without the tokenizer and copies: for benchmarks.
+  // From the begin of the last Append's first pass to the end of its last, tokens of later chunks included: for
+  // benchmarks.
   virtual double last_milliseconds() const = 0;
 };
 
