@@ -173,7 +173,7 @@ std::vector<Group> Prefill::GroupsOf(std::span<const Chunk> chunks) {
   int most = 0, all = 0;
   for (size_t c = 0; c < chunks.size(); ++c) {
     if (chunks[c].rows == 0) continue;
-    const int rows = CudaNetwork::Bucket(static_cast<int>(chunks[c].rows));
+    const int rows = PaddedRows(chunks[c].rows);
     apart.push_back({static_cast<int>(c), 1, rows});
     most = std::max(most, rows), all += rows;
   }
@@ -472,6 +472,12 @@ absl::Status Prefill::Wait() {
 }
 
 }  // namespace
+
+int CudaPrefill::PaddedRows(size_t rows) {
+  constexpr size_t kTile = 256;  // of a product
+  if (rows <= 4 * kTile) return CudaNetwork::Bucket(static_cast<int>(rows));
+  return static_cast<int>((rows + kTile - 1) / kTile * kTile);
+}
 
 absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Create(const Config& config, const CudaWeights* weights,
                                                                  std::shared_ptr<CudaGemmLibrary> gemms,

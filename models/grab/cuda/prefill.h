@@ -33,10 +33,13 @@ class CudaPrefill {
   static constexpr size_t kRowsMax = size_t{1} << 18;  // of a channel
   static constexpr size_t kChunkRows = 8192;           // of a channel in one pass through the layers
 
+  // As many rows as products are asked for when they have 1..kChunkRows: each number's algorithm is chosen once.
+  static int PaddedRows(size_t rows);
+
   // Token rows [first, first + count) of a channel, to `out` [count][d] with `stride` floats from row to row.
   using Tokens = std::function<void(size_t channel, size_t first, size_t count, size_t stride, float* out)>;
-  // The same on the card: enqueues on `stream` what writes `out`, of CudaNetwork::Bucket(count) rows of the prefill's
-  // stride. `workspace` is that of products. RESOURCE_EXHAUSTED: these rows are the host's to make.
+  // The same on the card: enqueues on `stream` what writes `out`, of PaddedRows(count) rows of the prefill's stride.
+  // `workspace` is that of products. RESOURCE_EXHAUSTED: these rows are the host's to make.
   using CardTokens = std::function<absl::Status(size_t channel, size_t first, size_t count, float* out, void* workspace,
                                                 void* stream)>;
 

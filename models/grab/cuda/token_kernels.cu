@@ -61,25 +61,26 @@ __global__ void __launch_bounds__(kWarps* kWarp) PoolKernel(const __grid_constan
   }
 }
 
-__global__ void HiddenKernel(const __grid_constant__ CudaTokenArgs a) {
-  const int row = blockIdx.x, n = a.hidden + a.d;
+// Element j of the first products' row, with norm and bias.
+__device__ float FirstProduct(const CudaTokenArgs& a, int row, int j) {
+  const int n = a.hidden + a.d;
   const float mean = a.moments[2 * row], scale = a.moments[2 * row + 1];
-  const float* user = a.users + int64_t{a.user[row]} * (2 + n) + 2;
-  float* values = a.a + int64_t{row} * n;
-  for (int j = threadIdx.x; j < n; j += blockDim.x) {
-    const float value = values[j] + scale * (user[j] - mean * a.column_sums[j]) + a.bias[j];
-    if (j < a.hidden) {
-      Store(fmaxf(value, 0.0f), a.parts, a.hidden, j, static_cast<__nv_bfloat16*>(a.h) + int64_t{row} * a.parts * a.hidden);
-    } else {
-      values[j] = 1 / (1 + __expf(-value));
-    }
+  const float user = a.users[int64_t{a.user[row]} * (2 + n) + 2 + j];
+  return a.a[int64_t{row} * n + j] + scale * (user - mean * a.column_sums[j]) + a.bias[j];
+}
+
+__global__ void HiddenKernel(const __grid_constant__ CudaTokenArgs a) {
+  const int row = blockIdx.x;
+  __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(a.h) + int64_t{row} * a.parts * a.hidden;
+  for (int j = threadIdx.x; j < a.hidden; j += blockDim.x) {
+    Store(fmaxf(FirstProduct(a, row, j), 0.0f), a.parts, a.hidden, j, to);
   }
 }
 
 __global__ void GateKernel(const __grid_constant__ CudaTokenArgs a) {
   const int row = blockIdx.x;
   for (int j = threadIdx.x; j < a.d; j += blockDim.x) {
-    a.e[int64_t{row} * a.d + j] *= a.a[int64_t{row} * (a.hidden + a.d) + a.hidden + j];
+    a.e[int64_t{row} * a.d + j] *= 1 / (1 + __expf(-FirstProduct(a, row, a.hidden + j)));
   }
 }
 
@@ -102,7 +103,7 @@ const char* CudaTokenHidden(const CudaTokenArgs& a, void* stream) {
 }
 
 const char* CudaGateTokens(const CudaTokenArgs& a, void* stream) {
-  GateKernel<<<a.rows, 128, 0, static_cast<cudaStream_t>(stream)>>>(a);
+  GateKernel<<<a.rows, 256, 0, static_cast<cudaStream_t>(stream)>>>(a);
   return Launched();
 }
 

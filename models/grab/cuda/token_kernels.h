@@ -32,14 +32,14 @@ struct CudaTokenArgs {
   const float* bias = nullptr;          // [hidden + d]
   void* v = nullptr;                    // bf16 [rows][parts][v_stride]: normalised
   float* moments = nullptr;             // [rows][2]: mean, 1 / deviation
-  float* a = nullptr;                   // fp32 [rows][hidden + d]: v times the first matrices; its gates on return
+  float* a = nullptr;                   // fp32 [rows][hidden + d]: v times the first matrices
   void* h = nullptr;                    // bf16 [rows][parts][hidden]
   float* e = nullptr;                   // fp32 [rows][d]
 };
 
 const char* CudaPoolTokens(const CudaTokenArgs& args, void* stream);   // ids -> v, moments
-const char* CudaTokenHidden(const CudaTokenArgs& args, void* stream);  // a -> h, and the gates in place
-const char* CudaGateTokens(const CudaTokenArgs& args, void* stream);   // e times the gates
+const char* CudaTokenHidden(const CudaTokenArgs& args, void* stream);  // a -> h
+const char* CudaGateTokens(const CudaTokenArgs& args, void* stream);   // e times the gates of a
 
 }  // namespace backstory::grab
 

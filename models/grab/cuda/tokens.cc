@@ -232,10 +232,11 @@ void Tokens::Fill(std::span<const CudaTokenSlice> slices, size_t rows, const Lay
       const size_t from = column.offsets[slice.first], to = column.offsets[slice.first + slice.count];
       std::copy(column.ids.begin() + static_cast<ptrdiff_t>(from), column.ids.begin() + static_cast<ptrdiff_t>(to),
                 ids + id);
-      for (size_t r = 0; r < slice.count; ++r) {
-        ranges[f * rows + slice.row + r] = {static_cast<uint32_t>(id + column.offsets[slice.first + r] - from),
-                                            static_cast<uint32_t>(id + column.offsets[slice.first + r + 1] - from)};
-      }
+      // Plain pointers: every element of a checked vector would be checked again.
+      const uint32_t* const offsets = column.offsets.data() + slice.first;
+      const auto shift = static_cast<uint32_t>(id - from);  // modulo 2^32
+      CudaIdRange* const to_ranges = ranges + f * rows + slice.row;
+      for (size_t r = 0; r < slice.count; ++r) to_ranges[r] = {offsets[r] + shift, offsets[r + 1] + shift};
       id += to - from;
     }
     std::copy_n(item.dense.data() + slice.first * dense, slice.count * dense, values + slice.row * dense);
