@@ -97,7 +97,7 @@ class HistoryWriter : public Committer {
   // Blocks or a tail record of one commit; updates the counters of `record` that depend on where events live.
   absl::Status WriteEvents(const Entry& entry, const std::vector<StoredEvent>& upserts,
                            const std::vector<BlockKey>& removals, bool fold, UserRecord* record);
-  std::string Prefix(const UserKey& user) const { return UserPrefix(database_->secrets()[0], user); }
+  std::string Prefix(const UserKey& user) const { return UserPrefix(database_->own_secret(), user); }
   void PutRecord(Entry* entry);
   void AddCell(const std::string& ns, const Event& event, int64_t change);
   void Touch(Entry* entry);
