@@ -47,7 +47,8 @@ uint64_t IdOf(const json& value) {
   return id;
 }
 
-// Cuts off what follows the last end of a line: a process that died while it wrote left it. Nothing if there is no file.
+// Cuts off what follows the last end of a line: a process that died while it wrote left it. Nothing if there is no
+// file.
 absl::Status CutHalfLine(const std::string& path) {
   constexpr int64_t kStep = 64 << 10;
   std::ifstream file(path, std::ios::binary | std::ios::ate);
