@@ -117,8 +117,8 @@ void ExpectSame(const World& world, const World::User& a, const World::User& b, 
   double worst = 0;
   for (size_t c = 0; c < a.rows.size(); ++c) {
     for (int layer = 0; layer < s.layers; ++layer) {
-      // Eight rounded products a layer (LogitTolerance), 2^-9 each, five times their joint rms.
-      const double bound = 5 * std::sqrt(8.0 * (layer + 1) * 2 / 3) / 512;
+      // Nine rounded products a layer with the latent's, as LogitTolerance counts an error, on both sides.
+      const double bound = 5 * std::sqrt(2 * 9.0 * (layer + 1) * 2 / 3) / 512;
       for (int kv = 0; kv < 2; ++kv) {
         for (int head = 0; head < s.heads; ++head) {
           const auto x = world.Read(a, c, layer, kv, head), y = world.Read(b, c, layer, kv, head);

@@ -137,23 +137,31 @@ class Appender {
     __syncthreads();
   }
 
-  // store(n, r, y) of y = w[n] . z[r], in one lane.
+  // store(n, r, y) of y = w[n] . z[r], in one lane. Two outputs at a time, so that their weights are under way
+  // together.
   template <typename Store>
   __device__ void Product(const __nv_bfloat16* w, int outputs, int k, const Store& store) const {
-    for (int n = block_ * kAppendWarps + warp_; n < outputs; n += blocks_ * kAppendWarps) {
-      const __nv_bfloat16* const row = w + static_cast<int64_t>(n) * k;
-      float sum[kRows] = {};
-#pragma unroll 4
+    const int step = blocks_ * kAppendWarps;
+    for (int n = block_ * kAppendWarps + warp_; n < outputs; n += 2 * step) {
+      const bool both = n + step < outputs;
+      const __nv_bfloat16* const row[2] = {w + static_cast<int64_t>(n) * k,
+                                           w + static_cast<int64_t>(both ? n + step : n) * k};
+      float sum[2][kRows] = {};
+#pragma unroll 2
       for (int at = lane_ * 8; at < k; at += 256) {
-        const Eight weights = Load8(row + at);
+        const Eight weights[2] = {Load8(row[0] + at), Load8(row[1] + at)};
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) sum[r] = Dot(weights, Load8(z_ + r * z_stride_ + at), sum[r]);
+        for (int r = 0; r < kRows; ++r) {
+          const Eight z = Load8(z_ + r * z_stride_ + at);
+          sum[0][r] = Dot(weights[0], z, sum[0][r]);
+          sum[1][r] = Dot(weights[1], z, sum[1][r]);
+        }
       }
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) sum[r] = WarpSum(sum[r]);
-#pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (lane_ == r && r < c_.rows) store(n, r, sum[r]);
+        const float first = WarpSum(sum[0][r]), second = WarpSum(sum[1][r]);
+        if (r < c_.rows && lane_ == 0) store(n, r, first);
+        if (r < c_.rows && lane_ == 1 && both) store(n + step, r, second);
       }
     }
   }
@@ -207,8 +215,9 @@ __global__ void __launch_bounds__(kAppendThreads, 1) AppendKernel(const __grid_c
 }
 
 size_t SharedBytes(const CudaWidths& w, int rows) {
-  return static_cast<size_t>(rows) * (static_cast<size_t>(w.stride) * 4 + static_cast<size_t>(AppendInputWidth(w)) * 2 +
-                                      size_t{kAppendWarps} * static_cast<size_t>(2 + w.d_h) * 4);
+  return static_cast<size_t>(rows) *
+         (static_cast<size_t>(w.stride) * 4 + static_cast<size_t>(AppendInputWidth(w)) * 2 +
+          size_t{kAppendWarps} * static_cast<size_t>(2 + w.d_h) * 4 + static_cast<size_t>(w.n_time) * 4);
 }
 
 template <int kRows, int kD>

@@ -1,6 +1,6 @@
 // Attention of a few appended rows: the pages of a head are split over blocks, a page's keys over warps, and every warp
 // keeps its own online softmax. Position and time bias are added to each key before its product with q, so no table of
-// biases is made.
+// biases is made. Over the size bar because a warp's softmax, from its keys to its part, is best read in one piece.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_APPEND_ATTEND_CUH_
 #define BACKSTORY_MODELS_GRAB_CUDA_APPEND_ATTEND_CUH_
 
@@ -45,7 +45,7 @@ __device__ __forceinline__ float Dot(const Eight& a, const Eight& b, float sum) 
 template <int kRows, int kD>
 class AppendAttention {
  public:
-  // `shared`: [warps][kRows][2 + kD].
+  // `shared`: [warps][kRows][2 + kD], then [kRows][n_time] of bucket_begin. All threads, before a barrier of the block.
   __device__ AppendAttention(const CudaAppendArgs& args, const CudaAppendChannel& channel, int active, int block,
                              int blocks, float* shared)
       : a_(args),
@@ -60,6 +60,10 @@ class AppendAttention {
     const int most = max(1, min(kCudaAppendSplits, blocks / args.widths.heads));
     split_pages_ = (pages_ + most - 1) / most;
     splits_ = (pages_ + split_pages_ - 1) / split_pages_;
+    begins_ = reinterpret_cast<int32_t*>(shared + kAppendWarps * kRows * (2 + kD));
+    for (int i = threadIdx.x; i < min(kRows, c_.rows) * args.widths.n_time; i += kAppendThreads) {
+      begins_[i] = c_.bucket_begin[i];
+    }
   }
 
   // [128][kD] of a page's K or V.
@@ -98,6 +102,7 @@ class AppendAttention {
       const int r = i / wide, head = i % wide / kD, x = i % kD;
       const float* const parts = Part(r, head, 0);
       float top = cuda::kNegativeInfinity;
+#pragma unroll 8
       for (int s = 0; s < splits_; ++s) top = fmaxf(top, parts[s * (2 + kD)]);
       float sum = 0, o = 0;  // the row sees itself: top is finite
 #pragma unroll 8
@@ -144,7 +149,7 @@ class AppendAttention {
     for (int t = 0; t < c_.tied[r]; ++t) {
       if (c_.ties[r * kCudaAppendTies + t] == j) return -1;
     }
-    const int32_t* const begins = c_.bucket_begin + r * a_.widths.n_time;
+    const int32_t* const begins = begins_ + r * a_.widths.n_time;
     int low = 0, high = a_.widths.n_time - 1;  // the youngest bucket that begins at or before j
     while (low < high) {
       const int middle = (low + high) / 2;
@@ -248,6 +253,7 @@ class AppendAttention {
   const int active_, block_, blocks_, pages_;
   const int warp_, lane_;
   float* const shared_;
+  int32_t* begins_;
   int split_pages_, splits_;
   Eight q_[kRows];
   float top_[kRows], sum_[kRows], o_[kRows][8];

@@ -57,35 +57,32 @@ __global__ void FactsKernel(const __grid_constant__ CudaHistoryArgs a) {
 }
 
 // A block codes the pairs of a tile and one of its newest pages, a thread those that are its accumulators in attention.
-__global__ void __launch_bounds__(256) CodesKernel(const __grid_constant__ CudaHistoryArgs a) {
+// Pages that all rows see whole, from afar and in one bucket are left out: attention does not ask.
+__global__ void __launch_bounds__(128) CodesKernel(const __grid_constant__ CudaHistoryArgs a) {
+  __shared__ int32_t begins[kPage * HistoryTimeStride(kCudaHistoryTimes) / 2];
   const CudaHistoryRows& c = a.channel[blockIdx.z];
-  const int tile = blockIdx.x, tile_row = tile * kPage;
+  const int half = kPage / 2, tile_row = static_cast<int>(blockIdx.x) / 2 * kPage;
+  const int half_row = tile_row + static_cast<int>(blockIdx.x) % 2 * half, stride = HistoryTimeStride(a.n_time);
   if (tile_row >= c.rows) return;
   const int page = (c.first + min(tile_row + kPage, c.rows) - 1) / kPage - static_cast<int>(blockIdx.y);
   if (page < 0) return;
-  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, first = page * kPage + lane % 4 * 2;
-  PairCodes codes = {};
-#pragma unroll
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, first = page * kPage + threadIdx.x % 4 * 2;
+  bool asked = c.first + half_row - (page + 1) * kPage + 1 < a.n_pos - 1;
   for (int r = 0; r < 2; ++r) {
-    const int at = tile_row + row + 8 * r, i = c.first + at;
+    const int at = half_row + row + 8 * r;
     const CudaHistoryLimits limits = c.limits[at];
-    const bool ties = limits.tie_last >= page * kPage && limits.tie_first < (page + 1) * kPage;
-    const int64_t tie = ties ? c.tie[i] : 0;
-    const int32_t* const begins = c.bucket_begin + int64_t{at} * a.n_time;
-    int bucket = BucketOf(begins, a.n_time, min(i, first + 121));
-#pragma unroll
-    for (int n = 31; n >= 0; --n) {
-      const int j = first + n / 2 * 8 + n % 2;
-      if (j <= i) {
-        while (begins[bucket] > j) ++bucket;
-      }
-      bool visible = j == i || (j < i && j >= limits.oldest);
-      if (ties && j >= limits.tie_first && j <= limits.tie_last) visible = visible && c.tie[j] != tie;
-      const int code = n / 2 * 4 + 2 * r + n % 2;
-      codes.word[code / 4] |= static_cast<uint32_t>(visible ? bucket : a.n_time) << (code % 4 * 8);
-    }
+    const int32_t* const mine = c.bucket_begin + int64_t{at} * a.n_time;
+    const int newest = BucketOf([&](int b) { return mine[b]; }, a.n_time, min(c.first + at, (page + 1) * kPage - 1));
+    asked = asked || mine[newest] > page * kPage || limits.oldest > page * kPage || limits.tie_last >= page * kPage;
   }
-  CodesOf(c, tile, blockIdx.y)[threadIdx.x] = codes;
+  if (!__syncthreads_or(asked)) return;
+  for (int i = threadIdx.x; i < half * a.n_time; i += 128) {
+    begins[i / a.n_time * stride + i % a.n_time] = c.bucket_begin[int64_t{half_row} * a.n_time + i];
+  }
+  __syncthreads();
+  CodesOf(c, tile_row / kPage, blockIdx.y)[blockIdx.x % 2 * 128 + threadIdx.x] =
+      CodePairs(c, a.n_time, half_row + row, page, first,
+                [&](int r, int bucket) { return begins[(row + 8 * r) * stride + bucket]; });
 }
 
 // A thread writes 8 values of one row and head, K and V.
@@ -142,10 +139,10 @@ const char* LaunchAttend(const CudaHistoryArgs& a, int rows, cudaStream_t stream
       cuda::Encode<5>(&maps.v, k + kv_size, pages, page_strides, {64, kPage, kD / 64, 1, 1});
   if (!encoded) return "history attention: the driver refuses the tensor maps";
   constexpr int kSharedMost = 232448;
-  static_assert(sizeof(HistoryShared<Shape>) + Shape::kTileRows * HistoryTimeStride(kHistoryTimesCoded) * 4 <=
+  static_assert(sizeof(HistoryShared<Shape>) +
+                    std::max(HistoryTimeBytes(kHistoryBeginsKept), HistoryTimeBytes(kCudaHistoryTimes)) <=
                 kSharedMost);
-  const int bytes = static_cast<int>(sizeof(HistoryShared<Shape>)) +
-                    (a.n_time <= kHistoryTimesCoded ? Shape::kTileRows * HistoryTimeStride(a.n_time) * 4 : 0);
+  const int bytes = static_cast<int>(sizeof(HistoryShared<Shape>)) + HistoryTimeBytes(a.n_time);
   static std::atomic<uint64_t> allowed = 0;
   const cudaError_t refused =
       cuda::Allow(HistoryKernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMost, &allowed);
@@ -178,10 +175,8 @@ const char* CudaHistoryFacts(const CudaHistoryArgs& a, void* stream) {
   if (threads == 0) return nullptr;
   const dim3 grid(static_cast<unsigned>((threads + 255) / 256), a.channels);
   FactsKernel<<<grid, 256, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  if (a.n_time <= kHistoryTimesCoded) {
-    const dim3 tiles((MostRows(a) + kPage - 1) / kPage, kCudaHistoryCodedPages, a.channels);
-    CodesKernel<<<tiles, 256, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  }
+  const dim3 halves((MostRows(a) + kPage - 1) / kPage * 2, kCudaHistoryCodedPages, a.channels);
+  CodesKernel<<<halves, 128, 0, static_cast<cudaStream_t>(stream)>>>(a);
   return Launched();
 }
 

@@ -10,6 +10,7 @@
 namespace backstory::grab {
 
 inline constexpr int kCudaHistoryChannels = 16;
+inline constexpr int kCudaHistoryTimes = 104;     // time buckets: no age in microseconds reaches bucket 100
 inline constexpr int kCudaHistoryCodedPages = 8;  // the newest that a tile of 128 rows sees
 inline constexpr int kCudaFewRows = 4;            // of every channel at most, for append.h
 
@@ -38,7 +39,7 @@ struct CudaHistoryRows {
 struct CudaHistoryArgs {
   int channels = 0, heads = 0, d_h = 0;  // d_h 64 or 128
   int layer = 0, layers = 0;
-  int n_pos = 0, n_time = 0, table_width = 0;
+  int n_pos = 0, n_time = 0, table_width = 0;  // n_time at most kCudaHistoryTimes, whatever the table's is
   float scale = 1;
   int64_t window_rows = 0, window_us = 0;
   const int64_t* edges = nullptr;  // [n_time]: TimeBuckets::edge

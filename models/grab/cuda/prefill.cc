@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/appender.h"
+#include "models/grab/cuda/history_facts.h"
 #include "models/grab/cuda/history_kernels.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/cuda/row_kernels.h"
@@ -51,17 +52,11 @@ class Prefill final : public CudaPrefill {
   double last_milliseconds() const override { return milliseconds_; }
 
  private:
-  // Per channel, of kRowsMax rows, at the same place in pinned memory and on the card.
-  struct Facts {
-    int64_t *time, *tie;
-    int32_t *previous_tie, *oldest_tie, *action, *blocks;
-  };
   struct Chunk {
     size_t first = 0, rows = 0;
   };
 
   absl::Status AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens);
-  absl::Status Upload(std::span<const CudaHistory> channels);
   absl::Status Wait();
   absl::Status Pass(std::span<const Chunk> chunks);
   absl::Status Layer(int layer, std::span<const Group> groups, CudaHistoryArgs* args);
@@ -91,7 +86,7 @@ class Prefill final : public CudaPrefill {
   CudaBuffer memory_, pinned_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t start_ = nullptr, end_ = nullptr;
-  std::vector<Facts> host_, card_;
+  std::vector<CudaHistoryFactPlaces> host_, card_;
   float *host_rows_ = nullptr, *input_ = nullptr, *x_ = nullptr, *table_ = nullptr;
   int64_t* edges_ = nullptr;
   CudaHistoryLimits* limits_ = nullptr;
@@ -118,7 +113,7 @@ absl::Status Prefill::Allocate(const Config& config) {
   };
   host_.resize(size(w.channels));
   card_.resize(size(w.channels));
-  for (Facts& facts : card_) {
+  for (CudaHistoryFactPlaces& facts : card_) {
     place(&facts.time, kRowsMax, 8);
     place(&facts.tie, kRowsMax, 8);
     place(&facts.previous_tie, kRowsMax, 4);
@@ -153,7 +148,7 @@ absl::Status Prefill::Allocate(const Config& config) {
                                                (reinterpret_cast<char*>(on_card) - memory_.as<char>()));
   };
   for (size_t c = 0; c < card_.size(); ++c) {
-    const Facts& f = card_[c];
+    const CudaHistoryFactPlaces& f = card_[c];
     host_[c] = {on_host(f.time),       on_host(f.tie),    on_host(f.previous_tie),
                 on_host(f.oldest_tie), on_host(f.action), on_host(f.blocks)};
   }
@@ -166,50 +161,6 @@ absl::Status Prefill::Allocate(const Config& config) {
   RETURN_IF_ERROR(Check(cudaEventCreate(&start_), "prefill"));
   RETURN_IF_ERROR(Check(cudaEventCreate(&end_), "prefill"));
   return Check(cudaDeviceSynchronize(), "prefill");
-}
-
-// oldest[i] = the oldest row with the tie key of row i, or -1 if that is i itself, for rows [first, rows). Returns the
-// oldest of all.
-size_t FindOldestTies(const CudaHistory& h, int32_t* oldest) {
-  size_t least = h.rows;
-  for (size_t i = h.first; i < h.rows; ++i) {
-    int32_t at = -1;
-    for (int32_t j = h.facts.previous_tie[i]; j >= 0; j = h.facts.previous_tie[static_cast<size_t>(j)]) {
-      at = j;
-      if (static_cast<size_t>(j) < h.first) continue;
-      if (oldest[j] >= 0) at = oldest[j];
-      break;
-    }
-    oldest[i] = at;
-    if (at >= 0) least = std::min(least, static_cast<size_t>(at));
-  }
-  return least;
-}
-
-absl::Status Prefill::Upload(std::span<const CudaHistory> channels) {
-  // From row `first` on, to the same row.
-  const auto copy = [&](auto* host, auto* card, size_t first, const auto& from) {
-    if (first >= from.size()) return absl::OkStatus();
-    std::copy(from.begin() + static_cast<ptrdiff_t>(first), from.end(), host + first);
-    return Check(cudaMemcpyAsync(card + first, host + first, (from.size() - first) * sizeof(*host),
-                                 cudaMemcpyHostToDevice, stream_),
-                 "uploading a history");
-  };
-  for (size_t c = 0; c < channels.size(); ++c) {
-    const CudaHistory& h = channels[c];
-    if (h.first == h.rows) continue;
-    int32_t* const oldest = host_[c].oldest_tie;
-    const size_t tied = FindOldestTies(h, oldest);
-    RETURN_IF_ERROR(Check(cudaMemcpyAsync(card_[c].oldest_tie + h.first, oldest + h.first, (h.rows - h.first) * 4,
-                                          cudaMemcpyHostToDevice, stream_),
-                          "uploading a history"));
-    RETURN_IF_ERROR(copy(host_[c].time, card_[c].time, 0, h.facts.time_us.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].tie, card_[c].tie, tied, h.facts.tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].previous_tie, card_[c].previous_tie, h.first, h.facts.previous_tie.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].action, card_[c].action, h.first, h.action.first(h.rows)));
-    RETURN_IF_ERROR(copy(host_[c].blocks, card_[c].blocks, 0, h.blocks));
-  }
-  return absl::OkStatus();
 }
 
 std::vector<Group> Prefill::GroupsOf(std::span<const Chunk> chunks) {
@@ -380,7 +331,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .d_h = w.d_h,
                        .layers = w.layers,
                        .n_pos = w.n_pos,
-                       .n_time = w.n_time,
+                       .n_time = std::min(w.n_time, kCudaHistoryTimes),
                        .table_width = w.table,
                        .scale = scale_,
                        .window_rows = windows_.rows,
@@ -394,7 +345,7 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
                        .pool = pool_->data(),
                        .pool_blocks = static_cast<int64_t>(pool_->blocks())};
   for (int c = 0; c < w.channels; ++c) {
-    const Facts& f = card_[static_cast<size_t>(c)];
+    const CudaHistoryFactPlaces& f = card_[static_cast<size_t>(c)];
     const Chunk& chunk = chunks[static_cast<size_t>(c)];
     args.channel[c] = {.first = static_cast<int>(chunk.first),
                        .rows = static_cast<int>(chunk.rows),
@@ -450,7 +401,9 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
   }
   milliseconds_ = 0;
   if (appender_->Takes(channels)) return AppendFew(channels, tokens);
-  RETURN_IF_ERROR(Upload(channels));
+  for (size_t c = 0; c < channels.size(); ++c) {
+    RETURN_IF_ERROR(UploadHistoryFacts(channels[c], host_[c], card_[c], &device(), stream_));
+  }
   const CudaWidths& w = weights_.widths;
   const size_t stride = static_cast<size_t>(w.stride);
   std::vector<Chunk> chunks(channels.size());
