@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <utility>
 
+#include "features/candidate_slices.h"
 #include "features/field_ids.h"
 #include "features/tokenizer.h"
 
@@ -37,12 +39,13 @@ float Scaled(double value, const DenseFieldConfig& field) {
   return std::isnan(scaled) ? 0.0f : static_cast<float>(std::clamp(scaled, -10.0, 10.0));
 }
 
-// One request being tokenised: the input, and per candidate what several fields need.
+// Candidates [first, first + count) of one request being tokenised: the input, and per candidate what several fields
+// need. Candidate i is the i-th of them, `At(i)` of the request.
 class Builder {
  public:
-  Builder(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report)
-      : input_(input), config_(config), report_(report) {}
-  CandidateTokens Build();
+  Builder(const CandidateInput& input, const TokenizerConfig& config, size_t first, size_t count, FeatureReport* report)
+      : input_(input), config_(config), first_(first), count_(count), report_(report) {}
+  CandidateSlice Build();
 
  private:
   void Resolve();
@@ -60,7 +63,8 @@ class Builder {
   void NumberColumn(const DenseFieldConfig& field, size_t width, float* out);
   void CategoryRateColumn(const DenseFieldConfig& field, size_t width, float* out);
 
-  size_t size() const { return input_.candidates->item_ids.size(); }
+  size_t size() const { return count_; }
+  size_t At(size_t i) const { return first_ + i; }
   const FeatureValue* Request(const std::string& name) const;
   template <typename Columns>
   static auto Find(const Columns& columns, const std::string& name) -> decltype(&columns.begin()->second) {
@@ -73,6 +77,7 @@ class Builder {
 
   const CandidateInput& input_;
   const TokenizerConfig& config_;
+  const size_t first_, count_;
   FeatureReport* report_;
   UserSummary no_past_;
   const UserSummary* past_ = nullptr;
@@ -88,7 +93,7 @@ const FeatureValue* Builder::Request(const std::string& name) const {
 
 void Builder::Resolve() {
   past_ = input_.summary == nullptr ? &no_past_ : input_.summary;
-  const std::vector<uint64_t>& ids = input_.candidates->item_ids;
+  const std::span<const uint64_t> ids = std::span(input_.candidates->item_ids).subspan(first_, count_);
   items_ = input_.found_items;
   counts_ = input_.found_counts;
   if (items_.empty()) {
@@ -138,8 +143,8 @@ void Builder::CategoryColumn(const std::vector<std::string>* texts, FieldIds* id
     if (i + kAhead < size() && items_[i + kAhead] != nullptr) {
       __builtin_prefetch(items_[i + kAhead]->categories.data());
     }
-    if (texts != nullptr && !(*texts)[i].empty()) {
-      ids->CategoryText((*texts)[i]);
+    if (texts != nullptr && !(*texts)[At(i)].empty()) {
+      ids->CategoryText((*texts)[At(i)]);
       FromRequest();
     } else {
       ids->OfItem(SparseSource::kItemCategories, items_[i]);
@@ -151,8 +156,8 @@ void Builder::CategoryColumn(const std::vector<std::string>* texts, FieldIds* id
 
 void Builder::YearColumn(const std::vector<float>* years, FieldIds* ids, SparseColumn* column) {
   for (size_t i = 0; i < size(); ++i) {
-    if (years != nullptr && std::isfinite((*years)[i])) {
-      ids->Year(static_cast<int32_t>(std::clamp((*years)[i], -9999.0f, 9999.0f)));
+    if (years != nullptr && std::isfinite((*years)[At(i)])) {
+      ids->Year(static_cast<int32_t>(std::clamp((*years)[At(i)], -9999.0f, 9999.0f)));
       FromRequest();
     } else {
       ids->OfItem(SparseSource::kItemYear, items_[i]);
@@ -166,8 +171,8 @@ void Builder::YearColumn(const std::vector<float>* years, FieldIds* ids, SparseC
 void Builder::TextColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column) {
   const std::vector<std::string>* texts = Find(input_.candidates->texts, field.attribute);
   for (size_t i = 0; i < size(); ++i) {
-    if (texts != nullptr && !(*texts)[i].empty()) {
-      ids->Hashed((*texts)[i]);
+    if (texts != nullptr && !(*texts)[At(i)].empty()) {
+      ids->Hashed((*texts)[At(i)]);
       FromRequest();
     } else {
       const std::string* text = items_[i] == nullptr ? nullptr : Find(items_[i]->strings, field.attribute);
@@ -181,8 +186,8 @@ void Builder::TextColumn(const SparseFieldConfig& field, FieldIds* ids, SparseCo
 void Builder::CandidateColumn(const SparseFieldConfig& field, FieldIds* ids, SparseColumn* column) {
   const std::vector<std::string>* texts = Find(input_.candidates->texts, ColumnName(field.attribute));
   for (size_t i = 0; i < size(); ++i) {
-    const bool present = texts != nullptr && !(*texts)[i].empty();
-    present ? ids->Hashed((*texts)[i]) : ids->Missing();
+    const bool present = texts != nullptr && !(*texts)[At(i)].empty();
+    present ? ids->Hashed((*texts)[At(i)]) : ids->Missing();
     ++(present ? report_->from_request : report_->defaulted);
     column->offsets.push_back(static_cast<uint32_t>(column->ids.size()));
   }
@@ -206,7 +211,7 @@ void Builder::ItemColumn(const SparseFieldConfig& field, SparseColumn* column) {
   }
   for (size_t i = 0; i < size(); ++i) {
     if (field.source == SparseSource::kItemId) {
-      ids.Hashed(input_.candidates->item_ids[i]);
+      ids.Hashed(input_.candidates->item_ids[At(i)]);
     } else {
       assert(field.source == SparseSource::kItemSid);
       ids.OfItem(field.source, items_[i]);
@@ -243,8 +248,8 @@ void Builder::AgeColumn(const DenseFieldConfig& field, size_t width, float* out)
   const int now = internal::YearOf(input_.now_us);
   for (size_t i = 0; i < size(); ++i, out += width) {
     double year = items_[i] == nullptr ? 0 : items_[i]->year;
-    if (years != nullptr && std::isfinite((*years)[i])) {
-      year = (*years)[i];
+    if (years != nullptr && std::isfinite((*years)[At(i)])) {
+      year = (*years)[At(i)];
       FromRequest();
     } else {
       FromItem(year != 0);
@@ -260,9 +265,9 @@ void Builder::NumberColumn(const DenseFieldConfig& field, size_t width, float* o
   const bool of_items = field.source == DenseSource::kItemNumber;
   for (size_t i = 0; i < size(); ++i, out += width) {
     double value = 0;
-    if (numbers != nullptr && std::isfinite((*numbers)[i])) {
+    if (numbers != nullptr && std::isfinite((*numbers)[At(i)])) {
       FromRequest();
-      value = (*numbers)[i];
+      value = (*numbers)[At(i)];
     } else {
       const double* number = of_items && items_[i] != nullptr ? Find(items_[i]->numbers, field.attribute) : nullptr;
       FromItem(number != nullptr);
@@ -284,8 +289,8 @@ void Builder::CategoryRateColumn(const DenseFieldConfig& field, size_t width, fl
       n += found->second.first;
       positives += found->second.second;
     };
-    if (texts != nullptr && !(*texts)[i].empty()) {
-      internal::ForEachCategory((*texts)[i], add);
+    if (texts != nullptr && !(*texts)[At(i)].empty()) {
+      internal::ForEachCategory((*texts)[At(i)], add);
     } else if (items_[i] != nullptr) {
       for (const std::string& category : items_[i]->categories) add(category);
     }
@@ -323,30 +328,29 @@ void Builder::ItemDense(const DenseFieldConfig& field, size_t width, float* out)
   }
 }
 
-CandidateTokens Builder::Build() {
+CandidateSlice Builder::Build() {
   Resolve();
-  CandidateTokens tokens;
-  tokens.now_us = input_.now_us;
-  tokens.tie = input_.tie;
-  tokens.user.rows = 1;
-  tokens.item.rows = size();
-  for (const SparseFieldConfig& field : config_.full) {
-    const bool user_side = IsUserSide(field);
-    SparseColumn* column = &(user_side ? tokens.user : tokens.item).sparse.emplace_back();
-    user_side ? UserColumn(field, column) : ItemColumn(field, column);
-  }
+  CandidateSlice slice;
+  slice.item.rows = size();
   std::vector<const DenseFieldConfig*> item_dense;
   for (const DenseFieldConfig& field : config_.full_dense) {
-    if (IsUserSide(field)) {
-      tokens.user.dense.push_back(UserDense(field));
-    } else {
-      item_dense.push_back(&field);
-    }
+    if (!IsUserSide(field)) item_dense.push_back(&field);
+  }
+  for (const SparseFieldConfig& field : config_.full) {
+    if (!IsUserSide(field)) ItemColumn(field, &slice.item.sparse.emplace_back());
   }
   const size_t width = item_dense.size();
-  tokens.item.dense.resize(size() * width);
-  for (size_t f = 0; f < width; ++f) ItemDense(*item_dense[f], width, tokens.item.dense.data() + f);
-  return tokens;
+  slice.item.dense.resize(size() * width);
+  for (size_t f = 0; f < width; ++f) ItemDense(*item_dense[f], width, slice.item.dense.data() + f);
+  if (first_ > 0) return slice;
+  slice.user.rows = 1;
+  for (const SparseFieldConfig& field : config_.full) {
+    if (IsUserSide(field)) UserColumn(field, &slice.user.sparse.emplace_back());
+  }
+  for (const DenseFieldConfig& field : config_.full_dense) {
+    if (IsUserSide(field)) slice.user.dense.push_back(UserDense(field));
+  }
+  return slice;
 }
 
 }  // namespace
@@ -358,10 +362,43 @@ bool WantsCounts(const TokenizerConfig& config) {
   });
 }
 
+CandidateSlice TokenizeSlice(const CandidateInput& input, const TokenizerConfig& config, size_t first, size_t count) {
+  assert(input.candidates != nullptr && first + count <= input.candidates->item_ids.size());
+  FeatureReport report;
+  CandidateSlice slice = Builder(input, config, first, count, &report).Build();
+  slice.report = report;
+  return slice;
+}
+
+CandidateTokens JoinSlices(const CandidateInput& input, std::span<CandidateSlice> slices, FeatureReport* report) {
+  CandidateTokens tokens;
+  tokens.now_us = input.now_us;
+  tokens.tie = input.tie;
+  tokens.user = std::move(slices.front().user);
+  tokens.item = std::move(slices.front().item);
+  if (report != nullptr) *report = slices.front().report;
+  for (const CandidateSlice& slice : slices.subspan(1)) {
+    tokens.item.rows += slice.item.rows;
+    for (size_t f = 0; f < slice.item.sparse.size(); ++f) {
+      const SparseColumn& from = slice.item.sparse[f];
+      SparseColumn& to = tokens.item.sparse[f];
+      const auto shift = static_cast<uint32_t>(to.ids.size());
+      for (size_t i = 1; i < from.offsets.size(); ++i) to.offsets.push_back(from.offsets[i] + shift);
+      to.ids.insert(to.ids.end(), from.ids.begin(), from.ids.end());
+    }
+    tokens.item.dense.insert(tokens.item.dense.end(), slice.item.dense.begin(), slice.item.dense.end());
+    if (report == nullptr) continue;
+    report->unknown_items += slice.report.unknown_items;
+    report->from_request += slice.report.from_request;
+    report->from_catalog += slice.report.from_catalog;
+    report->defaulted += slice.report.defaulted;
+  }
+  return tokens;
+}
+
 CandidateTokens TokenizeCandidates(const CandidateInput& input, const TokenizerConfig& config, FeatureReport* report) {
-  assert(input.candidates != nullptr);
-  FeatureReport unread;
-  return Builder(input, config, report == nullptr ? &unread : report).Build();
+  CandidateSlice slice = TokenizeSlice(input, config, 0, input.candidates->item_ids.size());
+  return JoinSlices(input, {&slice, 1}, report);
 }
 
 bool IsUserSide(const SparseFieldConfig& field) {

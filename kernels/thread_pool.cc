@@ -59,10 +59,11 @@ void ThreadPool::ParallelFor(size_t n, const std::function<void(size_t)>& fn) {
     std::lock_guard lock(mutex_);
     loops_.push_back(loop);
   }
-  if (n > 2) {
+  // A short loop wakes no more threads than it can use: each takes the caller a while.
+  if (n > workers_.size()) {
     wake_.notify_all();
   } else {
-    wake_.notify_one();
+    for (size_t i = 1; i < n; ++i) wake_.notify_one();
   }
   loop->Run();
   {

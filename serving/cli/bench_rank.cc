@@ -33,7 +33,7 @@ Latency counts from the moment a request should have been sent. On one machine t
 for cores: pin them apart with taskset and say so beside the numbers.
 --resident-users N with --hit-rate H: H of the requests go to the first N users, at random, the others to the rest of
 the users in rotation. A server that has room for little more than N states then finds about H of them; whether it did,
-its metrics say (backstory_state_total, backstory_device_state_*_total). docs/guides/load-test.md has a whole run.)";
+its metrics say (backstory_state_total, backstory_device_state_*_total). tests/bench/gpu/grpc_bench.sh has a whole run.)";
 
 void Complete(Options* options) {
   RankLoadOptions& load = options->load;

@@ -92,6 +92,7 @@ class EmbeddedEngineImpl : public EmbeddedEngine {
     auto device = ScoringDevice::Open(parameters, &metrics_, {});
     if (!device.ok()) return device.status();
     EngineOptions engine_options;
+    engine_options.pool = pool_.get();
     engine_options.repository = {options.models, model_.model};
     engine_options.repository.keep_choices = false;
     engine_options.parameters = launch;

@@ -107,8 +107,9 @@ class Published {
   }
   std::mutex mutex_;
   // Guarded by mutex_.
-  Followed launches_, rows_, fallbacks_, hits_, extended_, recomputed_, computed_, onboarded_, rows_onboarded_, evicted_,
-      by_limit_, to_host_, card_pages_, host_pages_, compute_expected_, compute_real_, copy_expected_, copy_real_;
+  Followed launches_, rows_, fallbacks_, hits_, extended_, recomputed_, computed_, onboarded_, rows_onboarded_,
+      evicted_, by_limit_, to_host_, card_pages_, host_pages_, compute_expected_, compute_real_, copy_expected_,
+      copy_real_;
   Gauge* const host_used_;
   Gauge* const host_room_;
   Gauge* const used_;

@@ -108,7 +108,7 @@ EngineImpl::EngineImpl(EngineOptions options, ParameterSet parameters, int threa
       cache_(static_cast<size_t>(launch_.Int("cache_bytes"))),
       states_(store, catalog, &cache_, clock, metrics),
       generative_states_(store, catalog, &cache_, clock, metrics),
-      ranker_(store, catalog, &states_, clock, metrics),
+      ranker_(store, catalog, &states_, options_.pool, clock, metrics),
       recommender_(&generative_states_, catalog, &ranker_, clock, metrics),
       models_(
           options_.repository, std::move(loader),

@@ -24,6 +24,7 @@
 namespace backstory {
 
 class RequestRecorder;
+class ThreadPool;
 
 struct NamespaceQuota {
   std::string ns;
@@ -39,6 +40,7 @@ struct EngineOptions {
   std::shared_ptr<ExposureSink> exposure_sink;    // may be null
   std::shared_ptr<RequestRecorder> recorder;      // may be null; sampled by parameter request_log_fraction
   bool load_at_start = true;                      // else LoadModels() is called by the owner
+  ThreadPool* pool = nullptr;  // shares the work on requests with many candidates; null: one thread does it. Not owned
 };
 
 using RankCallback = std::function<void(absl::StatusOr<RankReply>)>;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "features/candidate_slices.h"
 #include "serving/engine/item_reader.h"
 
 namespace backstory {
@@ -117,8 +118,9 @@ CandidateTokens SliceCandidates(const CandidateTokens& tokens, size_t begin, siz
   return slice;
 }
 
-Ranker::Ranker(HistoryStore* store, Catalog* catalog, UserStateProvider* states, Clock* clock, Metrics* metrics)
-    : store_(store), catalog_(catalog), states_(states), clock_(clock), metrics_(metrics) {}
+Ranker::Ranker(HistoryStore* store, Catalog* catalog, UserStateProvider* states, ThreadPool* pool, Clock* clock,
+               Metrics* metrics)
+    : store_(store), catalog_(catalog), states_(states), pool_(pool), clock_(clock), metrics_(metrics) {}
 
 void Ranker::AddTiming(PreparedRank* rank, std::string_view stage, int64_t duration_us) const {
   rank->reply.timings.push_back({std::string(stage), duration_us});
@@ -201,22 +203,42 @@ absl::Status Ranker::Tokenize(PreparedRank* rank) const {
   input.summary = &summary;
   input.request = &query.features;
   input.candidates = &query.candidates;
-  const std::vector<uint64_t>& ids = query.candidates.item_ids;
-  std::vector<const Item*> found(ids.size());
-  const Catalog::Pin pin = catalog_->FindMany(query.ns, ids, found);
-  input.found_items = found;
-  std::vector<RateCounts> counts(ids.size());
-  input.found_counts = counts;
+  // In slices that several threads take: a request waits a good deal longer for memory than it computes here.
+  constexpr size_t kSliceLeast = 256, kSlicesMost = 4;
+  struct Part {
+    CandidateSlice slice;
+    std::vector<uint32_t> unknown;
+    absl::Status status;
+  };
+  const std::span<const uint64_t> ids = query.candidates.item_ids;
+  const size_t slice = std::max(kSliceLeast, (ids.size() + kSlicesMost - 1) / kSlicesMost);
+  std::vector<Part> parts(std::max<size_t>(1, (ids.size() + slice - 1) / slice));
+  ParallelFor(parts.size() > 1 ? pool_ : nullptr, parts.size(), [&](size_t p) {
+    const size_t first = p * slice, count = std::min(slice, ids.size() - first);
+    std::vector<const Item*> found(count);
+    std::vector<RateCounts> counts(count);
+    const Catalog::Pin pin = catalog_->FindMany(query.ns, ids.subspan(first, count), found);
+    if (WantsCounts(config)) {
+      parts[p].status = store_->ManyCountsBefore(
+          query.ns, ids.subspan(first, count), view_us, config.stats_granularity_us,
+          [&](size_t i, const ItemCounts& outcomes) { counts[i] = CountsByRule(outcomes, config.label); });
+    }
+    CandidateInput mine = input;
+    mine.found_items = found;
+    mine.found_counts = counts;
+    parts[p].slice = TokenizeSlice(mine, config, first, count);
+    for (size_t i = 0; i < count; ++i) {
+      if (found[i] == nullptr) parts[p].unknown.push_back(static_cast<uint32_t>(first + i));
+    }
+  });
+  std::vector<CandidateSlice> slices;
   absl::Status status;
-  if (WantsCounts(config)) {
-    status = store_->ManyCountsBefore(
-        query.ns, ids, view_us, config.stats_granularity_us,
-        [&](size_t i, const ItemCounts& outcomes) { counts[i] = CountsByRule(outcomes, config.label); });
+  for (Part& part : parts) {
+    status.Update(part.status);
+    slices.push_back(std::move(part.slice));
+    rank->reply.unknown_items.insert(rank->reply.unknown_items.end(), part.unknown.begin(), part.unknown.end());
   }
-  rank->tokens = TokenizeCandidates(input, config, &rank->reply.features);
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (found[i] == nullptr) rank->reply.unknown_items.push_back(static_cast<uint32_t>(i));
-  }
+  rank->tokens = JoinSlices(input, slices, &rank->reply.features);
   return status;
 }
 

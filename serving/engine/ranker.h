@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/thread_pool.h"
 #include "serving/engine/clock.h"
 #include "serving/engine/rank_query.h"
 #include "serving/engine/served_model.h"
@@ -36,7 +37,9 @@ struct PreparedRank {
 // Thread-safe.
 class Ranker {
  public:
-  Ranker(HistoryStore* store, Catalog* catalog, UserStateProvider* states, Clock* clock, Metrics* metrics);
+  // `pool` may be null.
+  Ranker(HistoryStore* store, Catalog* catalog, UserStateProvider* states, ThreadPool* pool, Clock* clock,
+         Metrics* metrics);
 
   enum class Prepared { kReady, kBusy, kLong };  // kLong: busy until somebody has time for long work
   // kBusy and kLong only if !may_wait: nothing was done, ask again when no pin is held. See StateRequest::may_wait.
@@ -58,6 +61,7 @@ class Ranker {
   HistoryStore* const store_;
   Catalog* const catalog_;
   UserStateProvider* const states_;
+  ThreadPool* const pool_;
   Clock* const clock_;
   Metrics* const metrics_;
 };

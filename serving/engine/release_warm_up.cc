@@ -42,10 +42,12 @@ ReleaseWarmUp::ReleaseWarmUp(WarmUpOptions options, UserStateCache* cache, const
       cache_(cache),
       clock_(clock),
       build_(std::move(build)),
-      share_metric_(metrics->GetGauge("backstory_release_warm_share",
-                                      "Share of the present version's use by users whom the next version has a state of")),
+      share_metric_(
+          metrics->GetGauge("backstory_release_warm_share",
+                            "Share of the present version's use by users whom the next version has a state of")),
       users_built_(metrics->GetCounter("backstory_release_warm_users_total",
-                                       "User states built for a version before a label moved to it", {{"outcome", "built"}})),
+                                       "User states built for a version before a label moved to it",
+                                       {{"outcome", "built"}})),
       users_failed_(metrics->GetCounter("backstory_release_warm_users_total",
                                         "User states built for a version before a label moved to it",
                                         {{"outcome", "failed"}})),
@@ -78,8 +80,7 @@ void ReleaseWarmUp::Forget(const ServedModel& unloaded) {
 }
 
 std::shared_ptr<ReleaseWarmUp::Task> ReleaseWarmUp::Enqueue(std::shared_ptr<const ServedModel> next,
-                                                            std::string next_key, std::string present_key,
-                                                            bool first) {
+                                                            std::string next_key, std::string present_key, bool first) {
   for (auto it = tasks_.begin(); it != tasks_.end(); ++it) {
     const std::shared_ptr<Task> task = *it;
     if (task->next_key != next_key || task->present_key != present_key || task->cancelled) continue;

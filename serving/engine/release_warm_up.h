@@ -1,6 +1,6 @@
-// Warms a version before a label moves to it: the states of the users who were hottest under the label's present version
-// are built for the new one, at a bounded rate, behind all requests. Without it a release makes every user's next request
-// build a whole history.
+// Warms a version before a label moves to it: the states of the users who were hottest under the label's present
+// version are built for the new one, at a bounded rate, behind all requests. Without it a release makes every user's
+// next request build a whole history.
 #ifndef BACKSTORY_SERVING_ENGINE_RELEASE_WARM_UP_H_
 #define BACKSTORY_SERVING_ENGINE_RELEASE_WARM_UP_H_
 
@@ -26,7 +26,7 @@ namespace backstory {
 
 // Which users to warm. Pure.
 struct WarmUpPlan {
-  double share = 1;            // of the present version's heat that belongs to users who are warm already; 1 if there is none
+  double share = 1;  // of the present version's heat that belongs to users who are warm already; 1 if there is none
   std::vector<UserKey> users;  // to warm until the share is `share_wanted`, hottest first
 };
 // `present`: users with a state of the present version, any order. `warm`: users with a state of the next one. `tried`:
@@ -36,17 +36,17 @@ WarmUpPlan PlanWarmUp(std::vector<UserStateCache::UserHeat> present, const std::
                       const std::set<UserKey>& tried, double share_wanted, size_t bytes_max);
 
 struct WarmUpOptions {
-  double share = 0.9;           // of the present version's heat, 0..1; 0: labels move at once
-  double rows_per_s = 20'000;   // K/V rows computed, every channel's
+  double share = 0.9;          // of the present version's heat, 0..1; 0: labels move at once
+  double rows_per_s = 20'000;  // K/V rows computed, every channel's
   int64_t time_max_us = 60'000'000;
-  // Of the next version's states, once somebody waits for them: what they take, users of other versions may lose. Before
-  // that they take only what is free of the cache: not every version that is loaded gets a label.
+  // Of the next version's states, once somebody waits for them: what they take, users of other versions may lose.
+  // Before that they take only what is free of the cache: not every version that is loaded gets a label.
   size_t bytes_max = 0;
-  size_t cache_bytes = 0;       // the cache's budget
+  size_t cache_bytes = 0;  // the cache's budget
 };
 
 struct WarmUpResult {
-  double share = 1;   // reached
+  double share = 1;  // reached
   // "warm" (share reached), "time" (limit passed), "room" (states of the next version take bytes_max, or no further
   // user's could be built), "stopped" (unloaded, or shutdown).
   std::string reason = "warm";
@@ -79,8 +79,8 @@ class ReleaseWarmUp {
     std::atomic<bool> cancelled{false};
     std::atomic<bool> awaited{false};   // somebody waits
     std::atomic<bool> had_room{false};  // and the last plan knew it
-    bool done = false;    // guarded by mutex_
-    WarmUpResult result;  // guarded by mutex_ until done
+    bool done = false;                  // guarded by mutex_
+    WarmUpResult result;                // guarded by mutex_ until done
   };
   std::shared_ptr<Task> Enqueue(std::shared_ptr<const ServedModel> next, std::string next_key, std::string present_key,
                                 bool first);

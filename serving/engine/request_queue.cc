@@ -18,7 +18,7 @@ bool NewestFirst(size_t waiting, size_t capacity) { return waiting * 2 > capacit
 RequestQueue::PushResult RequestQueue::Push(std::unique_ptr<Job>& job) {
   assert(job != nullptr && job->id != 0);
   PushResult result;
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (closed_) return result;
   const JobClass job_class = job->job_class;
   if (job_class == JobClass::kRefresh) {
@@ -33,6 +33,7 @@ RequestQueue::PushResult RequestQueue::Push(std::unique_ptr<Job>& job) {
   queues_[static_cast<int>(job_class)].push_back(std::move(job));
   ++total_;
   result.accepted = true;
+  lock.unlock();  // who wakes up would only wait for it
   ready_.notify_one();
   return result;
 }

@@ -1,18 +1,23 @@
 // A user of grab-512 whose pages left the card: what the next score waits for when they are copied from host memory and
-// when they are computed again, by length, and what the cost model expects and takes.
+// when they are computed again, by length, and what the cost model expects and takes. Then users of grab-dlrm that are
+// always computed again, by callers at once.
 //   grab_cuda_state_bench [repeats]
 // Wall time of Model::Score of 256 candidates, tokenizer included, medians; one user at a time, nothing else queued.
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/thread_pool.h"
 #include "models/grab/cuda/model.h"
+#include "models/grab/cuda/network.h"
 #include "models/grab/init_random.h"
 #include "tests/models/grab_fixture.h"
 
@@ -59,15 +64,21 @@ User MakeUser(const Model& model, size_t rows, Random* random) {
   return user;
 }
 
-double ScoreMs(const Model& model, User* user) {
-  const ScoreSegment segment{.kv = user->kv.get(),
-                             .visible_rows = user->visible,
-                             .candidates = &user->candidates,
-                             .logits = user->logits.data()};
+// Users in one call.
+double ScoreMs(const Model& model, std::span<User* const> users) {
+  std::vector<ScoreSegment> segments;
+  for (User* user : users) {
+    segments.push_back({.kv = user->kv.get(),
+                        .visible_rows = user->visible,
+                        .candidates = &user->candidates,
+                        .logits = user->logits.data()});
+  }
   const auto begin = std::chrono::steady_clock::now();
-  Must(model.Score({&segment, 1}));
+  Must(model.Score(segments));
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
 }
+
+double ScoreMs(const Model& model, User* user) { return ScoreMs(model, {&user, 1}); }
 
 // Requests of users in turn, four threads, when the card has room for half of them.
 void Pressure(const Model& model, CudaPagePool* pool, const CudaRuntime& runtime, bool host, Random* random) {
@@ -86,11 +97,12 @@ void Pressure(const Model& model, CudaPagePool* pool, const CudaRuntime& runtime
   for (std::thread& thread : threads) thread.join();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const CudaPagePool::Stats after = pool->GetStats();
-  std::printf("%zu users x %zu rows in turn, %d blocks on the card, %s: %.1f scores/s; hits %lu copied %lu computed %lu "
-              "fallbacks %lu\n",
-              kUsers, kRows, pool->blocks(), host ? "pages from the host" : "computed again", kThreads * kCalls / seconds,
-              after.hits - before.hits, after.onboarded - before.onboarded, after.recomputed - before.recomputed,
-              runtime.counters.fallbacks.load());
+  std::printf(
+      "%zu users x %zu rows in turn, %d blocks on the card, %s: %.1f scores/s; hits %lu copied %lu computed %lu "
+      "fallbacks %lu\n",
+      kUsers, kRows, pool->blocks(), host ? "pages from the host" : "computed again", kThreads * kCalls / seconds,
+      after.hits - before.hits, after.onboarded - before.onboarded, after.recomputed - before.recomputed,
+      runtime.counters.fallbacks.load());
 }
 
 void Run(int repeats) {
@@ -141,10 +153,52 @@ void Run(int repeats) {
   for (const bool host : {true, false, true, false}) Pressure(*model, pool.get(), *runtime, host, &random);
 }
 
+// Users of grab-dlrm whose pages are gone, one after the other: every request computes 7,000 rows through five layers.
+void Recomputes() {
+  constexpr size_t kUsers = 24, kRows = 7000;
+  const Config config = Must(PresetConfig("grab-dlrm"));
+  ThreadPool threads(8);
+  const CudaKvShape shape = Must(CudaNetwork::KvShape(config));
+  const size_t pages = (kRows + 127) / 128 * static_cast<size_t>(config.channels());
+  auto runtime = Must(CudaRuntime::Open(
+      {.kv_bytes = kUsers / 2 * pages * shape.block_bytes(), .lanes = 4, .warm_rows = 512, .fall_back = false}));
+  auto model = Must(CreateCudaModel(config, RandomWeights(config, 1), &threads, Dtype::kBf16, runtime));
+  auto pool = Must(runtime->PoolFor(shape));
+  Random random(3);
+  std::vector<User> users;
+  for (size_t u = 0; u < kUsers; ++u) users.push_back(MakeUser(*model, kRows, &random));
+  const std::pair<size_t, size_t> loads[] = {{1, 1}, {1, 2}, {1, 3}, {1, 4}, {4, 1}, {4, 2}};
+  for (const auto& [together, count] : loads) {
+    const CudaPagePool::Stats before = pool->GetStats();
+    const auto begin = std::chrono::steady_clock::now();
+    const auto seconds = [&] {
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
+    std::atomic<size_t> next{0};
+    std::vector<std::thread> callers;
+    for (size_t t = 0; t < count; ++t) {
+      callers.emplace_back([&, size = together] {
+        while (seconds() < 0.6) {
+          const size_t first = next.fetch_add(size);
+          std::vector<User*> call;
+          for (size_t i = 0; i < size; ++i) call.push_back(&users[(first + i) % kUsers]);
+          ScoreMs(*model, call);
+        }
+      });
+    }
+    for (std::thread& caller : callers) caller.join();
+    const double took = seconds();
+    const CudaPagePool::Stats after = pool->GetStats();
+    std::printf("grab-dlrm, %zu rows computed for 256 candidates, %zu users a call, %zu callers: %.1f users/s (hits %lu)\n",
+                kRows, together, count, static_cast<double>(after.recomputed - before.recomputed) / took, after.hits - before.hits);
+  }
+}
+
 }  // namespace
 }  // namespace backstory::grab
 
 int main(int argc, char** argv) {
   backstory::grab::Run(argc > 1 ? std::atoi(argv[1]) : 15);
+  backstory::grab::Recomputes();
   return 0;
 }

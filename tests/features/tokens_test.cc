@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "features/hash.h"
+#include "features/candidate_slices.h"
 #include "features/tokenizer.h"
 #include "tests/features/random_history.h"
 
@@ -119,6 +120,40 @@ TEST(Candidates, SidesAndOrder) {
   EXPECT_THAT(tokens.item.sparse[2].ids, ElementsAre((1995 - 1900) / 5 + 1 + 1, 0));
   ASSERT_EQ(tokens.user.dense.size(), 2u);   // user_rate, gap
   ASSERT_EQ(tokens.item.dense.size(), 12u);  // rate, count, price, bid, genre_rate, age of two candidates
+}
+
+TEST(Candidates, SlicesJoinToTheWhole) {
+  Request request;
+  request.candidates.item_ids = {7, 8, 7, 9, 8};
+  request.candidates.numbers["bid"] = {1, 2, 3, 4, 5};
+  request.candidates.numbers["year"] = {1990, std::nanf(""), 2000, std::nanf(""), 2010};
+  request.candidates.texts["categories"] = {"", "a|b", "", "", "c"};
+  request.candidates.texts["why"] = {"x", "", "y", "z", ""};
+  const CandidateTokens whole = request.Tokens();
+  const FeatureReport report = request.report;
+  for (const std::vector<size_t>& cuts : {std::vector<size_t>{0, 5}, {0, 1, 2, 5}, {0, 3, 4, 5}}) {
+    std::vector<CandidateSlice> slices;
+    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+      slices.push_back(TokenizeSlice(request.input, Config(), cuts[i], cuts[i + 1] - cuts[i]));
+    }
+    FeatureReport joined_report;
+    const CandidateTokens joined = JoinSlices(request.input, slices, &joined_report);
+    EXPECT_EQ(joined.user.dense, whole.user.dense);
+    EXPECT_EQ(joined.item.dense, whole.item.dense);
+    EXPECT_EQ(joined.item.rows, whole.item.rows);
+    ASSERT_EQ(joined.item.sparse.size(), whole.item.sparse.size());
+    for (size_t f = 0; f < whole.item.sparse.size(); ++f) {
+      EXPECT_EQ(joined.item.sparse[f].ids, whole.item.sparse[f].ids);
+      EXPECT_EQ(joined.item.sparse[f].offsets, whole.item.sparse[f].offsets);
+    }
+    for (size_t f = 0; f < whole.user.sparse.size(); ++f) {
+      EXPECT_EQ(joined.user.sparse[f].ids, whole.user.sparse[f].ids);
+    }
+    EXPECT_EQ(joined_report.unknown_items, report.unknown_items);
+    EXPECT_EQ(joined_report.from_request, report.from_request);
+    EXPECT_EQ(joined_report.from_catalog, report.from_catalog);
+    EXPECT_EQ(joined_report.defaulted, report.defaulted);
+  }
 }
 
 TEST(Candidates, PartialAndFullTokensShareATable) {

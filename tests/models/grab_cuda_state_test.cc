@@ -1,5 +1,5 @@
-// User states on a card under pressure: the host tier, limits of versions, threads, and a card that really fails. Skipped,
-// with the reason, where there is no Hopper card.
+// User states on a card under pressure: the host tier, limits of versions, threads, and a card that really fails.
+// Skipped, with the reason, where there is no Hopper card.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -43,8 +43,8 @@ std::unique_ptr<Card> OpenCard(CudaOptions options, std::string* why) {
   return card;
 }
 
-#define CARD_OR_SKIP(...)                                                   \
-  std::string why;                                                          \
+#define CARD_OR_SKIP(...)                                                      \
+  std::string why;                                                             \
   const std::unique_ptr<Card> card = OpenCard(CudaOptions{__VA_ARGS__}, &why); \
   if (card == nullptr) GTEST_SKIP() << why
 
@@ -115,7 +115,8 @@ class State {
 // Needs no card.
 TEST(GrabCudaDevice, WhatIsMissingIsNamed) {
   constexpr int kInsufficientDriver = 35, kNoDevice = 100, kNotPermitted = 800;  // cudaError_t
-  EXPECT_EQ(WhyNoCuda(kInsufficientDriver, 0, 13000).find("no NVIDIA driver was found, cudaErrorInsufficientDriver"), 0u);
+  EXPECT_EQ(WhyNoCuda(kInsufficientDriver, 0, 13000).find("no NVIDIA driver was found, cudaErrorInsufficientDriver"),
+            0u);
   EXPECT_EQ(WhyNoCuda(kInsufficientDriver, 12020, 13000)
                 .find("the NVIDIA driver is too old: it knows CUDA 12.2, this build needs 13.0, "),
             0u);
@@ -226,9 +227,11 @@ TEST(GrabCudaState, AnyOrderOfChangesAndEvictionsScoresAsTheCpu) {
     ASSERT_LE(share, 1) << "step " << step << " user " << u << " rows " << rows[u];
   }
   const CudaPagePool::Stats stats = pool.GetStats();
-  std::printf("  worst %.3f of the bound; hits %lu extended %lu onboarded %lu recomputed %lu, left %lu (host %lu), host left %lu\n",
-              worst, stats.hits, stats.extended, stats.onboarded, stats.recomputed, stats.evicted_users,
-              stats.evicted_to_host, stats.host_evicted_users);
+  std::printf(
+      "  worst %.3f of the bound; hits %lu extended %lu onboarded %lu recomputed %lu, left %lu (host %lu), host left "
+      "%lu\n",
+      worst, stats.hits, stats.extended, stats.onboarded, stats.recomputed, stats.evicted_users, stats.evicted_to_host,
+      stats.host_evicted_users);
   EXPECT_GT(stats.onboarded, 10u);
   EXPECT_GT(stats.recomputed, 10u);
   EXPECT_GT(stats.extended, 10u);
@@ -324,8 +327,8 @@ TEST(GrabCudaState, ThreadsScoreRightWhilePagesComeAndGo) {
   EXPECT_EQ(card->runtime->counters.fallbacks, 0u);
 }
 
-// R15, in a child process, since no context survives it: a kernel reads where nothing is, while two threads score. Prints
-// one line for the parent.
+// R15, in a child process, since no context survives it: a kernel reads where nothing is, while two threads score.
+// Prints one line for the parent.
 TEST(GrabCudaState, DISABLED_ChildWhoseKernelReadsWhereNothingIs) {
   const bool fall_back = std::getenv("BACKSTORY_FALL_BACK") != nullptr;
   CARD_OR_SKIP(.kv_bytes = 64 * kBlockBytes, .host_bytes = 64 * kBlockBytes, .lanes = 2, .fall_back = fall_back);

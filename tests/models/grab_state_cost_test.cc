@@ -1,7 +1,7 @@
 // Hit, copy or compute: the decision and the fits behind it, without a card.
-#include "models/grab/cuda/state_cost.h"
-
 #include <gtest/gtest.h>
+
+#include "models/grab/cuda/state_cost.h"
 
 namespace backstory::grab {
 namespace {
@@ -52,7 +52,10 @@ TEST(StateCost, FitsNeverGoBelowZero) {
 }
 
 StateOffer Evicted(size_t rows) {
-  return {.after_card = Whole(rows), .on_host = true, .after_host = {}, .host_bytes = 2 * kRowBytes * static_cast<double>(rows)};
+  return {.after_card = Whole(rows),
+          .on_host = true,
+          .after_host = {},
+          .host_bytes = 2 * kRowBytes * static_cast<double>(rows)};
 }
 
 TEST(StateCost, WhatIsThereIsAHit) {
@@ -92,8 +95,8 @@ TEST(StateCost, ATailIsComputedEitherWay) {
   offer.after_host = Whole(8192, 8100);
   const StateChoice choice = ChooseStateSource(offer, kCosts, {.compute_seconds = 1e-3});
   EXPECT_EQ(choice.source, StateSource::kHost);
-  EXPECT_NEAR(choice.seconds,
-              kCosts.copy.Seconds(offer.host_bytes) + 1e-3 + kCosts.compute.Seconds(offer.after_host), 1e-12);
+  EXPECT_NEAR(choice.seconds, kCosts.copy.Seconds(offer.host_bytes) + 1e-3 + kCosts.compute.Seconds(offer.after_host),
+              1e-12);
   EXPECT_NEAR(choice.other_seconds, 1e-3 + kCosts.compute.Seconds(offer.after_card), 1e-12);
 }
 

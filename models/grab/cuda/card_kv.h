@@ -58,13 +58,13 @@ class CudaUserKv final : public UserKv {
   const std::shared_ptr<CudaTenant> tenant_;
   mutable std::mutex onboarding_;
   // Guarded by the pool's mutex while unpinned, by onboarding_ while pinned.
-  mutable std::vector<std::vector<int32_t>> blocks_;  // [channel][page]
-  mutable std::vector<size_t> rows_on_card_;          // [channel]: rows [0, n) are there, zeroes behind them
+  mutable std::vector<std::vector<int32_t>> blocks_;       // [channel][page]
+  mutable std::vector<size_t> rows_on_card_;               // [channel]: rows [0, n) are there, zeroes behind them
   mutable std::vector<std::vector<int32_t>> host_blocks_;  // the same of pinned host memory
   mutable std::vector<size_t> rows_on_host_;
-  mutable std::shared_ptr<CudaCopy> arriving_, leaving_;   // the last copies to the card and to the host; may be null
-  mutable int pins_ = 0;                              // guarded by the pool's mutex
-  mutable bool listed_ = false, host_listed_ = false;  // guarded by the pool's mutex: in by_use_, in host_by_use_
+  mutable std::shared_ptr<CudaCopy> arriving_, leaving_;  // the last copies to the card and to the host; may be null
+  mutable int pins_ = 0;                                  // guarded by the pool's mutex
+  mutable bool listed_ = false, host_listed_ = false;     // guarded by the pool's mutex: in by_use_, in host_by_use_
   mutable std::list<const CudaUserKv*>::iterator place_, host_place_;
 };
 

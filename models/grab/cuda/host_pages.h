@@ -47,8 +47,8 @@ class CudaCopy {
 class CudaHostPages {
  public:
   // Takes `bytes` of pinned memory at once, in whole blocks of `block_bytes`, and measures copies to the card, into its
-  // first `card_blocks` blocks at `card`: they must hold nothing yet. RESOURCE_EXHAUSTED if that is less than one block or
-  // not to be had.
+  // first `card_blocks` blocks at `card`: they must hold nothing yet. RESOURCE_EXHAUSTED if that is less than one block
+  // or not to be had.
   static absl::StatusOr<std::unique_ptr<CudaHostPages>> Create(std::shared_ptr<CudaDevice> device, size_t block_bytes,
                                                                size_t bytes, void* card, size_t card_blocks);
   ~CudaHostPages();

@@ -3,15 +3,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
 #include <cstring>
 #include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "models/grab/cuda/card_kv.h"
+#include "models/grab/cuda/history_tokens.h"
+#include "models/grab/cuda/lanes.h"
 #include "models/grab/cuda/network.h"
-#include "models/grab/cuda/prefill.h"
+#include "models/grab/cuda/prefills.h"
 #include "models/grab/cuda/tokens.h"
 #include "models/grab/key_runs.h"
 #include "models/grab/segment_check.h"
@@ -22,36 +23,6 @@ namespace {
 
 constexpr size_t kTokenRows = 64;  // of one tokenizer task
 constexpr int kRowAlign = 4;       // of a segment's first row in a launch
-
-struct TwoLanes {
-  std::unique_ptr<CudaLane> network;
-  std::unique_ptr<CudaTokenLane> tokens;  // null: the CPU makes the token rows
-};
-
-// The lanes of a model; a caller has one to itself.
-class Lanes {
- public:
-  void Add(TwoLanes lane) { free_.push_back(std::move(lane)); }
-  TwoLanes Take() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !free_.empty(); });
-    auto lane = std::move(free_.back());
-    free_.pop_back();
-    return lane;
-  }
-  void Give(TwoLanes lane) {
-    {
-      std::lock_guard lock(mutex_);
-      free_.push_back(std::move(lane));
-    }
-    changed_.notify_one();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<TwoLanes> free_;  // guarded by mutex_
-};
 
 // Candidates [first, first + count) of a segment.
 struct Slice {
@@ -78,7 +49,8 @@ class CudaModel final : public Model {
   size_t parameter_bytes() const override { return cpu_->parameter_bytes(); }
   // 16,384 rows are some 20 milliseconds of a card; without one, the CPU's K/V are made in steps.
   bool ExtendsAtOnce() const override { return network_ != nullptr && runtime_->device().health().ok(); }
-  int lanes() const override { return network_ == nullptr ? 0 : std::max(1, runtime_->options().lanes); }
+  // One more than pass at once: while the answers of one go out, the next is there to take its lane.
+  int lanes() const override { return network_ == nullptr ? 0 : 1 + std::max(1, runtime_->options().lanes); }
   std::unique_ptr<UserKv> NewState() const override {
     auto host = cpu_->NewState();
     return std::make_unique<CudaUserKv>(pages_, tenant_,
@@ -93,7 +65,9 @@ class CudaModel final : public Model {
   absl::Status FindPages(const Slice& slice, CudaSegment* out, std::vector<int32_t>* scratch) const;
   // Whether this version's card holds, or may hold, the user's pages.
   bool OnCard(const CudaUserKv* kv) const { return network_ != nullptr && kv->pool() == pages_.get(); }
-  absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv) const;
+  // `computed` becomes whether rows were computed.
+  absl::StatusOr<CudaPagePool::Pin> Onboard(const CudaUserKv& kv, bool* computed) const;
+  absl::Status OnboardAll(std::span<const Slice> slices, std::vector<CudaPagePool::Pin>* pins) const;
   absl::StatusOr<ComputeCost> MeasureCompute(CudaPagePool* pages) const;
   absl::Status Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const;
   absl::Status Tokenize(std::span<const Slice> slices, std::span<const CudaSegment> at, int rows,
@@ -109,8 +83,8 @@ class CudaModel final : public Model {
   std::shared_ptr<CudaPagePool> pages_;
   std::shared_ptr<CudaTenant> tenant_;
   std::unique_ptr<CudaNetwork> network_;  // null: the card could not take this version
-  std::unique_ptr<CudaPrefill> prefill_;
-  std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes token rows
+  std::unique_ptr<CudaPrefills> prefills_;
+  std::unique_ptr<CudaTokens> tokens_;  // null: the CPU makes candidates' token rows
   mutable Lanes lanes_;
 };
 
@@ -122,13 +96,19 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   auto network = CudaNetwork::Load(config(), tensors, runtime_->gemms(), *pages);
   if (!network.ok()) return network.status();
   constexpr size_t kTableShare = 4;  // of what is free
-  auto tokens =
-      CudaTokens::Load(config(), tensors, (*network)->widths().stride, runtime_->device().FreeBytes() / kTableShare,
-                       runtime_->shared_device(), runtime_->gemms());
-  if (!tokens.ok()) {
-    runtime_->Log(absl::StrCat("model ", config().name,
-                               ": the CPU makes its candidates' token rows: ", std::string(tokens.status().message())));
-  }
+  const int stride = (*network)->widths().stride;
+  const auto tables = std::make_shared<CudaTokenTables>(runtime_->shared_device(),
+                                                        runtime_->device().FreeBytes() / kTableShare);
+  const auto by_cpu = [&](const char* whose, const absl::Status& why) {
+    if (why.ok()) return;
+    runtime_->Log(absl::StrCat("model ", config().name, ": the CPU makes its ", whose,
+                               " token rows: ", std::string(why.message())));
+  };
+  auto tokens = CudaTokens::Load(CudaTokens::View::kCandidates, config(), tensors, stride, tables,
+                                 runtime_->shared_device(), runtime_->gemms());
+  by_cpu("candidates'", tokens.status());
+  auto history = CudaHistoryTokens::Load(config(), tensors, stride, tables, runtime_->shared_device(), runtime_->gemms());
+  by_cpu("histories'", history.status());
   CudaTokens* const made_tokens = tokens.ok() ? tokens->get() : nullptr;
   std::vector<TwoLanes> made;  // nothing is kept of a load that fails on its way
   for (int i = 0; i < std::max(1, runtime_->options().lanes); ++i) {
@@ -144,9 +124,11 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
     }
     made.push_back(std::move(lanes));
   }
-  auto prefill = CudaPrefill::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages);
-  if (!prefill.ok()) return prefill.status();
-  prefill_ = *std::move(prefill);
+  auto prefills = CudaPrefills::Create(config(), &(*network)->weights(), runtime_->gemms(), *pages,
+                                       history.ok() ? *std::move(history) : nullptr);
+  if (!prefills.ok()) return prefills.status();
+  by_cpu("histories'", (*prefills)->no_tokens());
+  prefills_ = *std::move(prefills);
   auto compute = MeasureCompute(pages->get());
   if (!compute.ok()) return compute.status();
   tenant_ = runtime_->TenantFor(state_id(), *shape);
@@ -194,18 +176,20 @@ absl::Status CudaModel::Extend(std::span<const ChannelRows> tokens, UserKv* base
   // Ahead of the score that will need it. If the card cannot, that score decides what to do.
   const bool lost = !runtime_->device().health().ok();
   if (!OnCard(kv) || (lost && runtime_->options().fall_back)) return kv->OnHost(*cpu_).status();
-  const absl::Status status = Onboard(*kv).status();
+  bool computed = false;
+  const absl::Status status = Onboard(*kv, &computed).status();
   return runtime_->options().fall_back ? absl::OkStatus() : status;
 }
 
-absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const {
+absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv, bool* computed) const {
   for (size_t c = 0; c < kv.tokens().size(); ++c) {  // before anybody is pushed out for it
     if (kv.facts(c).rows() > CudaPrefill::kRowsMax) {
       return absl::ResourceExhaustedError(
           absl::StrCat(kv.facts(c).rows(), " rows of channel ", c, ", the card takes ", CudaPrefill::kRowsMax));
     }
   }
-  return pages_->Onboard(kv, [this](const CudaUserKv& user, std::span<const size_t> first) {
+  return pages_->Onboard(kv, [this, computed](const CudaUserKv& user, std::span<const size_t> first) {
+    *computed = true;
     std::vector<CudaHistory> channels;
     for (size_t c = 0; c < first.size(); ++c) {
       channels.push_back({.first = first[c],
@@ -218,10 +202,34 @@ absl::StatusOr<CudaPagePool::Pin> CudaModel::Onboard(const CudaUserKv& kv) const
   });
 }
 
+absl::Status CudaModel::OnboardAll(std::span<const Slice> slices, std::vector<CudaPagePool::Pin>* pins) const {
+  std::vector<const CudaUserKv*> users;
+  for (const Slice& slice : slices) {
+    if (slice.segment->kv != nullptr) users.push_back(static_cast<const CudaUserKv*>(slice.segment->kv));
+  }
+  pins->resize(users.size());
+  std::mutex mutex;
+  absl::Status status;  // guarded by mutex: the first error
+  const auto onboard = [&](size_t u) {
+    bool computed = false;
+    auto pin = Onboard(*users[u], &computed);
+    if (pin.ok()) (*pins)[u] = *std::move(pin);
+    std::lock_guard lock(mutex);
+    status.Update(pin.status());
+    return computed;
+  };
+  // Where one had to be computed, more of them may: side by side. Users that are there are not worth waking a thread.
+  size_t first = 0;
+  bool computed = false;
+  while (first < users.size() && !computed && status.ok()) computed = onboard(first++);
+  if (status.ok()) ParallelFor(pool_, users.size() - first, [&](size_t i) { onboard(first + i); });
+  return status;
+}
+
 absl::Status CudaModel::Compute(std::span<const CudaHistory> channels, std::span<const ChannelRows> tokens) const {
-  const size_t d = static_cast<size_t>(config().d);
-  const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
-  return prefill_->Append(channels, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+  return prefills_->Append(channels, tokens, [&](size_t c, size_t from, size_t count, size_t stride, float* out) {
+    const size_t d = static_cast<size_t>(config().d);
+    const TokenNet::UserPart no_user{.product = std::vector<float>(static_cast<size_t>(config().gate_mlp_hidden) + d)};
     ParallelFor(pool_, (count + kTokenRows - 1) / kTokenRows, [&](size_t i) {
       const size_t at = i * kTokenRows, rows = std::min(kTokenRows, count - at);
       partial_.Run(no_user, tokens[c].tokens, from + at, rows, out + at * stride);
@@ -394,7 +402,7 @@ absl::Status CudaModel::Tokenize(std::span<const Slice> slices, std::span<const 
   if (lanes->tokens != nullptr) {
     std::vector<CudaTokenSlice> on_card;
     for (size_t s = 0; s < slices.size(); ++s) {
-      on_card.push_back({.candidates = slices[s].segment->candidates,
+      on_card.push_back({.item = &slices[s].segment->candidates->item,
                          .first = slices[s].first,
                          .count = slices[s].count,
                          .row = static_cast<size_t>(at[s].first_row),
@@ -428,17 +436,14 @@ absl::Status CudaModel::Tokenize(std::span<const Slice> slices, std::span<const 
 absl::Status CudaModel::Launch(std::span<const Slice> slices, TwoLanes* lanes, std::vector<int32_t>* scratch) const {
   CudaLane* const lane = lanes->network.get();
   if (absl::Status status = runtime_->device().Select(); !status.ok()) return status;
-  std::vector<CudaPagePool::Pin> pins;
   std::vector<CudaSegment> segments;
   int rows = 0;
   for (const Slice& slice : slices) {
     segments.push_back({.first_row = rows, .rows = static_cast<int>(slice.count)});
     rows += (segments.back().rows + kRowAlign - 1) / kRowAlign * kRowAlign;
-    if (slice.segment->kv == nullptr) continue;
-    auto pin = Onboard(*static_cast<const CudaUserKv*>(slice.segment->kv));
-    if (!pin.ok()) return pin.status();
-    pins.push_back(*std::move(pin));
   }
+  std::vector<CudaPagePool::Pin> pins;
+  if (absl::Status status = OnboardAll(slices, &pins); !status.ok()) return status;
   // The card begins with the tokens while the CPU looks for pages.
   if (absl::Status status = Tokenize(slices, segments, rows, lanes); !status.ok()) return status;
   for (size_t s = 0; s < slices.size(); ++s) {

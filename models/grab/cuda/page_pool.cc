@@ -217,9 +217,9 @@ absl::Status CudaPagePool::MakeRoom(size_t count, CudaTenant* tenant) {
     }
   }
   if (limited && tenant->blocks - own + count > tenant->blocks_max) {
-    return absl::ResourceExhaustedError(absl::StrCat("device cuda:", device_->ordinal(), ": ", tenant->name, ": ", count,
-                                                     " pages of K/V wanted, its limit is ", tenant->blocks_max, ", ",
-                                                     tenant->blocks - own, " of them in use"));
+    return absl::ResourceExhaustedError(absl::StrCat("device cuda:", device_->ordinal(), ": ", tenant->name, ": ",
+                                                     count, " pages of K/V wanted, its limit is ", tenant->blocks_max,
+                                                     ", ", tenant->blocks - own, " of them in use"));
   }
   if (free + evictable < count) {
     return absl::ResourceExhaustedError(absl::StrCat("device cuda:", device_->ordinal(), ": ", count,
@@ -254,7 +254,8 @@ size_t CudaPagePool::Evict(const CudaUserKv* kv) {
     kv->rows_on_card_[c] = 0;
   }
   stats_.evicted_blocks += count;
-  const bool on_host = std::any_of(kv->host_blocks_.begin(), kv->host_blocks_.end(), [](const auto& b) { return !b.empty(); });
+  const bool on_host =
+      std::any_of(kv->host_blocks_.begin(), kv->host_blocks_.end(), [](const auto& b) { return !b.empty(); });
   if (!on_host) return count;
   ++stats_.evicted_to_host;
   kv->host_place_ = host_by_use_.insert(host_by_use_.begin(), kv);

@@ -141,12 +141,12 @@ class CudaPagePool {
   CudaBuffer memory_;
   int32_t blocks_ = 0;
   mutable std::mutex mutex_;
-  std::vector<int32_t> free_;            // guarded by mutex_
+  std::vector<int32_t> free_;  // guarded by mutex_
   // Guarded by mutex_: unpinned users on the card, and those with pages on the host; newest first.
   std::list<const CudaUserKv*> by_use_, host_by_use_;
-  std::deque<Leaving> leaving_;          // guarded by mutex_
-  std::unique_ptr<CudaHostPages> host_;  // guarded by mutex_; null: no such tier
-  CopyCost copy_cost_;                   // guarded by mutex_
+  std::deque<Leaving> leaving_;                    // guarded by mutex_
+  std::unique_ptr<CudaHostPages> host_;            // guarded by mutex_; null: no such tier
+  CopyCost copy_cost_;                             // guarded by mutex_
   std::deque<std::shared_ptr<CudaCopy>> to_card_;  // guarded by mutex_: on their way, oldest first
   double computing_s_ = 0;                         // guarded by mutex_: expected of all that compute or wait to
   Stats stats_;                                    // guarded by mutex_

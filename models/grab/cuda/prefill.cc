@@ -48,7 +48,7 @@ class Prefill final : public CudaPrefill {
   }
 
   absl::Status Allocate(const Config& config);
-  absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) override;
+  absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens, const CardTokens& on_card) override;
   double last_milliseconds() const override { return milliseconds_; }
 
  private:
@@ -56,7 +56,11 @@ class Prefill final : public CudaPrefill {
     size_t first = 0, rows = 0;
   };
 
+  absl::Status AppendMany(std::span<const CudaHistory> channels, const Tokens& tokens, const CardTokens& on_card);
   absl::Status AppendFew(std::span<const CudaHistory> channels, const Tokens& tokens);
+  // `by_host` becomes true if the card will read host_rows_.
+  absl::Status MakeTokens(int channel, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card,
+                          bool* by_host);
   absl::Status Wait();
   absl::Status Pass(std::span<const Chunk> chunks);
   absl::Status Layer(int layer, std::span<const Group> groups, CudaHistoryArgs* args);
@@ -390,7 +394,22 @@ absl::Status Prefill::Pass(std::span<const Chunk> chunks) {
   return absl::OkStatus();
 }
 
-absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens& tokens) {
+absl::Status Prefill::MakeTokens(int c, const Chunk& chunk, const Tokens& tokens, const CardTokens& on_card,
+                                 bool* by_host) {
+  const size_t stride = static_cast<size_t>(weights_.widths.stride);
+  float* const to = At<float>(input_, c, weights_.widths.stride);
+  if (on_card != nullptr) {
+    const absl::Status made = on_card(static_cast<size_t>(c), chunk.first, chunk.rows, to, workspace_, stream_);
+    if (!absl::IsResourceExhausted(made)) return made;
+  }
+  *by_host = true;
+  float* const rows = At<float>(host_rows_, c, weights_.widths.stride);
+  tokens(static_cast<size_t>(c), chunk.first, chunk.rows, stride, rows);
+  return Check(cudaMemcpyAsync(to, rows, chunk.rows * stride * sizeof(float), cudaMemcpyHostToDevice, stream_),
+               "uploading a history");
+}
+
+absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens& tokens, const CardTokens& on_card) {
   std::lock_guard lock(mutex_);
   RETURN_IF_ERROR(device().Select());
   for (const CudaHistory& channel : channels) {
@@ -400,15 +419,21 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
     }
   }
   milliseconds_ = 0;
-  if (appender_->Takes(channels)) return AppendFew(channels, tokens);
-  for (size_t c = 0; c < channels.size(); ++c) {
-    RETURN_IF_ERROR(UploadHistoryFacts(channels[c], host_[c], card_[c], &device(), stream_));
-  }
-  const CudaWidths& w = weights_.widths;
-  const size_t stride = static_cast<size_t>(w.stride);
+  const absl::Status status =
+      appender_->Takes(channels) ? AppendFew(channels, tokens) : AppendMany(channels, tokens, on_card);
+  // What was enqueued before a failure must not write to blocks that are somebody else's by then.
+  if (!status.ok()) static_cast<void>(cudaStreamSynchronize(stream_));
+  return status;
+}
+
+absl::Status Prefill::AppendMany(std::span<const CudaHistory> channels, const Tokens& tokens,
+                                 const CardTokens& on_card) {
+  bool begun = false, by_host = false;
   std::vector<Chunk> chunks(channels.size());
   for (size_t c = 0; c < channels.size(); ++c) chunks[c].first = channels[c].first;
   while (true) {
+    // The last chunk's rows are overwritten.
+    if (std::exchange(by_host, false)) RETURN_IF_ERROR(Check(cudaStreamSynchronize(stream_), "prefill"));
     bool more = false;
     for (size_t c = 0; c < channels.size(); ++c) {
       chunks[c].first += chunks[c].rows;
@@ -416,16 +441,17 @@ absl::Status Prefill::Append(std::span<const CudaHistory> channels, const Tokens
       chunks[c].rows = std::min(kChunkRows - chunks[c].first % kPageRows, channels[c].rows - chunks[c].first);
       if (chunks[c].rows == 0) continue;
       more = true;
-      tokens(c, chunks[c].first, chunks[c].rows, stride, At<float>(host_rows_, static_cast<int>(c), w.stride));
-      RETURN_IF_ERROR(Check(cudaMemcpyAsync(At<float>(input_, static_cast<int>(c), w.stride),
-                                            At<float>(host_rows_, static_cast<int>(c), w.stride),
-                                            chunks[c].rows * stride * sizeof(float), cudaMemcpyHostToDevice, stream_),
-                            "uploading a history"));
+      RETURN_IF_ERROR(MakeTokens(static_cast<int>(c), chunks[c], tokens, on_card, &by_host));
     }
-    if (!more) return absl::OkStatus();
-    RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
+    if (!more) return begun ? Wait() : absl::OkStatus();
+    if (!std::exchange(begun, true)) {
+      // While the card makes the first chunk's tokens.
+      for (size_t c = 0; c < channels.size(); ++c) {
+        RETURN_IF_ERROR(UploadHistoryFacts(channels[c], host_[c], card_[c], &device(), stream_));
+      }
+      RETURN_IF_ERROR(Check(cudaEventRecord(start_, stream_), "prefill"));
+    }
     RETURN_IF_ERROR(Pass(chunks));
-    RETURN_IF_ERROR(Wait());  // the pinned rows are written again by the next chunk
   }
 }
 

@@ -35,15 +35,25 @@ class CudaPrefill {
 
   // Token rows [first, first + count) of a channel, to `out` [count][d] with `stride` floats from row to row.
   using Tokens = std::function<void(size_t channel, size_t first, size_t count, size_t stride, float* out)>;
+  // The same on the card: enqueues on `stream` what writes `out`, of CudaNetwork::Bucket(count) rows of the prefill's
+  // stride. `workspace` is that of products. RESOURCE_EXHAUSTED: these rows are the host's to make.
+  using CardTokens = std::function<absl::Status(size_t channel, size_t first, size_t count, float* out, void* workspace,
+                                                void* stream)>;
 
   // `weights` outlives it.
   static absl::StatusOr<std::unique_ptr<CudaPrefill>> Create(const Config& config, const CudaWeights* weights,
                                                              std::shared_ptr<CudaGemmLibrary> gemms,
                                                              std::shared_ptr<CudaPagePool> pool);
   virtual ~CudaPrefill() = default;
-  // Waits until the K/V are there. RESOURCE_EXHAUSTED beyond kRowsMax rows; errors of the card.
-  virtual absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) = 0;
-  // What the passes of the last Append took on the card, without the tokenizer and copies: for benchmarks.
+  // Waits until the K/V are there. `on_card` may be null; appends of a few rows do not ask it. RESOURCE_EXHAUSTED beyond
+  // kRowsMax rows; errors of the card.
+  virtual absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens,
+                              const CardTokens& on_card) = 0;
+  absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) {
+    return Append(channels, tokens, nullptr);
+  }
+  // From the begin of the last Append's first pass to the end of its last, tokens of later chunks included: for
+  // benchmarks.
   virtual double last_milliseconds() const = 0;
 };
 

@@ -21,12 +21,12 @@ namespace backstory::grab {
 
 struct CudaOptions {
   int ordinal = 0;
-  size_t kv_bytes = 0;    // of the card's memory per K/V layout; 0: 70 % of what is free when the first model loads
+  size_t kv_bytes = 0;       // of the card's memory per K/V layout; 0: 70 % of what is free when the first model loads
   size_t host_bytes = 0;     // of pinned host memory per K/V layout, for pages that leave the card; 0: they are dropped
   size_t version_bytes = 0;  // of the card's K/V memory that the users of one state id may take; 0: all of it
-  int lanes = 2;          // passes in flight per model
-  int warm_rows = 2048;   // launches of up to so many candidates are made ready when a version is loaded; 0: none
-  bool fall_back = true;  // to the CPU where the card fails; else UNAVAILABLE
+  int lanes = 2;             // passes in flight per model
+  int warm_rows = 2048;      // launches of up to so many candidates are made ready when a version is loaded; 0: none
+  bool fall_back = true;     // to the CPU where the card fails; else UNAVAILABLE
   std::function<void(const std::string&)> log;           // a line for operators; may be empty
   std::function<void(const class CudaRuntime&)> scored;  // after every call that scored; may be empty
 };
@@ -64,8 +64,8 @@ class CudaRuntime {
   std::shared_ptr<CudaDevice> device_;
   std::shared_ptr<CudaGemmLibrary> gemms_;
   mutable std::mutex mutex_;
-  std::vector<std::shared_ptr<CudaPagePool>> pools_;  // guarded by mutex_
-  CudaPagePool::Stats gone_;                          // guarded by mutex_: counts of pools that are no more
+  std::vector<std::shared_ptr<CudaPagePool>> pools_;          // guarded by mutex_
+  CudaPagePool::Stats gone_;                                  // guarded by mutex_: counts of pools that are no more
   std::map<std::string, std::weak_ptr<CudaTenant>> tenants_;  // guarded by mutex_
 };
 

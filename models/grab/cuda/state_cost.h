@@ -1,7 +1,7 @@
-// Which way brings a user's K/V to the card soonest: it is there, its pages are copied from host memory, or its rows are
-// computed again from their tokens. Pure functions of measured constants; no CUDA. Copying moves bytes that grow with the
-// rows, computing costs work that grows with their square, and both wait for what is queued before: neither always wins
-// (tests/bench/RESULTS.md has the table of a card).
+// Which way brings a user's K/V to the card soonest: it is there, its pages are copied from host memory, or its rows
+// are computed again from their tokens. Pure functions of measured constants; no CUDA. Copying moves bytes that grow
+// with the rows, computing costs work that grows with their square, and both wait for what is queued before: neither
+// always wins (tests/bench/RESULTS.md has the table of a card).
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_STATE_COST_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_STATE_COST_H_
 
@@ -62,11 +62,11 @@ struct StateCosts {
 };
 struct StateChoice {
   StateSource source = StateSource::kCard;
-  double seconds = 0;         // expected, waiting included
-  double other_seconds = 0;   // of the way not taken; 0 if there was none
+  double seconds = 0;        // expected, waiting included
+  double other_seconds = 0;  // of the way not taken; 0 if there was none
 };
-// kCard: nothing to copy and nothing to compute. Rows that only the tokens have are computed either way: kHost says that
-// pages are copied first. On equal terms pages are copied, which leaves the card's processors to others.
+// kCard: nothing to copy and nothing to compute. Rows that only the tokens have are computed either way: kHost says
+// that pages are copied first. On equal terms pages are copied, which leaves the card's processors to others.
 StateChoice ChooseStateSource(const StateOffer& offer, const StateCosts& costs, const StateQueues& queues);
 
 }  // namespace backstory::grab

@@ -15,6 +15,15 @@ __device__ float WarpSum(float x) {
   return x;
 }
 
+// Element i of a row of `width` elements a part.
+__device__ void Store(float value, int parts, int width, int i, __nv_bfloat16* row) {
+  const __nv_bfloat16 nearest = __float2bfloat16_rn(value);
+  row[i] = nearest;
+  if (parts == 1) return;
+  row[width + i] = __float2bfloat16_rn(value - __bfloat162float(nearest));
+  row[2 * width + i] = nearest;
+}
+
 __global__ void __launch_bounds__(kWarps* kWarp) PoolKernel(const __grid_constant__ CudaTokenArgs a) {
   extern __shared__ float memory[];
   const int lane = threadIdx.x % kWarp, row = blockIdx.x * kWarps + threadIdx.x / kWarp;
@@ -46,9 +55,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) PoolKernel(const __grid_constan
   const float m2 = (a.user_columns > 0 ? user[1] : 0) + item_m2 + (nu > 0 && ni > 0 ? delta * delta * nu * ni / n : 0);
   const float scale = rsqrtf(m2 / n + 1e-5f);
   if (lane == 0) a.moments[2 * row] = mean, a.moments[2 * row + 1] = scale;
+  __nv_bfloat16* const to = static_cast<__nv_bfloat16*>(a.v) + int64_t{row} * a.parts * a.v_stride;
   for (int i = lane; i < a.v_stride; i += kWarp) {
-    static_cast<__nv_bfloat16*>(a.v)[int64_t{row} * a.v_stride + i] =
-        __float2bfloat16_rn(i < width ? (v[i] - mean) * scale : 0.0f);
+    Store(i < width ? (v[i] - mean) * scale : 0.0f, a.parts, a.v_stride, i, to);
   }
 }
 
@@ -60,7 +69,7 @@ __global__ void HiddenKernel(const __grid_constant__ CudaTokenArgs a) {
   for (int j = threadIdx.x; j < n; j += blockDim.x) {
     const float value = values[j] + scale * (user[j] - mean * a.column_sums[j]) + a.bias[j];
     if (j < a.hidden) {
-      static_cast<__nv_bfloat16*>(a.h)[int64_t{row} * a.hidden + j] = __float2bfloat16_rn(fmaxf(value, 0.0f));
+      Store(fmaxf(value, 0.0f), a.parts, a.hidden, j, static_cast<__nv_bfloat16*>(a.h) + int64_t{row} * a.parts * a.hidden);
     } else {
       values[j] = 1 / (1 + __expf(-value));
     }

@@ -16,7 +16,10 @@ struct CudaIdRange {
 struct CudaTokenArgs {
   int rows = 0;
   int fields = 0, embedding = 0, dense = 0;
-  int v_stride = 0;       // of v: fields * embedding + dense, padded
+  int v_stride = 0;       // of a part of v: fields * embedding + dense, padded
+  // Of every row of v and h: 1, or 3: the bf16 nearest, what it leaves of the value, and the first again. Against weights
+  // whose parts are W, W, W's rest the product then is nearly fp32's.
+  int parts = 1;
   int hidden = 0, d = 0;  // padded widths of the two halves of `a`
   int user_columns = 0;   // of the user side, for the joint norm
   const float* table[kCudaTokenFields] = {};
@@ -27,10 +30,10 @@ struct CudaTokenArgs {
   const float* users = nullptr;         // [users][2 + hidden + d]: mean, centred sum of squares, product
   const float* column_sums = nullptr;   // [hidden + d], of the user side
   const float* bias = nullptr;          // [hidden + d]
-  void* v = nullptr;                    // bf16 [rows][v_stride]: normalised
+  void* v = nullptr;                    // bf16 [rows][parts][v_stride]: normalised
   float* moments = nullptr;             // [rows][2]: mean, 1 / deviation
   float* a = nullptr;                   // fp32 [rows][hidden + d]: v times the first matrices; its gates on return
-  void* h = nullptr;                    // bf16 [rows][hidden]
+  void* h = nullptr;                    // bf16 [rows][parts][hidden]
   float* e = nullptr;                   // fp32 [rows][d]
 };
 

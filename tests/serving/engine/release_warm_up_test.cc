@@ -25,8 +25,7 @@ std::vector<std::string> Names(const WarmUpPlan& plan) {
 }
 
 TEST(PlanWarmUpTest, TakesTheHottestUntilTheShareIsReached) {
-  const std::vector<UserStateCache::UserHeat> present{
-      {Key("cold"), 1, 10}, {Key("hot"), 6, 10}, {Key("warm"), 3, 10}};
+  const std::vector<UserStateCache::UserHeat> present{{Key("cold"), 1, 10}, {Key("hot"), 6, 10}, {Key("warm"), 3, 10}};
   EXPECT_THAT(Names(PlanWarmUp(present, {}, {}, 0.9, 1000)), ElementsAre("hot", "warm"));
   EXPECT_THAT(Names(PlanWarmUp(present, {}, {}, 1.0, 1000)), ElementsAre("hot", "warm", "cold"));
   EXPECT_THAT(Names(PlanWarmUp(present, {}, {}, 0.5, 1000)), ElementsAre("hot"));
@@ -34,8 +33,7 @@ TEST(PlanWarmUpTest, TakesTheHottestUntilTheShareIsReached) {
 }
 
 TEST(PlanWarmUpTest, CountsWhoIsWarmAndLeavesOutWhoCannotBe) {
-  const std::vector<UserStateCache::UserHeat> present{
-      {Key("cold"), 1, 10}, {Key("hot"), 6, 10}, {Key("warm"), 3, 10}};
+  const std::vector<UserStateCache::UserHeat> present{{Key("cold"), 1, 10}, {Key("hot"), 6, 10}, {Key("warm"), 3, 10}};
   const WarmUpPlan plan = PlanWarmUp(present, {Key("hot"), Key("stranger")}, {Key("warm")}, 1.0, 1000);
   EXPECT_DOUBLE_EQ(plan.share, 0.6);
   EXPECT_THAT(Names(plan), ElementsAre("cold"));
@@ -90,7 +88,8 @@ class ReleaseTest : public ::testing::Test {
     parameters.try_emplace("shed_batch_queue_fill", "1");
     parameters.try_emplace("release_warm_rows_per_s", "1000000000");
     harness_ = std::make_unique<Harness>(
-        std::map<std::string, std::shared_ptr<const ServedModel>>{{"1", Served(first_, "1")}, {"2", Served(second_, "2")}},
+        std::map<std::string, std::shared_ptr<const ServedModel>>{{"1", Served(first_, "1")},
+                                                                  {"2", Served(second_, "2")}},
         parameters, threads);
     for (int u = 0; u < kUsers; ++u) {
       std::vector<Event> events;
@@ -237,7 +236,9 @@ TEST_F(ReleaseTest, TheNextVersionTakesNoMoreThanHalfOfTheCache) {
   const auto move = harness_->engine->MoveLabel("fake", "stable", "2", false);
   ASSERT_TRUE(move.ok()) << move.status();
   size_t bytes = 0;
-  for (const auto& user : harness_->engine->cache_for_test().UsersOf(UserStateProvider::StateKey(*Served(second_, "2"), harness_->engine->parameters().StateHash()))) bytes += user.bytes;
+  for (const auto& user : harness_->engine->cache_for_test().UsersOf(
+           UserStateProvider::StateKey(*Served(second_, "2"), harness_->engine->parameters().StateHash())))
+    bytes += user.bytes;
   EXPECT_GT(bytes, kCache - before);
   EXPECT_LE(bytes, kCache / 2);
   EXPECT_EQ(move->reason, "room");
@@ -273,7 +274,8 @@ TEST_F(ReleaseTest, ADrainEndsTheWait) {
     const auto move = harness_->engine->MoveLabel("fake", "stable", "2", false);
     EXPECT_EQ(move.status().code(), absl::StatusCode::kUnavailable) << move.status();
   });
-  while (harness_->metrics.Value("backstory_release_warm_users_total{outcome=\"built\"}") < 1) std::this_thread::yield();
+  while (harness_->metrics.Value("backstory_release_warm_users_total{outcome=\"built\"}") < 1)
+    std::this_thread::yield();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));  // let it wait
   EXPECT_TRUE(harness_->engine->Drain(60 * kSecond).ok());
   release.join();
@@ -288,7 +290,8 @@ TEST_F(ReleaseTest, UnloadingTheVersionEndsTheWait) {
     const auto move = harness_->engine->MoveLabel("fake", "stable", "2", false);
     EXPECT_EQ(move.status().code(), absl::StatusCode::kFailedPrecondition) << move.status();
   });
-  while (harness_->metrics.Value("backstory_release_warm_users_total{outcome=\"built\"}") < 1) std::this_thread::yield();
+  while (harness_->metrics.Value("backstory_release_warm_users_total{outcome=\"built\"}") < 1)
+    std::this_thread::yield();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   EXPECT_TRUE(harness_->engine->models().Unload("fake", "2").ok());
   release.join();
