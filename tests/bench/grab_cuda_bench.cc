@@ -1,9 +1,9 @@
 // The whole scoring pass of grab-512 on a card: token rows in, logits out, K/V resident. Users are rotated past the L2.
-//   grab_cuda_bench [repeats [PART]] all shapes, prefill and append; or shapes whose names contain it
+//   grab_cuda_bench [repeats [PART]]      all shapes, prefill and append; or shapes whose names contain PART
 // GPU time is between CUDA events around the pass; wall time is the host's for inputs, pass and scores (planning and
 // copies included, the tokenizer not). The second line splits the pass by steps, of all layers together: launches as
-// they come, without a graph, with an event between steps, behind so much other work that the host is ahead. Medians and [p10 p90] of `repeats` passes. Values are random; times do not
-// depend on them.
+// they come, without a graph, with an event between steps, behind so much other work that the host is ahead. Medians
+// and [p10 p90] of `repeats` passes. Values are random; times do not depend on them.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -240,8 +240,8 @@ int Main(int argc, char** argv) {
   FillRandom(pool.get(), static_cast<size_t>(pool->blocks()) / 2);
   const std::string only = argc > 2 ? argv[2] : "";
   for (const Shape& shape : kShapes) {
-    const std::string name = std::to_string(shape.users) + "x" + std::to_string(shape.history) + "x" +
-                             std::to_string(shape.candidates);
+    const std::string name =
+        std::to_string(shape.users) + "x" + std::to_string(shape.history) + "x" + std::to_string(shape.candidates);
     if (name.find(only) != std::string::npos) Measure(config, shape, *network, pool.get(), lane.get(), repeats);
   }
   if (!only.empty()) return 0;
