@@ -57,22 +57,26 @@ size_t Memory::bytes() const {
   return sum;
 }
 
-absl::StatusOr<std::unique_ptr<const Network>> Network::Create(const Config& config, const TensorMap& tensors) {
-  absl::StatusOr<Weights> weights = LoadWeights(config, tensors);
+absl::StatusOr<std::unique_ptr<const Network>> Network::Create(const Config& config, const TensorMap& tensors,
+                                                                Dtype precision) {
+  absl::StatusOr<Weights> weights = LoadWeights(config, tensors, precision);
   if (!weights.ok()) return weights.status();
-  std::unique_ptr<Network> network(new Network(config, *std::move(weights)));
+  std::unique_ptr<Network> network(new Network(config, *std::move(weights), precision));
   network->MakeEncoderBias();
   network->MakeTokenPages();
   return network;
 }
 
-Network::Network(const Config& config, Weights weights)
+Network::Network(const Config& config, Weights weights, Dtype precision)
     : config_(config),
       weights_(std::move(weights)),
       d_(Size(config.d)),
       inner_(config.inner()),
       slots_(config.slots()),
-      shape_{.kv_heads = Size(config.heads), .d_k = Size(config.d_kv), .d_v = Size(config.d_kv)},
+      shape_{.kv_heads = Size(config.heads),
+             .d_k = Size(config.d_kv),
+             .d_v = Size(config.d_kv),
+             .dtype = precision},
       decoder_scratch_(std::make_shared<DecoderScratchPool>()) {}
 
 // A bias that depends on key slot - query slot alone is a position codebook entry: rank r = query slot - key slot +
