@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
   for (int layer = 0; layer < m.encoder_layers; ++layer) {
     const EncoderLayerWeights& w = m.encoder[layer];
     if (active) {
-      NormRows<kS, kD>(x, At::kStride, kRows, m.d, w.norm, z);
+      NormRows<kS, kD, kRows>(x, At::kStride, m.d, w.norm, z);
       __syncthreads();
       ProjectHeads<kS, kD, kM>(m, batch, user, layer, w.qkv, true, z, q, first);
     }
@@ -268,13 +268,13 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
     SelfAttention<kS, kM>(m, batch, user, layer, input.rows, first, q, slabs, bias, slots);
     AddOutput<kS, kD, kM>(m, w.o, q, x);
     __syncthreads();
-    NormRows<kS, kD>(x, At::kStride, kRows, m.d, w.ffn_norm, z);
+    NormRows<kS, kD, kRows>(x, At::kStride, m.d, w.ffn_norm, z);
     __syncthreads();
     AddFfn<kS, kD, kM>(m, w, z, slabs, x);
     __syncthreads();
   }
   if (!active) return;
-  NormRows<kS, kD>(x, At::kStride, kRows, m.d, m.encoder_norm, z);
+  NormRows<kS, kD, kRows>(x, At::kStride, m.d, m.encoder_norm, z);
   __syncthreads();
   const size_t of_layer = static_cast<size_t>(2 * m.heads * 4) * (kD / 32) * kS * 32;  // uint4
   for (int layer = 0; layer < m.decoder_layers; ++layer) {

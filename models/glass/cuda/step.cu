@@ -9,6 +9,8 @@
 namespace backstory::glass::cuda {
 namespace {
 
+constexpr int kHeadsMax = 8;
+
 // What a block knows of its work.
 template <int kS, int kD, int kM>
 struct Block {
@@ -73,25 +75,63 @@ __device__ void Begin(const Block<kS, kD, kM>& b) {
   __syncthreads();
 }
 
+// Attention of one row and head to itself and its beam's earlier positions: eight lanes, four dimensions each from `at`.
+template <int kS, int kD, int kM>
+__device__ __forceinline__ void SelfRow(const Block<kS, kD, kM>& b, int layer, int head, int r, int at, const Planes& o) {
+  const float* own = b.qkv() + r * StepShared<kS, kD, kM>::kQkvStride;
+  const float* bias = b.m.decoder_bias + head * 3;
+  const float4 q = *reinterpret_cast<const float4*>(own + at);
+  const float* key[3];
+  float weight[3], top = kHidden, sum = 0;
+  float4 v = make_float4(0, 0, 0, 0), value[3];
+#pragma unroll
+  for (int p = 0; p < 3; ++p) {
+    weight[p] = kHidden;
+    if (p > b.step) continue;
+    // Position 0 is one row for all beams; position 1 of the third step is the parent's.
+    key[p] = p == b.step ? own + kHeadDim
+             : p == 0    ? b.SelfKv(layer, 0, b.input.first_row, head)
+                         : b.SelfKv(layer, 1, b.input.first_row + b.row_info()[r].parent, head);
+    const float4 k = *reinterpret_cast<const float4*>(key[p] + at);
+    value[p] = *reinterpret_cast<const float4*>(key[p] + kHeadDim + at);
+    weight[p] = q.x * k.x + q.y * k.y + q.z * k.z + q.w * k.w;
+  }
+#pragma unroll
+  for (int p = 0; p < 3; ++p) {
+    if (p > b.step) continue;
+    for (int step = 4; step > 0; step /= 2) weight[p] += __shfl_xor_sync(~0u, weight[p], step);
+    weight[p] += __ldg(bias + b.step - p);
+    top = fmaxf(top, weight[p]);
+  }
+#pragma unroll
+  for (int p = 0; p < 3; ++p) {
+    if (p > b.step) continue;
+    const float share = expf(weight[p] - top);
+    sum += share;
+    v.x += share * value[p].x, v.y += share * value[p].y, v.z += share * value[p].z, v.w += share * value[p].w;
+  }
+  StorePair<kS>(o, r, head * kHeadDim + at, v.x / sum, v.y / sum);
+  StorePair<kS>(o, r, head * kHeadDim + at + 2, v.z / sum, v.w / sum);
+}
+
 // Queries, keys and values of this block's heads; attention to the beam's own earlier positions; outputs to all blocks.
 template <int kS, int kD, int kM>
-__device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer) {
+__device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>& first) {
   using At = StepShared<kS, kD, kM>;
   constexpr int kLanes = 8, kEach = kHeadDim / kLanes;  // of a row
   const ByColumns<kS> w{static_cast<const uint4*>(b.m.decoder[layer].qkv), kD / 32};
   const Planes o = b.Wide(0);
   for (int head = b.rank; head < b.m.heads; head += b.cluster) {
-    {
-      const int kind = Warp() / 4, t = Warp() % 4;
-      float acc[kM][1][4] = {};
-      Product<kS, kM, 1>(acc, b.Narrow(At::kZ), 0, w, (kind * b.m.heads + head) * 4 + t, 0, kD / 32);
+    const int kind = Warp() / 4, t = Warp() % 4;
+    if (head != static_cast<int>(b.rank)) first.Load(w, (kind * b.m.heads + head) * 4 + t, kD / 32);
+    float acc[kM][4] = {};
+    first.Multiply(acc, b.Narrow(At::kZ), 0, 0, kD / 32);
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
+    for (int m = 0; m < kM; ++m) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          b.qkv()[(16 * m + Lane() / 4 + 8 * (i / 2)) * At::kQkvStride + kind * kHeadDim + 8 * t + 2 * (Lane() % 4) + i % 2] =
-              acc[m][0][i];
-        }
+      for (int i = 0; i < 4; ++i) {
+        b.qkv()[(16 * m + Lane() / 4 + 8 * (i / 2)) * At::kQkvStride + kind * kHeadDim + 8 * t + 2 * (Lane() % 4) + i % 2] =
+            acc[m][i];
       }
     }
     __syncthreads();
@@ -100,58 +140,26 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer) {
       *reinterpret_cast<float4*>(b.SelfKv(layer, b.step, b.first_row + r, head) + column) =
           *reinterpret_cast<const float4*>(b.qkv() + r * At::kQkvStride + kHeadDim + column);
     }
-    if (threadIdx.x < At::kRows * kLanes) {
-      const int r = threadIdx.x / kLanes, at = threadIdx.x % kLanes * kEach;
-      const float* own = b.qkv() + r * At::kQkvStride;
-      const float* bias = b.m.decoder_bias + head * 3;
-      const float4 q = *reinterpret_cast<const float4*>(own + at);
-      const float* key[3];
-      float weight[3], top = kHidden, sum = 0;
-      float4 v = make_float4(0, 0, 0, 0);
-#pragma unroll
-      for (int p = 0; p < 3; ++p) {
-        weight[p] = kHidden;
-        if (p > b.step) continue;
-        // Position 0 is one row for all beams; position 1 of the third step is the parent's.
-        key[p] = p == b.step ? own + kHeadDim
-                 : p == 0    ? b.SelfKv(layer, 0, b.input.first_row, head)
-                             : b.SelfKv(layer, 1, b.input.first_row + b.row_info()[r].parent, head);
-        const float4 k = *reinterpret_cast<const float4*>(key[p] + at);
-        weight[p] = q.x * k.x + q.y * k.y + q.z * k.z + q.w * k.w;
-        for (int step = kLanes / 2; step > 0; step /= 2) weight[p] += __shfl_xor_sync(~0u, weight[p], step);
-        weight[p] += __ldg(bias + b.step - p);
-        top = fmaxf(top, weight[p]);
-      }
-#pragma unroll
-      for (int p = 0; p < 3; ++p) {
-        if (p > b.step) continue;
-        const float share = expf(weight[p] - top);
-        const float4 value = *reinterpret_cast<const float4*>(key[p] + kHeadDim + at);
-        sum += share;
-        v.x += share * value.x, v.y += share * value.y, v.z += share * value.z, v.w += share * value.w;
-      }
-      StorePair<kS>(o, r, head * kHeadDim + at, v.x / sum, v.y / sum);
-      StorePair<kS>(o, r, head * kHeadDim + at + 2, v.z / sum, v.w / sum);
-    }
+    if (threadIdx.x < At::kRows * kLanes) SelfRow(b, layer, head, threadIdx.x / kLanes, threadIdx.x % kLanes * kEach, o);
     __syncthreads();
     SendHead<kS>(b.mail, kSelfHeads, o, head);
   }
-  b.mail.Receive(kSelfHeads, (b.m.heads - Dealt(b.m.heads, b.rank, b.cluster)) * HeadBytes<kS>(At::kRows), layer & 1);
 }
 
-// x += o W^T in every block: less than an exchange would cost.
+// x += o W^T in every block: less than an exchange would cost. `first`: this warp's first tile.
 template <int kS, int kD, int kM>
-__device__ void AddOutput(const Block<kS, kD, kM>& b, const void* packed, const Planes& o) {
+__device__ void AddOutput(const Block<kS, kD, kM>& b, const void* packed, const Planes& o, Ahead<kS, kHeadsMax>& first) {
   using At = StepShared<kS, kD, kM>;
   const ByColumns<kS> w{static_cast<const uint4*>(packed), b.m.heads};
   for (int tile = Warp(); tile < kD / 8; tile += kWarps) {
-    float acc[kM][1][4] = {};
-    Product<kS, kM, 1>(acc, o, 0, w, tile, 0, b.m.heads);
+    if (tile != Warp()) first.Load(w, tile, b.m.heads);
+    float acc[kM][4] = {};
+    first.Multiply(acc, o, 0, 0, b.m.heads);
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        b.x()[(16 * m + Lane() / 4 + 8 * (i / 2)) * At::kXStride + 8 * tile + 2 * (Lane() % 4) + i % 2] += acc[m][0][i];
+        b.x()[(16 * m + Lane() / 4 + 8 * (i / 2)) * At::kXStride + 8 * tile + 2 * (Lane() % 4) + i % 2] += acc[m][i];
       }
     }
   }
@@ -210,8 +218,7 @@ __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
   using At = StepShared<kS, kD, kM>;
   const int units = (search ? 2 : 1) * b.m.heads;
   const int here = Dealt(units, b.rank, b.cluster);
-  const uint32_t from_others = (units - here) * HeadBytes<kS>(At::kRows);
-  if (here == 0) return b.mail.Receive(kCrossHeads, from_others, layer & 1);
+  if (here == 0) return;
   const int per_unit = kWarps / here / kM * kM, i_unit = Warp() / per_unit, mine = Warp() % per_unit;
   const int splits = per_unit / kM, tile = mine % kM, split = mine / kM;
   const int unit = b.rank + b.cluster * i_unit, branch = unit / b.m.heads, head = unit % b.m.heads;
@@ -274,64 +281,64 @@ __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
     const int u = b.rank + b.cluster * of;
     SendHead<kS>(b.mail, kCrossHeads, b.Wide(1 + u / b.m.heads), u % b.m.heads);
   }
-  b.mail.Receive(kCrossHeads, from_others, layer & 1);
 }
 
-// x += memory branch, blended with the retrieved one by the gate; in every block.
+// x += memory branch, blended with the retrieved one by the gate; in every block. The weights of a warp's tile are on
+// their way before the other blocks' heads are.
 template <int kS, int kD, int kM>
-__device__ void AddCross(const Block<kS, kD, kM>& b, int layer, bool search) {
+__device__ void AddCross(const Block<kS, kD, kM>& b, int layer, bool search, uint32_t bytes) {
   using At = StepShared<kS, kD, kM>;
-  constexpr int kTiles = (kD / 8 + kWarps - 1) / kWarps;
+  static_assert(kD / 8 <= kWarps);
   const DecoderLayerWeights& w = b.m.decoder[layer];
-  if (!search) return AddOutput(b, w.memory_o, b.Wide(1));
-  const ByColumns<kS> near_w{static_cast<const uint4*>(w.memory_o), b.m.heads};
-  const ByColumns<kS> far_w{static_cast<const uint4*>(w.retrieved_o), b.m.heads};
-  const ByColumns<kS> gate_w{static_cast<const uint4*>(w.gate), 2 * (kD / 32)};
+  const int tile = min(Warp(), kD / 8 - 1), column = 8 * tile + 2 * (Lane() % 4), g = Lane() / 4;
+  const bool working = Warp() < kD / 8;
+  Ahead<kS, kHeadsMax> of_near, of_far;
+  of_near.Load({static_cast<const uint4*>(w.memory_o), b.m.heads}, tile, b.m.heads);
+  if (!search) {
+    b.mail.Receive(kCrossHeads, bytes, layer & 1);
+    return AddOutput(b, w.memory_o, b.Wide(1), of_near);
+  }
+  of_far.Load({static_cast<const uint4*>(w.retrieved_o), b.m.heads}, tile, b.m.heads);
+  b.mail.Receive(kCrossHeads, bytes, layer & 1);
   const Planes near_planes = b.Narrow(At::kNear), far_planes = b.Narrow(At::kFar);
-  const int g = Lane() / 4, c = Lane() % 4;
-  float near[kTiles][kM][1][4] = {}, far[kTiles][kM][1][4] = {};
+  float near[kM][4] = {}, far[kM][4] = {};
+  of_near.Multiply(near, b.Wide(1), 0, 0, b.m.heads);
+  of_far.Multiply(far, b.Wide(2), 0, 0, b.m.heads);
+  Ahead<kS, 2 * (kD / 32)> of_gate;
+  of_gate.Load({static_cast<const uint4*>(w.gate), 2 * (kD / 32)}, tile, 2 * (kD / 32));
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    const int tile = Warp() + kWarps * i, column = 8 * tile + 2 * c;
-    if (tile >= kD / 8) continue;
-    Product<kS, kM, 1>(near[i], b.Wide(1), 0, near_w, tile, 0, b.m.heads);
-    Product<kS, kM, 1>(far[i], b.Wide(2), 0, far_w, tile, 0, b.m.heads);
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = 16 * m + g + 8 * half;
-        StorePair<kS>(far_planes, row, column, far[i][m][0][2 * half], far[i][m][0][2 * half + 1]);
-        if (!b.m.gate_reads_state) {
-          StorePair<kS>(near_planes, row, column, near[i][m][0][2 * half], near[i][m][0][2 * half + 1]);
-        }
-      }
-    }
+  for (int i = 0; i < 2 * kM; ++i) {
+    const int row = i / 2 * 16 + g + i % 2 * 8;
+    if (!working) continue;
+    StorePair<kS>(far_planes, row, column, far[i / 2][i % 2 * 2], far[i / 2][i % 2 * 2 + 1]);
+    if (!b.m.gate_reads_state) StorePair<kS>(near_planes, row, column, near[i / 2][i % 2 * 2], near[i / 2][i % 2 * 2 + 1]);
   }
   __syncthreads();
+  if (!working) return;
+  float gate[kM][4] = {};
+  of_gate.Multiply(gate, b.m.gate_reads_state ? b.Narrow(At::kZ) : near_planes, 0, 0, kD / 32);
+  of_gate.Multiply(gate, far_planes, 0, kD / 32, 2 * (kD / 32));
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    const int tile = Warp() + kWarps * i;
-    if (tile >= kD / 8) continue;
-    float gate[kM][1][4] = {};
-    Product<kS, kM, 1>(gate, b.m.gate_reads_state ? b.Narrow(At::kZ) : near_planes, 0, gate_w, tile, 0, kD / 32);
-    Product<kS, kM, 1>(gate, far_planes, 0, gate_w, tile, kD / 32, kD / 32);
+  for (int m = 0; m < kM; ++m) {
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = 8 * tile + 2 * c + e % 2;
-        const float open = 1.0f / (1.0f + expf(-(gate[m][0][e] + __ldg(w.gate_b + column))));
-        b.x()[(16 * m + g + 8 * (e / 2)) * At::kXStride + column] += (1 - open) * near[i][m][0][e] + open * far[i][m][0][e];
-      }
+    for (int e = 0; e < 4; ++e) {
+      const float open = 1.0f / (1.0f + expf(-(gate[m][e] + __ldg(w.gate_b + column + e % 2))));
+      b.x()[(16 * m + g + 8 * (e / 2)) * At::kXStride + column + e % 2] += (1 - open) * near[m][e] + open * far[m][e];
     }
   }
+}
+
+// This warp's tile of the first head that this block has.
+template <int kS, int kD, int kM>
+__device__ __forceinline__ void LoadHead(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>& to) {
+  const ByColumns<kS> w{static_cast<const uint4*>(b.m.decoder[layer].qkv), kD / 32};
+  if (static_cast<int>(b.rank) < b.m.heads) to.Load(w, (Warp() / 4 * b.m.heads + b.rank) * 4 + Warp() % 4, kD / 32);
 }
 
 // x += FFN: hidden units are dealt to blocks and warps, shares of a row are summed by the block that owns it, which then
 // sends the row to all.
 template <int kS, int kD, int kM>
-__device__ void AddFfn(const Block<kS, kD, kM>& b, int layer) {
+__device__ void AddFfn(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>& next) {
   using At = StepShared<kS, kD, kM>;
   constexpr int kQuads = kD / 4, kPerTile = kWarps / kM;
   const int owned = At::kRows / static_cast<int>(b.cluster);
@@ -374,6 +381,7 @@ __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer) {
       b.mail.Send(kFfnRows, SharedAddress(x), (b.rank + to) % b.cluster, AsBits(sum));
     }
   }
+  if (layer + 1 < b.m.decoder_layers) LoadHead(b, layer + 1, next);
   __syncthreads();
   b.mail.Receive(kFfnRows, (At::kRows - owned) * kRowBytes, layer & 1);
 }
@@ -431,23 +439,32 @@ __global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant_
   Begin(b);
   backstory::cuda::ClusterWait();
   const bool search = m.search && step > 0;  // the first position must not see what the first code retrieves
+  const uint32_t head_bytes = HeadBytes<kS>(At::kRows);
+  const uint32_t self_bytes = (m.heads - Dealt(m.heads, b.rank, cluster)) * head_bytes;
+  const int units = (search ? 2 : 1) * m.heads;
+  const uint32_t cross_bytes = (units - Dealt(units, b.rank, cluster)) * head_bytes;
+  Ahead<kS, kD / 32> of_head;
+  LoadHead(b, 0, of_head);
   for (int layer = 0; layer < m.decoder_layers; ++layer) {
     const DecoderLayerWeights& w = m.decoder[layer];
-    NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, w.norm, b.Narrow(At::kZ));
+    NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, w.norm, b.Narrow(At::kZ));
     __syncthreads();
-    SelfHeads(b, layer);
-    AddOutput(b, w.o, b.Wide(0));
+    SelfHeads(b, layer, of_head);
+    Ahead<kS, kHeadsMax> of_output;
+    of_output.Load({static_cast<const uint4*>(w.o), m.heads}, min(Warp(), kD / 8 - 1), m.heads);
+    b.mail.Receive(kSelfHeads, self_bytes, layer & 1);
+    AddOutput(b, w.o, b.Wide(0), of_output);
     __syncthreads();
-    NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, w.cross_norm, b.Narrow(At::kZ));
+    NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, w.cross_norm, b.Narrow(At::kZ));
     __syncthreads();
     CrossHeads(b, layer, search);
-    AddCross(b, layer, search);
+    AddCross(b, layer, search, cross_bytes);
     __syncthreads();
-    NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, w.ffn_norm, b.Narrow(At::kZ));
+    NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, w.ffn_norm, b.Narrow(At::kZ));
     __syncthreads();
-    AddFfn(b, layer);
+    AddFfn(b, layer, of_head);
   }
-  NormRows<kS, kD>(b.x(), At::kXStride, At::kRows, m.d, m.decoder_norm, b.Narrow(At::kZ));
+  NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, m.decoder_norm, b.Narrow(At::kZ));
   __syncthreads();
   Logits(b);
 }
