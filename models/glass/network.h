@@ -87,8 +87,12 @@ class Network {
   void Gather(RetrievedSet* set) const;
   // Where a token's row stands: page and row. false for pad, BOS and unused ids.
   bool Place(uint32_t token, uint32_t* page, uint32_t* row) const;
-  void EncoderLayerForward(const EncoderLayer& layer, const Memory& memory, std::span<const KeyRun> runs, float* x,
-                           ThreadPool* pool) const;
+  void RunEncoder(std::span<const KeyRun> runs, Memory* memory, ThreadPool* pool) const;
+  void ProjectRows(const EncoderLayer& layer, size_t first, size_t rows, const Memory& memory, float* q,
+                   std::vector<Page>* pages) const;
+  void EncodeRows(const EncoderLayer& layer, size_t first, size_t rows, std::span<const KeyRun> runs,
+                  std::span<const PageView> pages, const float* q, Memory* memory) const;
+  void FinishRows(size_t first, size_t rows, Memory* memory) const;
 
   const Config config_;
   const Weights weights_;
