@@ -20,6 +20,8 @@ struct Item {
   // What generative models make a semantic ID of, <= 4096 numbers; may come later than the item, and stays if a later
   // version of the item has none. Empty = none.
   std::vector<float> embedding;
+  // Which embeddings it may be compared with, e.g. the encoder's name, <= 64 bytes; empty = unknown.
+  std::string embedding_space;
   // Mutable.
   std::string title;                           // <= 512 bytes
   std::string text;                            // <= 8192 bytes

@@ -38,6 +38,19 @@ absl::Status ValidateItem(const Item& item) {
   if (item.year < 0 || item.year > 9999) {
     return absl::InvalidArgumentError(absl::StrCat("year: ", item.year, " is outside 0..9999"));
   }
+  if (item.embedding.size() > L::kEmbeddingMax) {
+    return TooLong("embedding", item.embedding.size(), "numbers", L::kEmbeddingMax);
+  }
+  for (const float number : item.embedding) {
+    if (!std::isfinite(number)) return absl::InvalidArgumentError("embedding: must be finite");
+  }
+  if (item.embedding_space.size() > L::kEmbeddingSpaceBytesMax) {
+    return TooLong("embedding_space", item.embedding_space.size(), "bytes", L::kEmbeddingSpaceBytesMax);
+  }
+  if (!IsUtf8(item.embedding_space)) return absl::InvalidArgumentError("embedding_space: not UTF-8");
+  if (item.embedding.empty() && !item.embedding_space.empty()) {
+    return absl::InvalidArgumentError("embedding_space: given without an embedding");
+  }
   if (item.title.size() > L::kTitleBytesMax) return TooLong("title", item.title.size(), "bytes", L::kTitleBytesMax);
   if (item.text.size() > L::kTextBytesMax) return TooLong("text", item.text.size(), "bytes", L::kTextBytesMax);
   if (!IsUtf8(item.title)) return absl::InvalidArgumentError("title: not UTF-8");

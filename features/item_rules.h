@@ -13,6 +13,8 @@ struct ItemLimits {
   static constexpr size_t kCategoriesMax = 64;
   static constexpr size_t kCategoryBytesMax = 256;
   static constexpr size_t kSidLevelsMax = 16;
+  static constexpr size_t kEmbeddingMax = 4096;
+  static constexpr size_t kEmbeddingSpaceBytesMax = 64;
   static constexpr size_t kTitleBytesMax = 512;
   static constexpr size_t kTextBytesMax = 8192;
   static constexpr size_t kMutableFieldsMax = 64;  // numbers and strings together

@@ -205,7 +205,9 @@ absl::Status Database::PrepareMeta(bool created) {
   absl::StatusOr<bool> found = Get(Family::kMeta, kSecretsKey, &value);
   if (!found.ok()) return found.status();
   if (*found && !value.empty() && value.size() % kSecretBytes == 0) {
+    std::lock_guard<std::mutex> lock(mutex_);
     for (size_t i = 0; i < value.size(); i += kSecretBytes) secrets_.push_back(value.substr(i, kSecretBytes));
+    own_secret_ = secrets_.front();
     return absl::OkStatus();
   }
   if (!created) {
@@ -219,13 +221,17 @@ absl::Status Database::PrepareMeta(bool created) {
   rocksdb::WriteBatch batch;
   batch.Put(family(Family::kMeta), kFormatKey, absl::StrCat(kStoreFormatVersion));
   AddSecret(secret, &batch);
+  own_secret_ = secret;
   return Write(&batch, true);
 }
 
 void Database::AddSecret(const std::string& secret, rocksdb::WriteBatch* batch) {
-  secrets_.push_back(secret);
   std::string value;
-  for (const std::string& s : secrets_) value += s;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    secrets_.push_back(secret);
+    for (const std::string& s : secrets_) value += s;
+  }
   batch->Put(family(Family::kMeta), kSecretsKey, value);
 }
 

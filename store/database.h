@@ -64,8 +64,12 @@ class Database {
   absl::Status Health() const;
   uint64_t syncs() const { return syncs_; }
 
-  // 16 random bytes each; the first is this store's own, the others came with imported slots.
-  const std::vector<std::string>& secrets() const { return secrets_; }
+  // 16 random bytes each: this store's own, and all, those that came with imported slots after it.
+  const std::string& own_secret() const { return own_secret_; }
+  std::vector<std::string> secrets() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return secrets_;
+  }
   void AddSecret(const std::string& secret, rocksdb::WriteBatch* batch);  // commit thread only
 
  private:
@@ -90,7 +94,7 @@ class Database {
   std::shared_ptr<Listener> listener_;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;
-  std::vector<std::string> secrets_;
+  std::string own_secret_;  // set while opening
 
   std::mutex sync_mutex_;  // guards watermark_
   Watermark watermark_;
@@ -102,6 +106,7 @@ class Database {
   std::mutex record_mutex_;      // one writer of the record at a time
   mutable std::mutex mutex_;     // guards what follows
   std::condition_variable wake_;
+  std::vector<std::string> secrets_;
   bool stopping_ = false;
   bool record_stale_ = false;
   absl::Status background_error_;

@@ -59,7 +59,7 @@ absl::Status HistoryReader::Damaged(const UserKey& user) const {
                                           " is malformed; ", DamageAdvice(database_->directory())));
 }
 
-std::string HistoryReader::Prefix(const UserKey& user) const { return UserPrefix(database_->secrets()[0], user); }
+std::string HistoryReader::Prefix(const UserKey& user) const { return UserPrefix(database_->own_secret(), user); }
 
 absl::StatusOr<UserRecord> HistoryReader::Record(const UserKey& user, const rocksdb::Snapshot* snapshot) const {
   UserKey id = user;
@@ -75,7 +75,7 @@ absl::StatusOr<UserRecord> HistoryReader::Record(const UserKey& user, const rock
       continue;
     }
     record.user = id;
-    found = database_->Get(Family::kHeads, DeletedUserKey(database_->secrets()[0], id), &value, snapshot);
+    found = database_->Get(Family::kHeads, DeletedUserKey(database_->own_secret(), id), &value, snapshot);
     if (!found.ok()) return found.status();
     DeletedUser deleted;
     if (*found) {

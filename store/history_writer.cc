@@ -104,8 +104,8 @@ absl::StatusOr<HistoryWriter::Entry*> HistoryWriter::FindRaw(const UserKey& user
   entry.record.user = user;
   // An alias that was deleted before it became one goes on refusing its own replays.
   const bool marked = !entry.exists || !entry.record.alias_of.empty();
-  for (size_t i = 0; marked && i < database_->secrets().size(); ++i) {
-    found = database_->Get(Family::kHeads, DeletedUserKey(database_->secrets()[i], user), &value);
+  for (const std::string& secret : marked ? database_->secrets() : std::vector<std::string>()) {
+    found = database_->Get(Family::kHeads, DeletedUserKey(secret, user), &value);
     if (!found.ok()) return found.status();
     DeletedUser deleted;
     if (!*found || !DecodeDeletedUser(value, &deleted)) continue;

@@ -48,8 +48,8 @@ class HistoryWriter : public Committer {
   absl::StatusOr<uint64_t> DeleteUser(const UserKey& user, int64_t now_us);
   absl::Status Merge(const UserKey& alias, const UserKey& primary);
   absl::StatusOr<uint64_t> Retain(const UserKey& user, uint64_t keep);
-  // Refuses events from before a deletion that this store did not see (of an imported user who came back after it). Of an
-  // alias, or of a user who is not here, the mark says so.
+  // Refuses events from before a deletion that this store did not see (of an imported user who came back after it). Of
+  // an alias, or of a user who is not here, the mark says so.
   absl::Status RefuseUntil(const UserKey& user, int64_t until_us);
   // Moves the user's tail records into blocks; what Compact does first.
   absl::Status Fold(const UserKey& user);
@@ -97,7 +97,7 @@ class HistoryWriter : public Committer {
   // Blocks or a tail record of one commit; updates the counters of `record` that depend on where events live.
   absl::Status WriteEvents(const Entry& entry, const std::vector<StoredEvent>& upserts,
                            const std::vector<BlockKey>& removals, bool fold, UserRecord* record);
-  std::string Prefix(const UserKey& user) const { return UserPrefix(database_->secrets()[0], user); }
+  std::string Prefix(const UserKey& user) const { return UserPrefix(database_->own_secret(), user); }
   void PutRecord(Entry* entry);
   void AddCell(const std::string& ns, const Event& event, int64_t change);
   void Touch(Entry* entry);

@@ -77,7 +77,7 @@ absl::StatusOr<uint64_t> HistoryWriter::DeleteUser(const UserKey& user, int64_t 
   for (const std::string& name : names) {
     const UserKey id{old.user.ns, name};
     batch_.Delete(heads, Prefix(id));
-    batch_.Put(heads, DeletedUserKey(database_->secrets()[0], id), EncodeDeletedUser(mark));
+    batch_.Put(heads, DeletedUserKey(database_->own_secret(), id), EncodeDeletedUser(mark));
     if (name != old.user.user) Drop(Prefix(id));
   }
   totals_.events -= old.head.events;

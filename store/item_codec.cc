@@ -11,7 +11,9 @@ namespace {
 
 constexpr uint8_t kItemVersion = 1;
 constexpr uint8_t kItemVersionEmbedded = 2;  // with an embedding at the end; binaries before it refuse such an item
+constexpr uint8_t kItemVersionSpaced = 3;    // and with the embedding's space after it
 constexpr size_t kEmbeddingMax = 4096;
+constexpr size_t kEmbeddingSpaceBytesMax = 64;
 constexpr size_t kCategoriesMax = 64;
 constexpr size_t kCategoryBytesMax = 256;
 constexpr size_t kSidLevelsMax = 16;
@@ -28,7 +30,10 @@ std::string OverLimit(const char* field, size_t size, size_t limit, const char* 
 
 std::string EncodeItem(const Item& item) {
   std::string out;
-  out.push_back(static_cast<char>(item.embedding.empty() ? kItemVersion : kItemVersionEmbedded));
+  const uint8_t version = item.embedding.empty()         ? kItemVersion
+                          : item.embedding_space.empty() ? kItemVersionEmbedded
+                                                         : kItemVersionSpaced;
+  out.push_back(static_cast<char>(version));
   PutVarint(&out, item.categories.size());
   for (const std::string& category : item.categories) PutBytes(&out, category);
   PutVarint(&out, item.sid.size());
@@ -54,6 +59,7 @@ std::string EncodeItem(const Item& item) {
     }
     PutBytes(&out, numbers);
   }
+  if (version == kItemVersionSpaced) PutBytes(&out, item.embedding_space);
   return out;
 }
 
@@ -62,7 +68,7 @@ bool DecodeItem(std::string_view bytes, Item* item) {
   uint8_t version = 0;
   uint64_t count = 0, year = 0;
   std::string_view text, name;
-  if (!reader.ReadByte(&version) || (version != kItemVersion && version != kItemVersionEmbedded)) return false;
+  if (!reader.ReadByte(&version) || version < kItemVersion || version > kItemVersionSpaced) return false;
   if (!reader.ReadVarint(&count)) return false;
   for (uint64_t i = 0; i < count; ++i) {
     if (!reader.ReadBytes(&text)) return false;
@@ -91,13 +97,17 @@ bool DecodeItem(std::string_view bytes, Item* item) {
     if (!reader.ReadBytes(&name) || !reader.ReadBytes(&text)) return false;
     item->strings[std::string(name)] = text;
   }
-  if (version == kItemVersionEmbedded) {
+  if (version >= kItemVersionEmbedded) {
     if (!reader.ReadBytes(&text) || text.empty() || text.size() % 4 != 0 || text.size() / 4 > kEmbeddingMax) return false;
     for (size_t i = 0; i < text.size(); i += 4) {
       uint32_t bits = 0;
       for (size_t byte = 0; byte < 4; ++byte) bits |= uint32_t{static_cast<uint8_t>(text[i + byte])} << (8 * byte);
       item->embedding.push_back(std::bit_cast<float>(bits));
     }
+  }
+  if (version == kItemVersionSpaced) {
+    if (!reader.ReadBytes(&text) || text.empty() || text.size() > kEmbeddingSpaceBytesMax) return false;
+    item->embedding_space = text;
   }
   return reader.remaining() == 0;
 }
@@ -116,6 +126,10 @@ std::string WhyItemRejected(const Item& item) {
   for (const float value : item.embedding) {
     if (!std::isfinite(value)) return "embedding: a number is not finite";
   }
+  if (item.embedding_space.size() > kEmbeddingSpaceBytesMax) {
+    return OverLimit("embedding_space", item.embedding_space.size(), kEmbeddingSpaceBytesMax, "bytes");
+  }
+  if (item.embedding.empty() && !item.embedding_space.empty()) return "embedding_space: given without an embedding";
   if (item.title.size() > kTitleBytesMax) return OverLimit("title", item.title.size(), kTitleBytesMax, "bytes");
   if (item.text.size() > kTextBytesMax) return OverLimit("text", item.text.size(), kTextBytesMax, "bytes");
   if (item.numbers.size() > kMapEntriesMax) return OverLimit("numbers", item.numbers.size(), kMapEntriesMax, "entries");
@@ -138,6 +152,9 @@ std::string_view ImmutableDifference(const Item& a, const Item& b) {
   if (a.sid != b.sid) return "sid";
   if (a.year != b.year) return "year";
   if (!a.embedding.empty() && !b.embedding.empty() && a.embedding != b.embedding) return "embedding";
+  if (!a.embedding_space.empty() && !b.embedding_space.empty() && a.embedding_space != b.embedding_space) {
+    return "embedding_space";
+  }
   return "";
 }
 

@@ -15,7 +15,8 @@ bool DecodeItem(std::string_view bytes, Item* item);
 // Empty if the item may be stored, else the field and its limit.
 std::string WhyItemRejected(const Item& item);
 
-// Name of the first immutable field in which they differ, else empty. An embedding may be absent from either.
+// Name of the first immutable field in which they differ, else empty. An embedding or its space may be absent from
+// either.
 std::string_view ImmutableDifference(const Item& a, const Item& b);
 
 }  // namespace backstory

@@ -135,9 +135,12 @@ absl::Status RocksDbCatalog::Prepare(const std::string& ns, const std::vector<st
                                      bool allow, std::vector<std::shared_ptr<const Item>>* changed, uint64_t* version) {
   for (std::shared_ptr<const Item> item : items) {
     const std::shared_ptr<const Item> known = Find(ns, item->item_id);
-    if (known != nullptr && item->embedding.empty() && !known->embedding.empty()) {
+    // An embedding and its space stay where a later upsert leaves them out.
+    if (known != nullptr && ((item->embedding.empty() && !known->embedding.empty()) ||
+                             (item->embedding_space.empty() && !known->embedding_space.empty()))) {
       auto kept = std::make_shared<Item>(*item);
-      kept->embedding = known->embedding;
+      if (kept->embedding.empty()) kept->embedding = known->embedding;
+      if (kept->embedding_space.empty()) kept->embedding_space = known->embedding_space;
       item = std::move(kept);
     }
     if (known != nullptr && *known == *item) continue;

@@ -327,7 +327,7 @@ absl::Status RocksDbHistoryStore::ImportSlot(int slot, const std::function<absl:
             if (frame->kind == FrameKind::kSecrets) {
               for (size_t i = 0; i + kSecretBytes <= frame->payload.size(); i += kSecretBytes) {
                 const std::string secret = frame->payload.substr(i, kSecretBytes);
-                const auto& known = core_->database->secrets();
+                const std::vector<std::string> known = core_->database->secrets();
                 if (std::find(known.begin(), known.end(), secret) == known.end())
                   core_->database->AddSecret(secret, batch);
               }

@@ -211,8 +211,8 @@ json EventToJson(const Event& event) {
 }
 
 absl::StatusOr<Item> ItemFromJson(const json& object) {
-  static const std::set<std::string_view> kKeys = {"item_id", "categories", "sid",     "year",
-                                                   "title",   "text",       "numbers", "strings"};
+  static const std::set<std::string_view> kKeys = {"item_id", "categories", "sid",     "year",      "title",
+                                                   "text",    "numbers",    "strings", "embedding", "embedding_space"};
   if (auto status = CheckKeys(object, kKeys); !status.ok()) return status;
   Reader reader(object);
   Item item;
@@ -236,6 +236,11 @@ absl::StatusOr<Item> ItemFromJson(const json& object) {
   });
   each("sid", false,
        [&](const std::string&, const json& value) { return Reader::ToInteger(value, &item.sid.emplace_back()); });
+  each("embedding", false, [&](const std::string&, const json& value) {
+    if (value.is_number()) item.embedding.push_back(value.get<float>());
+    return value.is_number();
+  });
+  reader.Text("embedding_space", &item.embedding_space);
   each("numbers", true, [&](const std::string& name, const json& value) {
     if (value.is_number()) item.numbers[name] = value.get<double>();
     return value.is_number();
@@ -254,6 +259,8 @@ json ItemToJson(const Item& item) {
   if (!item.categories.empty()) object["categories"] = item.categories;
   if (!item.sid.empty()) object["sid"] = item.sid;
   if (item.year != 0) object["year"] = item.year;
+  if (!item.embedding.empty()) object["embedding"] = item.embedding;
+  if (!item.embedding_space.empty()) object["embedding_space"] = item.embedding_space;
   if (!item.title.empty()) object["title"] = item.title;
   if (!item.text.empty()) object["text"] = item.text;
   if (!item.numbers.empty()) object["numbers"] = item.numbers;

@@ -12,8 +12,8 @@ constexpr std::array<std::string_view, 18> kEventFields = {
     "user",    "kind",        "event_id", "revision",      "tombstone",    "time_us",
     "item_id", "request_id",  "position", "scene",         "action",       "value",
     "label",   "exposure_id", "context",  "label_time_us", "label_action", "embedding_ids"};
-constexpr std::array<std::string_view, 8> kItemFields = {"item_id", "categories", "sid",     "year",
-                                                         "title",   "text",       "numbers", "strings"};
+constexpr std::array<std::string_view, 10> kItemFields = {
+    "item_id", "categories", "sid", "year", "title", "text", "numbers", "strings", "embedding", "embedding_space"};
 
 constexpr char kImportFormat[] = "the import format";
 

@@ -65,7 +65,8 @@ std::string_view RowReader::CsvFieldName(CsvField field) {
   static constexpr std::array<std::string_view, kCsvFields> kNames = {
       "user",          "kind",          "event_id",   "revision", "tombstone", "time_us", "item_id",
       "request_id",    "position",      "scene",      "action",   "value",     "label",   "exposure_id",
-      "label_time_us", "embedding_ids", "categories", "sid",      "year",      "title",   "text"};
+      "label_time_us", "embedding_ids", "categories", "sid",      "year",      "title",   "text",
+      "embedding",     "embedding_space"};
   return kNames[field];
 }
 
@@ -215,6 +216,11 @@ absl::Status RowReader::ReadCsvItem(const std::vector<std::string_view>& fields,
   if (auto s = ForEachPart(Value(fields, kCategories), add_category); !s.ok()) return s;
   const auto add_sid = [&item](std::string_view part) { return NumberField("sid", part, &item.sid.emplace_back()); };
   if (auto s = ForEachPart(Value(fields, kSid), add_sid); !s.ok()) return s;
+  const auto add_number = [&item](std::string_view part) {
+    return NumberField("embedding", part, &item.embedding.emplace_back());
+  };
+  if (auto s = ForEachPart(Value(fields, kEmbedding), add_number); !s.ok()) return s;
+  item.embedding_space = Value(fields, kEmbeddingSpace);
   for (const auto& [name, column] : numbers_) {
     if (fields[column].empty()) continue;
     if (auto s = NumberField("numbers." + name, fields[column], &item.numbers[name]); !s.ok()) return s;

@@ -53,6 +53,8 @@ class RowReader {
     kYear,
     kTitle,
     kText,
+    kEmbedding,
+    kEmbeddingSpace,
     kCsvFields
   };
   struct Slot {

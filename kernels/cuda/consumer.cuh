@@ -40,7 +40,6 @@ class Consumer {
 
  private:
   static constexpr int kD = Shape::kD;
-  static constexpr int kBothDone = 3;  // a named barrier, after those of turns
 
   __device__ __forceinline__ int TurnOf(int group) const { return 1 + group; }
   __device__ __forceinline__ void TakeTurn() { NamedSync(TurnOf(group_), 256); }
@@ -194,25 +193,20 @@ class Consumer {
     if (item.tile_items > 1) {
       Parts<kD, Shape::kConsumerWarps> parts(a_, item, warp_);
       parts.Store(item.split_begin == 0 ? 0 : item.split_end - 1, o, top, sum);
-      float inverse[2] = {0, 0};
-      const auto store = [&](int n, const float4& x) {
-        if (write[0]) rows_.StorePair(row[0], item.head, n, x.x * inverse[0], x.y * inverse[0]);
-        if (write[1]) rows_.StorePair(row[1], item.head, n, x.z * inverse[1], x.w * inverse[1]);
-      };
-      if (!item.together) {
-        if (!parts.IsLast(item)) return;
-        parts.Merge(item, 0, kD / 8, shared_.total[warp_], top, sum, inverse, store);
-        rows_.StoreLse(item, row, write, top, sum);
+      int begin = 0, end = kD / 8;  // column blocks for this item to merge
+      if (item.together) {
+        parts.Meet(item);
+        begin = item.tile_item * end / item.tile_items;
+        end = (item.tile_item + 1) * end / item.tile_items;
+      } else if (!parts.IsLast(item)) {
         return;
       }
-      // This block's only item: when both groups are done, the place of Q, K and V is free.
-      NamedSync(kBothDone, 256);
-      parts.Meet(item);
-      constexpr int kRoom = (Shape::kQStages * Shape::kQBytes + 2 * Shape::kStages * Shape::kPageBytes) / Shape::kConsumerWarps;
-      const int begin = item.tile_item * (kD / 8) / item.tile_items;  // column blocks for this item to merge
-      const int end = (item.tile_item + 1) * (kD / 8) / item.tile_items;
-      parts.MergeInShared(item, begin, end, SharedAddress(shared_.q) + warp_ * kRoom, kRoom / 512, top, sum, inverse, store);
-      parts.Leave(item);
+      float inverse[2] = {0, 0};
+      parts.Merge(item, begin, end, shared_.total[warp_], top, sum, inverse, [&](int n, const float4& x) {
+        if (write[0]) rows_.StorePair(row[0], item.head, n, x.x * inverse[0], x.y * inverse[0]);
+        if (write[1]) rows_.StorePair(row[1], item.head, n, x.z * inverse[1], x.w * inverse[1]);
+      });
+      if (item.together) parts.Leave(item);
       if (begin == 0) rows_.StoreLse(item, row, write, top, sum);
       return;
     }

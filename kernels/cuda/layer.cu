@@ -1,6 +1,5 @@
-#include "kernels/cuda/layer.h"
-
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/layer.h"
 #include "kernels/cuda/linear.cuh"
 #include "kernels/cuda/linear_end.cuh"
 
@@ -18,7 +17,8 @@ constexpr char kNoDriver[] = "layer: the driver has no cuTensorMapEncodeTiled (o
 constexpr char kBadMaps[] = "layer: the driver refuses the tensor maps (16-byte aligned bases?)";
 
 // A launch's operands: `rows` [channels][a.rows][a.in] times `w` [channels][a.out][a.in], and perhaps a second matrix;
-// the residual fp32 [channels][a.rows][a.out]; and results, bf16 [channels][a.rows][a.out] or [a.rows][channels][a.out].
+// the residual fp32 [channels][a.rows][a.out]; and results, bf16 [channels][a.rows][a.out] or
+// [a.rows][channels][a.out].
 struct Operands {
   const void *rows = nullptr, *w = nullptr, *w_second = nullptr;
   float* x = nullptr;
@@ -75,46 +75,30 @@ const char* LaunchTile(const LinearArgs& a, const Operands& of, cudaStream_t str
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-#ifndef BACKSTORY_WAVE
-#define BACKSTORY_WAVE 132
-#endif
-#ifndef S0
-#define S0 5
-#define N0 4
-#define M0 3
-#endif
-#ifndef S1
-#define S1 4
-#define N1 3
-#define M1 5
-#endif
-#ifndef S2
-#define S2 3
-#define N2 4
-#define M2 2
-#endif
-// Stages of the ring, for blocks of 32, 64 and 128 rows.
-constexpr int kStoreStages[] = {S0, S1, S2}, kNormStages[] = {N0, N1, N2}, kMixStages[] = {M0, M1, M2};
-template <LinearEnd kEnd>
-constexpr int Stages(int i) {
-  return kEnd == LinearEnd::kNorm ? kNormStages[i] : kEnd == LinearEnd::kMix ? kMixStages[i] : kStoreStages[i];
+// Stages of the ring by what a launch ends with and its blocks' rows. Few rows: as many as fit, so that weights arrive
+// before the rows they wait for; many: as many as leave room for two blocks on a multiprocessor.
+template <LinearEnd kEnd, int kRows>
+constexpr int Stages() {
+  constexpr bool kNorm = kEnd == LinearEnd::kNorm, kMix = kEnd == LinearEnd::kMix;
+  if (kRows == 32) return 8;
+  if (kRows == 64) return kNorm ? 3 : kMix ? 5 : 8;
+  return 3;
 }
 
-// Blocks' rows: the fewest with which all blocks of a launch run at once. A function of the launch's shape alone, as bits
-// must be.
+// Blocks' rows: the fewest with which all blocks of a launch run at once. A function of the launch's shape alone, as
+// bits must be.
 template <LinearEnd kEnd>
 const char* Launch(const LinearArgs& a, const Operands& of, void* stream) {
-  constexpr bool kTwin = kEnd == LinearEnd::kMix;
+  constexpr bool kTwin = kEnd == LinearEnd::kMix, kNorms = kTwin || kEnd == LinearEnd::kNorm;
+  constexpr int kBlocks = 132;  // of an H100
   const int blocks = kTwin ? a.out / 64 : (a.out + a.second_out + 127) / 128 * a.channels;
-  const auto fits = [&](int rows) { return (a.rows + rows - 1) / rows * blocks <= BACKSTORY_WAVE; };
+  const auto fits = [&](int rows) { return (a.rows + rows - 1) / rows * blocks <= kBlocks; };
   const auto s = static_cast<cudaStream_t>(stream);
-  if (fits(32)) return LaunchTile<LinearTile<32, Stages<kEnd>(0), kEnd>>(a, of, s);
-#ifndef MIX_128
-  if (fits(64) || kTwin) return LaunchTile<LinearTile<64, Stages<kEnd>(1), kEnd>>(a, of, s);
-#else
-  if (fits(64)) return LaunchTile<LinearTile<64, Stages<kEnd>(1), kEnd>>(a, of, s);
-#endif
-  return LaunchTile<LinearTile<128, Stages<kEnd>(2), kEnd>>(a, of, s);
+  if (fits(32)) return LaunchTile<LinearTile<32, Stages<kEnd, 32>(), kEnd>>(a, of, s);
+  if constexpr (!kNorms) {
+    if (!fits(64)) return LaunchTile<LinearTile<128, Stages<kEnd, 128>(), kEnd>>(a, of, s);
+  }
+  return LaunchTile<LinearTile<64, Stages<kEnd, 64>(), kEnd>>(a, of, s);
 }
 
 bool FitsNorm(int d) { return d > 0 && d % 128 == 0 && d <= 512; }
@@ -166,7 +150,8 @@ const char* Finish(const FinishArgs& a, void* stream) {
                             .overlap_previous = true,
                             .b = static_cast<const __nv_bfloat16*>(a.b_1),
                             .relu = true};
-  if (const char* wrong = Launch<LinearEnd::kStore>(inner, {.rows = a.z, .w = a.w_1, .y = a.inner}, stream)) return wrong;
+  if (const char* wrong = Launch<LinearEnd::kStore>(inner, {.rows = a.z, .w = a.w_1, .y = a.inner}, stream))
+    return wrong;
   LinearArgs outer = add;
   outer.in = a.ffn;
   outer.overlap_previous = true;

@@ -1,6 +1,7 @@
 // What stands around attention in a layer of GRAB, on Hopper (sm_90a): the projections before it, everything after it,
 // and the head after the last layer. A layer is five launches then: one of Project, Attend, three of Finish. Post-norm
-// layers whose channels all have the same widths. Needs no CUDA header. models/grab/cuda uses them where the widths fit.
+// layers whose channels all have the same widths. Needs no CUDA header. models/grab/cuda uses them where the widths
+// fit.
 //
 //   Project:  y = z W_qkv^T + b,  bias = W_bias z^T
 //   Finish:   x = LN1(x + attended W_o^T);  x = LN2(x + W_2 relu(W_1 x + b_1) + b_2);
@@ -20,15 +21,15 @@
 
 namespace backstory::cuda {
 
-// All pointers are the device's, 16-byte aligned. Each call enqueues on `stream` (a cudaStream_t) and returns nullptr, or
-// what is wrong; the text is static. Allocates nothing; safe from any thread; may be captured into a graph.
+// All pointers are the device's, 16-byte aligned. Each call enqueues on `stream` (a cudaStream_t) and returns nullptr,
+// or what is wrong; the text is static. Allocates nothing; safe from any thread; may be captured into a graph.
 
 struct ProjectArgs {
   int rows = 0;  // of each channel, a multiple of 4
   int channels = 1;
-  int in = 0;        // width of z: a multiple of 64
-  int out = 0;       // of y: a multiple of 128
-  int bias_out = 0;  // heads * segments; 0: none
+  int in = 0;                    // width of z: a multiple of 64
+  int out = 0;                   // of y: a multiple of 128
+  int bias_out = 0;              // heads * segments; 0: none
   const void* z = nullptr;       // bf16 [channels][rows][in]
   const void* w = nullptr;       // bf16 [channels][out][in]
   const void* b = nullptr;       // bf16 [channels][out]; may be nullptr
@@ -43,11 +44,11 @@ const char* Project(const ProjectArgs& args, void* stream);
 bool ProjectFits(int in, int out, int bias_out);
 
 struct FinishArgs {
-  int rows = 0;      // of each channel
-  int channels = 1;  // with mixing: 2
-  int d = 0;         // a multiple of 128, at most 512
-  int wide = 0;      // heads * d_h: a multiple of 64
-  int ffn = 0;       // a multiple of 128
+  int rows = 0;                                               // of each channel
+  int channels = 1;                                           // with mixing: 2
+  int d = 0;                                                  // a multiple of 128, at most 512
+  int wide = 0;                                               // heads * d_h: a multiple of 64
+  int ffn = 0;                                                // a multiple of 128
   const void* attended = nullptr;                             // bf16 [channels][rows][wide]
   const void *w_o = nullptr, *w_1 = nullptr, *w_2 = nullptr;  // bf16 [channels][d][wide], [ffn][d], [d][ffn]
   const void* b_1 = nullptr;                                  // bf16 [channels][ffn]
@@ -67,11 +68,11 @@ bool FinishFits(int channels, int d, int wide, int ffn, bool mixing);
 
 struct HeadArgs {
   int rows = 0;
-  int in = 0;      // channels * d: a multiple of 64
-  int hidden = 0;  // a multiple of 128, at most 1024
-  int tasks = 1;   // 1 or 2
-  const void* concat = nullptr;  // bf16 [rows][in]
-  const void* w_1 = nullptr;     // bf16 [hidden][in]
+  int in = 0;                                                  // channels * d: a multiple of 64
+  int hidden = 0;                                              // a multiple of 128, at most 1024
+  int tasks = 1;                                               // 1 or 2
+  const void* concat = nullptr;                                // bf16 [rows][in]
+  const void* w_1 = nullptr;                                   // bf16 [hidden][in]
   const float *b_1 = nullptr, *w_2 = nullptr, *b_2 = nullptr;  // [hidden], [tasks][hidden], [tasks]
   float* logits = nullptr;                                     // fp32 [rows][tasks]; may be pinned host memory
   bool overlap_previous = false;

@@ -32,8 +32,8 @@ struct LinearArgs {
   const float* b_float = nullptr;    // [out]
   // What becomes of them, beside x and y.
   bool relu = false;
-  float* second = nullptr;                           // fp32 [second_out][rows]
-  const float *gain = nullptr, *shift = nullptr;     // [out]
+  float* second = nullptr;                        // fp32 [second_out][rows]
+  const float *gain = nullptr, *shift = nullptr;  // [out]
   bool write_x = false;
   const float *gate_w = nullptr, *gate_b = nullptr;  // [gate][out]; [gate] of all channels
   const float *head_w = nullptr, *head_b = nullptr;  // [tasks][out], [tasks]
@@ -53,20 +53,21 @@ struct LinearTile {
   static constexpr int kThreads = 288;                                       // two warpgroups, a warp that loads
   static constexpr int kGroupBytes = 64 * 128, kRowBytes = kRows * 128;      // of a piece
   static constexpr int kStageBytes = 2 * kGroupBytes + kUnits * kRowBytes;
-  static constexpr int kXBytes = kNorms ? 4 * kRowBytes : 0;  // of the residual
+  static constexpr int kXBytes = kNorms ? 4 * kRowBytes : 0;                                    // of the residual
   static constexpr int kNormBlocks = kNorms ? 512 / kFeatures : 1, kSumBlocks = kSums ? 8 : 1;  // at most, of a cluster
 };
 
 template <class Tile>
 struct LinearShared {
-  // A stage: [128 features][64] of weights, [rows][64] of each unit, swizzled. When all products are done, room for what
-  // they became.
+  // A stage: [128 features][64] of weights, [rows][64] of each unit, swizzled. When all products are done, room for
+  // what they became.
   alignas(1024) unsigned char ring[Tile::kStages][Tile::kStageBytes];
   alignas(1024) unsigned char x[Tile::kNorms ? Tile::kXBytes : 16];  // [units][features / 32][rows][32] fp32, swizzled
   alignas(16) float2 of_warp[8][Tile::kCluster ? Tile::kRows : 1];
   alignas(16) float2 of_row[Tile::kUnits][Tile::kNorms ? Tile::kRows : 1];
-  alignas(16) float2 moments[Tile::kUnits][Tile::kNormBlocks][Tile::kNorms ? Tile::kRows : 1];  // from the cluster's blocks
-  alignas(16) float2 sums[Tile::kSumBlocks][Tile::kSums ? Tile::kRows : 1];                     // of gates or tasks, as well
+  alignas(
+      16) float2 moments[Tile::kUnits][Tile::kNormBlocks][Tile::kNorms ? Tile::kRows : 1];  // from the cluster's blocks
+  alignas(16) float2 sums[Tile::kSumBlocks][Tile::kSums ? Tile::kRows : 1];  // of gates or tasks, as well
   uint64_t full[Tile::kStages], empty[Tile::kStages], x_full, moments_full[Tile::kUnits], sums_full;
 };
 
@@ -151,7 +152,8 @@ __device__ __forceinline__ void WgmmaRows(float (&d)[64], uint64_t w, uint64_t r
 // d += the warpgroup's features times the rows. d[4 n + 2 r + e] is feature l / 4 + 8 r of the warp's 16, row
 // 8 n + 2 (l % 4) + e of the tile, for lane l. While one warpgroup waits for its products, the other's run.
 template <class Tile>
-__device__ __forceinline__ void LinearMultiply(LinearShared<Tile>& s, int group, int steps, float (&d)[Tile::kRows / 2]) {
+__device__ __forceinline__ void LinearMultiply(LinearShared<Tile>& s, int group, int steps,
+                                               float (&d)[Tile::kRows / 2]) {
   int stage = 0;
   uint32_t phase = 0;
   const uint32_t first = SharedAddress(s.ring);
@@ -159,7 +161,8 @@ __device__ __forceinline__ void LinearMultiply(LinearShared<Tile>& s, int group,
   const uint32_t r_at = first + 2 * Tile::kGroupBytes + (Tile::kTwin ? group * Tile::kRowBytes : 0);
   for (int i = 0; i < steps; ++i) {
     At(s.full[stage]).Wait(phase);
-    const uint32_t w = MatrixWord(w_at + stage * Tile::kStageBytes, 16), r = MatrixWord(r_at + stage * Tile::kStageBytes, 16);
+    const uint32_t w = MatrixWord(w_at + stage * Tile::kStageBytes, 16),
+                   r = MatrixWord(r_at + stage * Tile::kStageBytes, 16);
     Pin(d);
     WgmmaFence();
 #pragma unroll

@@ -107,7 +107,8 @@ class LinearGroup {
     float gain[2], shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      gain[r] = a_.gain[channel_ * a_.out + feature_ + 8 * r], shift[r] = a_.shift[channel_ * a_.out + feature_ + 8 * r];
+      gain[r] = a_.gain[channel_ * a_.out + feature_ + 8 * r],
+      shift[r] = a_.shift[channel_ * a_.out + feature_ + 8 * r];
     }
     UnitSync();
     const int row = thread_ % Tile::kUnitThreads;
@@ -130,8 +131,8 @@ class LinearGroup {
     }
   }
 
-  // v += sigmoid(gate of the other channel) times the other channel's rows, which the other warpgroup has: a thread there
-  // holds the same rows and features.
+  // v += sigmoid(gate of the other channel) times the other channel's rows, which the other warpgroup has: a thread
+  // there holds the same rows and features.
   __device__ __forceinline__ void Mix(float (&v)[kValues]) const {
     const float* const w = a_.gate_w + channel_ * 2 * a_.out + feature_;
     const float w0[2] = {w[0], w[8]}, w1[2] = {w[a_.out], w[a_.out + 8]};

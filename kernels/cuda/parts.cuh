@@ -182,50 +182,6 @@ class Parts {
     }
   }
 
-  // Merge where the block needs its shared memory for nothing else any more: everything is on its way at once. The
-  // warp's `room` (an address in shared memory) has `slots` of 512 bytes, at least twice the parts.
-  template <typename Write>
-  __device__ __forceinline__ void MergeInShared(const WorkItem& item, int begin, int end, uint32_t room, int slots,
-                                                float (&top)[2], float (&sum)[2], float (&inverse)[2],
-                                                Write write) const {
-    const uint32_t mine = room + threadIdx.x % 32 * 16;  // a lane copies what it reads
-    const int first = item.first_splits, parts = 1 + item.splits - first;
-    const int at_once = min(end - begin, slots / parts - 1);
-    const auto part_at = [&](int i) { return At(i == 0 ? 0 : first + i - 1); };
-    const auto column_at = [&](int i, int b) { return mine + (parts + i * at_once + b) * 512; };
-    const auto fetch = [&](int n) {
-      for (int i = 0; i < parts; ++i) {
-        for (int b = 0; b < at_once && n + b < end; ++b) CopyToShared16(column_at(i, b), part_at(i) + (n + b) * 128);
-      }
-    };
-    for (int i = 0; i < parts; ++i) CopyToShared16(mine + i * 512, part_at(i) + kD / 8 * 128);
-    fetch(begin);
-    WaitForCopiesToShared();
-#pragma unroll
-    for (int r = 0; r < 2; ++r) top[r] = kNegativeInfinity, sum[r] = 0;
-    for (int i = 0; i < parts; ++i) {
-      const float4 facts = LoadShared16(mine + i * 512);
-      const float newer_top[2] = {facts.x, facts.z}, newer_sum[2] = {facts.y, facts.w};
-      float older[2], newer[2];
-      MergeWeights(top, sum, newer_top, newer_sum, older, newer);
-      StoreShared16(mine + i * 512, make_float4(older[0], newer[0], older[1], newer[1]));
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = QuadSum(sum[r]), inverse[r] = Inverse(sum[r]);
-    for (int n = begin; n < end; n += at_once) {
-      if (n > begin) fetch(n), WaitForCopiesToShared();
-      for (int b = 0; b < at_once && n + b < end; ++b) {
-        float4 o = make_float4(0, 0, 0, 0);
-        for (int i = 0; i < parts; ++i) {
-          const float4 w = LoadShared16(mine + i * 512), x = LoadShared16(column_at(i, b));
-          o = make_float4(fmaf(x.x, w.y, o.x * w.x), fmaf(x.y, w.y, o.y * w.x), fmaf(x.z, w.w, o.z * w.z),
-                          fmaf(x.w, w.w, o.w * w.z));
-        }
-        write(n + b, o);
-      }
-    }
-  }
-
  private:
   static constexpr int kAtOnce = 2,
                        kBlocks = 2;  // parts and column blocks in flight; more, and the page loop spills registers

@@ -118,20 +118,6 @@ __device__ __forceinline__ void CommitStores() { asm volatile("cp.async.bulk.com
 __device__ __forceinline__ void WaitForStoresRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void WaitForStores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
-// 16 bytes to shared memory past the registers and the L1; a thread waits for all of its own.
-__device__ __forceinline__ void CopyToShared16(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
-}
-__device__ __forceinline__ void WaitForCopiesToShared() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-__device__ __forceinline__ float4 LoadShared16(uint32_t at) {
-  float4 x;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(at) : "memory");
-  return x;
-}
-__device__ __forceinline__ void StoreShared16(uint32_t at, float4 x) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w) : "memory");
-}
-
 // Named barriers: `Arrive` does not wait, `Sync` does; both count towards `threads`.
 __device__ __forceinline__ void NamedSync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -1,6 +1,5 @@
 #include "models/glass/card_searcher.h"
 
-#include <algorithm>
 #include <condition_variable>
 #include <utility>
 
@@ -110,41 +109,39 @@ absl::Status CardSearcher::SearchOnCard(std::span<const UserSearch> requests, st
   return absl::OkStatus();
 }
 
-// Whoever finds a lane free launches for all that wait, and then hands the lane to the one who has waited longest: nobody
-// works for others once the own answer is there, and a lane is idle only while nobody waits.
+// Whoever finds a lane free launches for itself and for all that wait, once, and then hands the lane to the one who has
+// waited longest: nobody works for others once the own answer is there, and a lane is idle only while nobody waits.
 void CardSearcher::RunTogether(Caller* own) const {
   std::unique_lock lock(mutex_);
-  waiting_.push_back(own);
   if (leaders_ < options_.lanes) {
     ++leaders_;
   } else {
+    waiting_.push_back(own);
     own->changed.wait(lock, [own] { return own->done || own->leads; });
-    if (!own->leads) return;  // else there is a lane to hand on, even if another one has brought the answer meanwhile
+    if (own->done) return;
   }
-  while (!own->done) {
-    std::vector<Caller*> taken;
-    for (size_t users = 0; !waiting_.empty();) {
-      users += waiting_.front()->requests.size();
-      if (!taken.empty() && users > options_.users_max) break;
-      taken.push_back(waiting_.front());
-      waiting_.pop_front();
-    }
-    lock.unlock();
-    Launch(taken);
-    lock.lock();
-    for (Caller* caller : taken) {
-      caller->done = true;
-      // Under the lock: it may be gone as soon as it knows.
-      if (caller != own) caller->changed.notify_one();
-    }
+  std::vector<Caller*> together = {own};  // who leads does not wait any more: no other lane can take it
+  for (size_t users = own->requests.size(); !waiting_.empty(); waiting_.pop_front()) {
+    users += waiting_.front()->requests.size();
+    if (users > options_.users_max) break;
+    together.push_back(waiting_.front());
   }
-  const auto next = std::find_if(waiting_.begin(), waiting_.end(), [](const Caller* caller) { return !caller->leads; });
-  if (next == waiting_.end()) {
+  lock.unlock();
+  Launch(together);
+  lock.lock();
+  for (Caller* caller : together) {
+    if (caller == own) continue;
+    caller->done = true;
+    caller->changed.notify_one();  // under the lock: it may be gone as soon as it knows
+  }
+  if (waiting_.empty()) {
     --leaders_;
-  } else {
-    (*next)->leads = true;
-    (*next)->changed.notify_one();
+    return;
   }
+  Caller* const next = waiting_.front();
+  waiting_.pop_front();
+  next->leads = true;
+  next->changed.notify_one();
 }
 
 void CardSearcher::Launch(std::span<Caller* const> callers) const {

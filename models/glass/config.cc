@@ -75,6 +75,11 @@ absl::Status Validate(const Config& c) {
   if (!std::isfinite(c.first_step_epsilon) || c.first_step_epsilon < 0 || c.first_step_epsilon > 0.1) {
     return Bad("first_step_epsilon", c.first_step_epsilon, "0..0.1");
   }
+  constexpr size_t kSpaceBytesMax = 64;
+  if (c.embedding_space.size() > kSpaceBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("field embedding_space has ", c.embedding_space.size(), " bytes, at most ",
+                                                   kSpaceBytesMax, " are allowed"));
+  }
   return ValidateQuantiser(c);
 }
 

@@ -63,6 +63,7 @@ struct Config {
   int beam = 20;                     // default width
   double first_step_epsilon = 1e-9;  // > 0: the first step scores log(p + epsilon)
   int embedding_width = 128;         // of item embeddings and prototypes
+  std::string embedding_space;       // what they are of, e.g. the encoder's name; empty: not known
   QuantiserKind quantiser = QuantiserKind::kNone;
   std::vector<int> quantiser_hidden;  // widths between embedding and latent
   int quantiser_latent = 0;           // width of a code

@@ -69,6 +69,7 @@ void NetworkFromProto(const pb::GlassModel& in, Config* out) {
   out->first_step_epsilon = in.profile() == pb::PAPER ? 0 : 1e-9;
   if (in.has_first_step_epsilon()) out->first_step_epsilon = static_cast<double>(in.first_step_epsilon());
   if (in.has_embedding_width()) out->embedding_width = in.embedding_width();
+  out->embedding_space = in.embedding_space();
 }
 
 absl::Status HistoryFromProto(const pb::GlassModel& in, Config* out) {

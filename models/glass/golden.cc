@@ -145,16 +145,21 @@ std::string CompareBeams(const GoldenExpectation& expect, const GoldenExpectatio
     return absl::StrCat("sids: expected ", expect.sids.size(), " of them, found ", found.sids.size());
   }
   std::map<Sid, double> expected;
-  for (size_t i = 0; i < expect.sids.size(); ++i) expected[expect.sids[i]] = expect.log_probability[i];
+  double scale = 1;
+  for (size_t i = 0; i < expect.sids.size(); ++i) {
+    expected[expect.sids[i]] = expect.log_probability[i];
+    if (tolerance > kGoldenTolerance) scale = std::max(scale, std::abs(expect.log_probability[i]));
+  }
   for (size_t i = 0; i < expect.log_probability.size(); ++i) {
     double difference = std::abs(expect.log_probability[i] - found.log_probability[i]);
     if (const auto same = expected.find(found.sids[i]); same != expected.end()) {
       difference = std::max(difference, std::abs(same->second - found.log_probability[i]));
     }
+    difference /= scale;
     // Written so that a NaN is beyond every tolerance.
     if (!(difference <= tolerance)) {
       return absl::StrCat("log_probability[", i, "]: expected ", expect.log_probability[i], ", found ",
-                          found.log_probability[i], ", tolerance ", tolerance);
+                          found.log_probability[i], ", tolerance ", tolerance * scale);
     }
     *worst = std::max(*worst, difference);
   }

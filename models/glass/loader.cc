@@ -144,10 +144,18 @@ absl::Status ReadNetwork(const VerifiedFiles& files, const LoadOptions& options,
   };
   out->searcher = MakeCpuSearcher(out->network, options.pool);
   if (auto s = check(kGoldenTolerance); !s.ok()) return s;
-  if (!options.serve_with) return absl::OkStatus();
-  auto searcher = options.serve_with(out->config, tensors, out->network, options.pool);
-  if (!searcher.ok()) return searcher.status();
-  out->searcher = *std::move(searcher);
+  if (options.precision == Dtype::kF32 && !options.serve_with) return absl::OkStatus();
+  if (options.precision != Dtype::kF32) {
+    auto rounded = Network::Create(out->config, tensors, options.precision);
+    if (!rounded.ok()) return rounded.status();
+    out->network = *std::move(rounded);
+    out->searcher = MakeCpuSearcher(out->network, options.pool);
+  }
+  if (options.serve_with) {
+    auto searcher = options.serve_with(out->config, tensors, out->network, options.pool);
+    if (!searcher.ok()) return searcher.status();
+    out->searcher = *std::move(searcher);
+  }
   return check(kGoldenToleranceBf16);
 }
 

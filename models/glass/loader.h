@@ -22,8 +22,10 @@ namespace backstory::glass {
 struct LoadOptions {
   ThreadPool* pool = nullptr;  // of goldens and searches, outlives the model; null: the calling thread
   std::string expected_name;   // not empty: the configuration's name must be this (the repository's folder)
-  // Makes what searches, if set, after the CPU has met the goldens in fp32; it must meet them within
-  // kGoldenToleranceBf16.
+  // What the CPU's layers multiply as (network.h).
+  Dtype precision = Dtype::kF32;
+  // Makes what searches, if set. Whatever is not the CPU in fp32 is loaded after that has met the goldens at full
+  // sharpness, and must meet them within kGoldenToleranceBf16.
   SearcherFactory serve_with;
 };
 
@@ -38,7 +40,7 @@ struct LoadedGlass {
   std::shared_ptr<const Searcher> searcher;
   std::shared_ptr<const Catalogue> catalogue;
   std::optional<Quantiser> quantiser;  // always there once loaded
-  GoldenReport goldens;
+  GoldenReport goldens;  // of what searches
 };
 
 // Reads and verifies the files, builds the model, runs the goldens. NOT_FOUND: no directory, or no MANIFEST in it.

@@ -57,22 +57,26 @@ size_t Memory::bytes() const {
   return sum;
 }
 
-absl::StatusOr<std::unique_ptr<const Network>> Network::Create(const Config& config, const TensorMap& tensors) {
-  absl::StatusOr<Weights> weights = LoadWeights(config, tensors);
+absl::StatusOr<std::unique_ptr<const Network>> Network::Create(const Config& config, const TensorMap& tensors,
+                                                                Dtype precision) {
+  absl::StatusOr<Weights> weights = LoadWeights(config, tensors, precision);
   if (!weights.ok()) return weights.status();
-  std::unique_ptr<Network> network(new Network(config, *std::move(weights)));
+  std::unique_ptr<Network> network(new Network(config, *std::move(weights), precision));
   network->MakeEncoderBias();
   network->MakeTokenPages();
   return network;
 }
 
-Network::Network(const Config& config, Weights weights)
+Network::Network(const Config& config, Weights weights, Dtype precision)
     : config_(config),
       weights_(std::move(weights)),
       d_(Size(config.d)),
       inner_(config.inner()),
       slots_(config.slots()),
-      shape_{.kv_heads = Size(config.heads), .d_k = Size(config.d_kv), .d_v = Size(config.d_kv)},
+      shape_{.kv_heads = Size(config.heads),
+             .d_k = Size(config.d_kv),
+             .d_v = Size(config.d_kv),
+             .dtype = precision},
       decoder_scratch_(std::make_shared<DecoderScratchPool>()) {}
 
 // A bias that depends on key slot - query slot alone is a position codebook entry: rank r = query slot - key slot +
@@ -244,85 +248,101 @@ Memory Network::Encode(std::span<const uint32_t> short_tokens, const float* tier
                       static_cast<uint32_t>(slots_ - 1) - memory.slots[r], 0});
     }
   }
-  for (const EncoderLayer& layer : weights_.encoder) {
-    EncoderLayerForward(layer, memory, runs, memory.states.data(), pool);
-  }
-  RmsNorm(memory.states.data(), memory.rows, d_, weights_.encoder_norm.data(), memory.states.data());
-
-  const size_t pages = Pages(memory.rows);
-  for (size_t p = 0; p < weights_.decoder.size() * pages; ++p) memory.pages.emplace_back(shape_);
-  const size_t tasks = (memory.rows + kRowsPerTask - 1) / kRowsPerTask;
-  ParallelFor(pool, tasks * weights_.decoder.size(), [&](size_t task) {
-    const size_t layer = task / tasks, first = task % tasks * kRowsPerTask;
-    const size_t rows = std::min(kRowsPerTask, memory.rows - first);
-    AlignedFloats kv(rows * 2 * inner_, AlignedFloats::kUninitialised);
-    Kernels().gemm({.a = memory.states.data() + first * d_,
-                    .lda = d_,
-                    .m = rows,
-                    .b = &weights_.decoder[layer].memory_kv,
-                    .c = kv.data(),
-                    .ldc = 2 * inner_});
-    for (size_t r = 0; r < rows; ++r) {
-      const float* k = kv.data() + r * 2 * inner_;
-      WriteRow(shape_, (first + r) % kPageRows, k, k + inner_, &memory.pages[layer * pages + (first + r) / kPageRows]);
-    }
-  });
+  RunEncoder(runs, &memory, pool);
   return memory;
 }
 
-void Network::EncoderLayerForward(const EncoderLayer& layer, const Memory& memory, std::span<const KeyRun> runs,
-                                  float* x, ThreadPool* pool) const {
-  const size_t n = memory.rows, tasks = (n + kRowsPerTask - 1) / kRowsPerTask, ffn = Size(config_.ffn);
-  std::vector<Page> pages;
-  for (size_t p = 0; p < Pages(n); ++p) pages.emplace_back(shape_);
+// Every row's own work from one attention to the next is one task: threads meet once a layer.
+void Network::RunEncoder(std::span<const KeyRun> runs, Memory* memory, ThreadPool* pool) const {
+  const size_t n = memory->rows, tasks = (n + kRowsPerTask - 1) / kRowsPerTask, layers = weights_.encoder.size();
+  for (size_t p = 0; p < weights_.decoder.size() * Pages(n); ++p) memory->pages.emplace_back(shape_);
+  std::array<std::vector<Page>, 2> pages;  // of a layer, and of the next one
+  for (size_t p = 0; p < 2 * Pages(n); ++p) pages[p % 2].emplace_back(shape_);
   AlignedFloats q(n * inner_, AlignedFloats::kUninitialised);
+  const auto rows_of = [n](size_t task) { return std::min(kRowsPerTask, n - task * kRowsPerTask); };
   ParallelFor(pool, tasks, [&](size_t task) {
-    const size_t first = task * kRowsPerTask, rows = std::min(kRowsPerTask, n - first);
-    Arena scratch(Arena::Padded(rows * d_) + Arena::Padded(rows * 2 * inner_), arenas_.get());
-    float *z = scratch.Take(rows * d_), *kv = scratch.Take(rows * 2 * inner_);
-    RmsNorm(x + first * d_, rows, d_, layer.norm.data(), z);
-    Kernels().gemm({.a = z, .lda = d_, .m = rows, .b = &layer.q, .c = q.data() + first * inner_, .ldc = inner_});
-    Kernels().gemm({.a = z, .lda = d_, .m = rows, .b = &layer.kv, .c = kv, .ldc = 2 * inner_});
+    ProjectRows(weights_.encoder[0], task * kRowsPerTask, rows_of(task), *memory, q.data(), &pages[0]);
+  });
+  for (size_t l = 0; l < layers; ++l) {
+    std::vector<PageView> views;
+    for (const Page& page : pages[l % 2]) views.push_back(page.view());
+    ParallelFor(pool, tasks, [&](size_t task) {
+      const size_t first = task * kRowsPerTask, rows = rows_of(task);
+      EncodeRows(weights_.encoder[l], first, rows, runs, views, q.data(), memory);
+      if (l + 1 < layers) {
+        ProjectRows(weights_.encoder[l + 1], first, rows, *memory, q.data(), &pages[(l + 1) % 2]);
+      } else {
+        FinishRows(first, rows, memory);
+      }
+    });
+  }
+}
+
+// Queries, keys and values of rows [first, first + rows) for a layer.
+void Network::ProjectRows(const EncoderLayer& layer, size_t first, size_t rows, const Memory& memory, float* q,
+                          std::vector<Page>* pages) const {
+  Arena scratch(Arena::Padded(rows * d_) + Arena::Padded(rows * 2 * inner_), arenas_.get());
+  float *z = scratch.Take(rows * d_), *kv = scratch.Take(rows * 2 * inner_);
+  RmsNorm(memory.states.data() + first * d_, rows, d_, layer.norm.data(), z);
+  Kernels().gemm({.a = z, .lda = d_, .m = rows, .b = &layer.q, .c = q + first * inner_, .ldc = inner_});
+  Kernels().gemm({.a = z, .lda = d_, .m = rows, .b = &layer.kv, .c = kv, .ldc = 2 * inner_});
+  for (size_t r = 0; r < rows; ++r) {
+    const float* k = kv + r * 2 * inner_;
+    WriteRow(shape_, (first + r) % kPageRows, k, k + inner_, &(*pages)[(first + r) / kPageRows]);
+  }
+}
+
+// Attention to all rows, whose keys and values lie in `pages`, and the feed-forward net.
+void Network::EncodeRows(const EncoderLayer& layer, size_t first, size_t rows, std::span<const KeyRun> runs,
+                         std::span<const PageView> pages, const float* q, Memory* memory) const {
+  const size_t ffn = Size(config_.ffn);
+  Arena scratch(Arena::Padded(rows * inner_) + Arena::Padded(rows * shape_.kv_heads) + Arena::Padded(rows * d_) +
+                    Arena::Padded(rows * ffn) + Arena::Padded(AttendWorkspaceFloats(shape_)),
+                arenas_.get());
+  float *o = scratch.Take(rows * inner_), *lse = scratch.Take(rows * shape_.kv_heads), *z = scratch.Take(rows * d_);
+  float *hidden = scratch.Take(rows * ffn), *workspace = scratch.Take(AttendWorkspaceFloats(shape_));
+  std::vector<KeyRun> own(rows * runs.size());
+  std::vector<std::span<const KeyRun>> lists(rows);
+  for (size_t r = 0; r < rows; ++r) {
+    for (size_t i = 0; i < runs.size(); ++i) {
+      own[r * runs.size() + i] = runs[i];
+      own[r * runs.size() + i].rank += memory->slots[first + r];
+    }
+    lists[r] = std::span(own).subspan(r * runs.size(), runs.size());
+  }
+  AttendArgs args;
+  args.queries = rows;
+  args.heads = shape_.kv_heads;
+  args.shape = shape_;
+  args.q = q + first * inner_;
+  args.bias = {encoder_bias_.data(), encoder_bias_stride_, 2 * slots_ - 1, 1};
+  args.pages = pages;
+  args.runs = lists.data();
+  args.o = o;
+  args.lse = lse;
+  args.workspace = workspace;
+  Kernels().attend(args);
+  float* mine = memory->states.data() + first * d_;
+  Kernels().gemm({.a = o, .lda = inner_, .m = rows, .b = &layer.o, .c = z, .ldc = d_});
+  Kernels().add(z, rows * d_, mine);
+  AddFfn(layer.ffn, rows, d_, z, hidden, mine);
+}
+
+// The last norm, and what each decoder layer attends to of these rows.
+void Network::FinishRows(size_t first, size_t rows, Memory* memory) const {
+  float* x = memory->states.data() + first * d_;
+  RmsNorm(x, rows, d_, weights_.encoder_norm.data(), x);
+  Arena scratch(Arena::Padded(rows * 2 * inner_), arenas_.get());
+  float* kv = scratch.Take(rows * 2 * inner_);
+  for (size_t l = 0; l < weights_.decoder.size(); ++l) {
+    Kernels().gemm(
+        {.a = x, .lda = d_, .m = rows, .b = &weights_.decoder[l].memory_kv, .c = kv, .ldc = 2 * inner_});
     for (size_t r = 0; r < rows; ++r) {
       const float* k = kv + r * 2 * inner_;
-      WriteRow(shape_, (first + r) % kPageRows, k, k + inner_, &pages[(first + r) / kPageRows]);
+      const size_t page = l * Pages(memory->rows) + (first + r) / kPageRows;
+      WriteRow(shape_, (first + r) % kPageRows, k, k + inner_, &memory->pages[page]);
     }
-  });
-  std::vector<PageView> views;
-  for (const Page& page : pages) views.push_back(page.view());
-  ParallelFor(pool, tasks, [&](size_t task) {
-    const size_t first = task * kRowsPerTask, rows = std::min(kRowsPerTask, n - first);
-    Arena scratch(Arena::Padded(rows * inner_) + Arena::Padded(rows * shape_.kv_heads) + Arena::Padded(rows * d_) +
-                      Arena::Padded(rows * ffn) + Arena::Padded(AttendWorkspaceFloats(shape_)),
-                  arenas_.get());
-    float *o = scratch.Take(rows * inner_), *lse = scratch.Take(rows * shape_.kv_heads), *z = scratch.Take(rows * d_);
-    float *hidden = scratch.Take(rows * ffn), *workspace = scratch.Take(AttendWorkspaceFloats(shape_));
-    std::vector<KeyRun> own(rows * runs.size());
-    std::vector<std::span<const KeyRun>> lists(rows);
-    for (size_t r = 0; r < rows; ++r) {
-      for (size_t i = 0; i < runs.size(); ++i) {
-        own[r * runs.size() + i] = runs[i];
-        own[r * runs.size() + i].rank += memory.slots[first + r];
-      }
-      lists[r] = std::span(own).subspan(r * runs.size(), runs.size());
-    }
-    AttendArgs args;
-    args.queries = rows;
-    args.heads = shape_.kv_heads;
-    args.shape = shape_;
-    args.q = q.data() + first * inner_;
-    args.bias = {encoder_bias_.data(), encoder_bias_stride_, 2 * slots_ - 1, 1};
-    args.pages = views;
-    args.runs = lists.data();
-    args.o = o;
-    args.lse = lse;
-    args.workspace = workspace;
-    Kernels().attend(args);
-    float* mine = x + first * d_;
-    Kernels().gemm({.a = o, .lda = inner_, .m = rows, .b = &layer.o, .c = z, .ldc = d_});
-    Kernels().add(z, rows * d_, mine);
-    AddFfn(layer.ffn, rows, d_, z, hidden, mine);
-  });
+  }
 }
 
 size_t Network::bytes() const {

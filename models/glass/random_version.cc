@@ -33,6 +33,7 @@ std::string ConfigText(const Config& c) {
   add("short_items", c.short_items), add("retrieved_items", c.retrieved_items);
   add("embedding_width", c.embedding_width);
   add("beam", c.beam);
+  if (!c.embedding_space.empty()) absl::StrAppend(&text, "embedding_space: \"", c.embedding_space, "\"\n");
   for (const HistoryRule& rule : c.history) {
     absl::StrAppend(&text, "history { action: RATING min_value: ", rule.min_value, " }\n");
   }

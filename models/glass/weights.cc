@@ -13,7 +13,8 @@ namespace {
 // Reads tensors until one is wrong; what follows that is left empty.
 class Reader {
  public:
-  Reader(const Config& config, const TensorMap& tensors) : config_(config), tensors_(tensors) {}
+  Reader(const Config& config, const TensorMap& tensors, Dtype precision)
+      : config_(config), tensors_(tensors), precision_(precision) {}
   const absl::Status& status() const { return status_; }
   // Also a tensor that nothing has read is wrong.
   absl::Status Finish() const {
@@ -27,6 +28,9 @@ class Reader {
 
   // [out][in] matrices that read one input, side by side.
   PackedMatrix Matrix(std::initializer_list<std::string> names, int64_t out, int64_t in) {
+    return Matrix(names, out, in, precision_);
+  }
+  PackedMatrix Matrix(std::initializer_list<std::string> names, int64_t out, int64_t in, Dtype precision) {
     const size_t n = static_cast<size_t>(out), k = static_cast<size_t>(in), count = names.size();
     std::vector<float> transposed(k * n * count);
     size_t part = 0;
@@ -38,7 +42,7 @@ class Reader {
       }
       ++part;
     }
-    return PackedMatrix(transposed.data(), k, n * count, n * count);
+    return PackedMatrix(transposed.data(), k, n * count, n * count, precision);
   }
 
   AlignedFloats Values(const std::string& name, std::initializer_list<int64_t> shape) {
@@ -68,27 +72,29 @@ class Reader {
 
   const Config& config_;
   const TensorMap& tensors_;
+  const Dtype precision_;
   absl::Status status_;
   std::set<std::string> read_;
 };
 
 }  // namespace
 
-absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tensors) {
-  Reader read(config, tensors);
+absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tensors, Dtype precision) {
+  Reader read(config, tensors, precision);
   const int64_t d = config.d, inner = static_cast<int64_t>(config.inner()), vocabulary = config.vocabulary;
   const bool search = config.retrieved_items > 0;
   Weights w;
   w.embedding = read.Values("token_embedding", {vocabulary, d});
   w.head = read.Matrix({"token_embedding"}, vocabulary, d);
   if (config.bins() > 0) {
-    w.tier1 = read.Matrix({"tier.w1"}, d, config.levels[0] * static_cast<int64_t>(config.bins()));
-    w.tier2 = read.Matrix({"tier.w2"}, d, d);
+    w.tier1 = read.Matrix({"tier.w1"}, d, config.levels[0] * static_cast<int64_t>(config.bins()),
+                          Dtype::kF32);
+    w.tier2 = read.Matrix({"tier.w2"}, d, d, Dtype::kF32);
     w.tier_b1 = read.Values("tier.b1", {d});
     w.tier_b2 = read.Values("tier.b2", {d});
   }
   if (search) {
-    w.retrieved = read.Matrix({"retrieved.w"}, d, d);
+    w.retrieved = read.Matrix({"retrieved.w"}, d, d, Dtype::kF32);
     w.retrieved_b = read.Values("retrieved.b", {d});
   }
   w.encoder_bias = read.Values("enc.0.self.rel_bias", {config.relative_buckets, config.heads});

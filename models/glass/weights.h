@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/aligned.h"
+#include "kernels/dtype.h"
 #include "kernels/gemm.h"
 #include "models/glass/config.h"
 #include "models/tensor_map.h"
@@ -49,9 +50,11 @@ struct Weights {
   std::vector<DecoderLayer> decoder;
 };
 
+// Layers' matrices and the head are stored as `precision`; what makes tokens (embedding, tiers, retrieved) as fp32.
 // Names and shapes: tests/conformance/glass/README.md, `models/training/glass/config.py: weight_shapes`. NOT_FOUND or
 // INVALID_ARGUMENT naming the tensor.
-absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tensors);
+absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tensors,
+                                     Dtype precision = Dtype::kF32);
 
 }  // namespace backstory::glass
 

@@ -77,13 +77,13 @@ std::unique_ptr<ThreadPool> MakePool(const Flags& flags) {
   return std::make_unique<ThreadPool>(threads);
 }
 
-// A generative version has no scale of logits and no precision to choose.
 void LoadAndPrintGenerative(const std::string& command, const Flags& flags, const std::string& path) {
   const auto pool = MakePool(flags);
-  const auto loaded = glass::LoadGlassVersion(path, {.pool = pool.get()});
+  const auto loaded = glass::LoadGlassVersion(path, {.pool = pool.get(), .precision = flags.dtype()});
   if (!loaded.ok()) Fail(command, loaded.status());
   const glass::LoadedGlass& version = **loaded;
   const glass::GoldenReport& goldens = version.goldens;
+  const double allowed = flags.dtype() == Dtype::kBf16 ? glass::kGoldenToleranceBf16 : glass::kGoldenTolerance;
   if (flags.json) {
     return Print(json({{"path", path},
                        {"name", version.name},
@@ -101,7 +101,7 @@ void LoadAndPrintGenerative(const std::string& command, const Flags& flags, cons
                          {"beams", goldens.beams},
                          {"worst", goldens.worst},
                          {"worst_case", goldens.worst_case},
-                         {"tolerance", glass::kGoldenTolerance}}}})
+                         {"tolerance", allowed}}}})
                      .dump() +
                  "\n");
   }
@@ -112,7 +112,7 @@ void LoadAndPrintGenerative(const std::string& command, const Flags& flags, cons
                         static_cast<double>(version.catalogue->decode_bytes()) / static_cast<double>(version.catalogue->size()),
                         static_cast<double>(version.catalogue->tier_bytes()) / static_cast<double>(version.catalogue->size())));
   Print(absl::StrFormat("goldens: %d cases, %d beams, largest difference of a log-probability %.2g (allowed %.2g) at %s\n",
-                        goldens.cases, goldens.beams, goldens.worst, glass::kGoldenTolerance, goldens.worst_case));
+                        goldens.cases, goldens.beams, goldens.worst, allowed, goldens.worst_case));
 }
 
 void Inspect(const Flags& flags) {

@@ -11,10 +11,11 @@ namespace backstory {
 namespace {
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSource& source, ThreadPool* pool,
-                                                                const ScoringDevice* device) {
+                                                                Dtype precision, const ScoringDevice* device) {
   auto loaded = glass::LoadGlassVersion(source.path,
                                         {.pool = pool,
                                          .expected_name = source.model,
+                                         .precision = precision,
                                          .serve_with = device ? device->GlassFactory() : glass::SearcherFactory()});
   if (!loaded.ok()) return loaded.status();
   auto served = std::make_shared<ServedModel>();
@@ -31,8 +32,9 @@ absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSou
 }  // namespace
 
 ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device) {
-  return [pool, device, grab = GrabLoader(pool, launch, device)](const ModelSource& source) {
-    return glass::IsGlassVersion(source.path) ? LoadGenerative(source, pool, device.get()) : grab(source);
+  const Dtype precision = launch.Text("precision") == "bf16" ? Dtype::kBf16 : Dtype::kF32;
+  return [pool, precision, device, grab = GrabLoader(pool, launch, device)](const ModelSource& source) {
+    return glass::IsGlassVersion(source.path) ? LoadGenerative(source, pool, precision, device.get()) : grab(source);
   };
 }
 

@@ -12,7 +12,7 @@
 namespace backstory {
 
 // A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool` must
-// outlive the models. On the CPU generative versions compute in fp32 whatever the parameter `precision` says.
+// outlive the models. Both follow the parameters `precision` and `device*`.
 ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device);
 
 }  // namespace backstory

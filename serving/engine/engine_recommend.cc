@@ -76,7 +76,7 @@ absl::StatusOr<std::vector<Engine::EncodedItem>> EngineImpl::UpsertItems(const s
     absl::Status refused;
     bool taken = false;
     for (const auto& served : generative) {
-      const auto one = served->generative->Encode(items[i].embedding);
+      const auto one = served->generative->Encode(items[i]);
       refused.Update(one.status());
       if (!one.ok()) continue;
       taken = true;

@@ -24,8 +24,8 @@ class LaneQueue {
   LaneQueue(size_t requests_max, size_t candidates_max) : requests_max_(requests_max), candidates_max_(candidates_max) {}
 
   // Takes a prepared job over. True: a lane of its model is the caller's, who calls Take, scores, and so on until Take
-  // gives nothing. False: others will score it. Waits while two full passes wait already (to prepare more would only
-  // pin more states).
+  // gives nothing. False: others will score it. Waits while a full pass waits already: to prepare more would only pin
+  // more states, and take requests out of the queue that may shed them.
   bool Put(std::unique_ptr<RankJob> job);
 
   struct Batch {
@@ -39,6 +39,7 @@ class LaneQueue {
  private:
   struct Waiting {
     std::deque<std::unique_ptr<RankJob>> jobs;
+    size_t candidates = 0;  // of them all
     int lanes_used = 0;
   };
 

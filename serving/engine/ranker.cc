@@ -279,7 +279,7 @@ absl::Status Ranker::Score(std::span<PreparedRank* const> ranks) const {
     if (status.ok()) {
       ranks[i]->status = FillScores(slices[i], ranks[i]);
       FillExplanations(slices[i], ranks[i]);
-      AddTiming(ranks[i], "batch", std::max<int64_t>(0, start_us - ranks[i]->prepared_us));
+      if (ranks[i]->prepared_us > 0) AddTiming(ranks[i], "batch", start_us - ranks[i]->prepared_us);
       AddTiming(ranks[i], "score", duration_us);
     }
     ranks[i]->pin.Release();

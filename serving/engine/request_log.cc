@@ -1,8 +1,10 @@
 #include "serving/engine/request_log.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -43,6 +45,28 @@ uint64_t IdOf(const json& value) {
     throw json::other_error::create(500, "\"" + text + "\" is not a decimal 64-bit id", &value);
   }
   return id;
+}
+
+// Cuts off what follows the last end of a line: a process that died while it wrote left it. Nothing if there is no
+// file.
+absl::Status CutHalfLine(const std::string& path) {
+  constexpr int64_t kStep = 64 << 10;
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) return absl::OkStatus();
+  const int64_t size = file.tellg();
+  int64_t end = size;  // everything before it is whole lines, or not looked at yet
+  for (bool found = false; end > 0 && !found;) {
+    std::string part(static_cast<size_t>(std::min(end, kStep)), '\0');
+    file.seekg(end - static_cast<int64_t>(part.size()));
+    if (!file.read(part.data(), static_cast<std::streamsize>(part.size()))) break;
+    const size_t newline = part.rfind('\n');
+    found = newline != std::string::npos;
+    end -= static_cast<int64_t>(found ? part.size() - newline - 1 : part.size());
+  }
+  std::error_code error;
+  if (file && end < size) std::filesystem::resize_file(path, static_cast<uint64_t>(end), error);
+  if (file && !error) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("cannot read or cut request log ", path, ": ", error.message()));
 }
 
 RankQuery Parse(const json& line) {
@@ -136,6 +160,7 @@ absl::StatusOr<std::vector<RankQuery>> ReadRequestLog(const std::string& path, s
 
 absl::StatusOr<std::unique_ptr<JsonLinesRecorder>> JsonLinesRecorder::Open(const std::string& path,
                                                                            uint64_t bytes_max) {
+  if (absl::Status status = CutHalfLine(path); !status.ok()) return status;
   std::FILE* file = std::fopen(path.c_str(), "ae");
   if (file == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("cannot open request log ", path, ": ", std::strerror(errno)));

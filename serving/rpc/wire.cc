@@ -183,6 +183,12 @@ absl::StatusOr<Item> ItemFromWire(std::string_view field, const v1::Item& item) 
   for (int i = 0; i < item.embedding_size(); ++i) {
     if (!std::isfinite(item.embedding(i))) return BadField(At(field, "embedding", i), "must be finite");
   }
+  if (auto s = CheckBytes(At(field, "embedding_space"), item.embedding_space(), 0, kEmbeddingSpaceBytesMax); !s.ok()) {
+    return s;
+  }
+  if (item.embedding_size() == 0 && !item.embedding_space().empty()) {
+    return BadField(At(field, "embedding_space"), "is given without an embedding");
+  }
   if (auto s = CheckBytes(At(field, "title"), item.title(), 0, kTitleBytesMax); !s.ok()) return s;
   if (auto s = CheckBytes(At(field, "text"), item.text(), 0, kTextBytesMax); !s.ok()) return s;
   if (auto s = CheckCount(At(field, "numbers"), item.numbers_size(), 0, kItemMapEntriesMax); !s.ok()) return s;
@@ -203,6 +209,7 @@ absl::StatusOr<Item> ItemFromWire(std::string_view field, const v1::Item& item) 
   out.sid.assign(item.sid().begin(), item.sid().end());
   out.year = item.year();
   out.embedding.assign(item.embedding().begin(), item.embedding().end());
+  out.embedding_space = item.embedding_space();
   out.title = item.title();
   out.text = item.text();
   return out;
@@ -214,6 +221,7 @@ void ItemToWire(const Item& item, v1::Item* out) {
   out->mutable_sid()->Assign(item.sid.begin(), item.sid.end());
   out->set_year(item.year);
   out->mutable_embedding()->Assign(item.embedding.begin(), item.embedding.end());
+  out->set_embedding_space(item.embedding_space);
   out->set_title(item.title);
   out->set_text(item.text);
   for (const auto& [name, number] : item.numbers) (*out->mutable_numbers())[name] = number;

@@ -36,6 +36,7 @@ inline constexpr int kItemMapEntriesMax = 64;
 inline constexpr int kCategoriesMax = 64;
 inline constexpr int kSidLevelsMax = 16;
 inline constexpr int kEmbeddingMax = 4'096;
+inline constexpr int kEmbeddingSpaceBytesMax = 64;
 inline constexpr int64_t kFutureMaxUs = int64_t{24} * 3600 * 1'000'000;
 
 // INVALID_ARGUMENT "<field> <what is wrong, with the limit>".

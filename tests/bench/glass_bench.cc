@@ -18,6 +18,7 @@ struct World {
   Config config;
   std::unique_ptr<const Catalogue> catalogue = RandomCatalogue(config, 10'000, 3);
   std::unique_ptr<const Network> network = *Network::Create(config, RandomTensors(config, 5));
+  std::unique_ptr<const Network> bf16 = *Network::Create(config, RandomTensors(config, 5), Dtype::kBf16);
   History history{catalogue.get()};
   std::vector<float> tier = std::vector<float>(static_cast<size_t>(config.levels[0]) * config.bins());
   World() {
@@ -46,11 +47,14 @@ double DecodeMacs(const Config& c, double beam) {
 void BM_Encode(benchmark::State& state) {
   World& w = TheWorld();
   ThreadPool pool(static_cast<size_t>(state.range(0)));
+  const Dtype dtype = state.range(1) == 16 ? Dtype::kBf16 : Dtype::kF32;
+  const Network& network = dtype == Dtype::kBf16 ? *w.bf16 : *w.network;
   const std::vector<uint32_t> tokens = w.history.ShortTokens();
-  for (auto _ : state) benchmark::DoNotOptimize(w.network->Encode(tokens, w.tier.data(), &pool));
-  ReportFlops(state, 2 * EncodeMacs(w.config), Dtype::kF32, static_cast<double>(state.range(0)));
+  for (auto _ : state) benchmark::DoNotOptimize(network.Encode(tokens, w.tier.data(), &pool));
+  ReportFlops(state, 2 * EncodeMacs(w.config), dtype, static_cast<double>(state.range(0)));
 }
-BENCHMARK(BM_Encode)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMicrosecond);
+// Threads, bits.
+BENCHMARK(BM_Encode)->ArgsProduct({{1, 2}, {32, 16}})->UseRealTime()->Unit(benchmark::kMicrosecond);
 
 void BM_Decode(benchmark::State& state) {
   World& w = TheWorld();
@@ -59,13 +63,19 @@ void BM_Decode(benchmark::State& state) {
   options.trie = &w.catalogue->trie();
   ThreadPool pool(static_cast<size_t>(state.range(1)));
   options.pool = &pool;
-  const Memory memory = w.network->Encode(w.history.ShortTokens(), w.tier.data(), nullptr);
+  const Dtype dtype = state.range(2) == 16 ? Dtype::kBf16 : Dtype::kF32;
+  const Network& network = dtype == Dtype::kBf16 ? *w.bf16 : *w.network;
+  const Memory memory = network.Encode(w.history.ShortTokens(), w.tier.data(), nullptr);
   const BucketTokens buckets = BucketsOf(*w.catalogue, w.history);
-  for (auto _ : state) benchmark::DoNotOptimize(Search(*w.network, memory, buckets, options));
-  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)), Dtype::kF32,
+  for (auto _ : state) benchmark::DoNotOptimize(Search(network, memory, buckets, options));
+  ReportFlops(state, 2 * DecodeMacs(w.config, static_cast<double>(options.beam)), dtype,
               static_cast<double>(state.range(1)));
 }
-BENCHMARK(BM_Decode)->ArgsProduct({{1, 12, 20, 24, 50, 256}, {1, 2}})->UseRealTime()->Unit(benchmark::kMicrosecond);
+// Beams, threads, bits.
+BENCHMARK(BM_Decode)
+    ->ArgsProduct({{1, 12, 20, 24, 50, 256}, {1, 2}, {32, 16}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 
 // A catalogue of a million items over codebooks of 8,192: what the trie costs against no constraint but the level, and
 // what it takes. Without SID-Tier, whose table would be 8,192 bytes an item.

@@ -64,11 +64,12 @@ class BenchTest(unittest.TestCase):
             subprocess.run([BINARY, "model", "init-random", "glass-tiny", "--items", "300", "--out", at("models/glass-tiny/1")],
                            check=True, capture_output=True, timeout=60)
             server = subprocess.Popen([BINARY, "serve", "--store", at("store"), "--create-store", "--models", at("models"),
-                                       "--port", "0", "--port-file", at("port"), "--log-file", at("log"), "--device", "cpu"],
+                                       "--port", "0", "--log-file", at("log"), "--device", "cpu"],
                                       stdout=subprocess.PIPE, text=True)
             try:
-                self.assertIn("ready: port", server.stdout.readline())
-                port = pathlib.Path(at("port")).read_text().split()[0]
+                ready = server.stdout.readline()
+                self.assertRegex(ready, r"^ready: port \d+,")
+                port = ready.split()[2].rstrip(",")
                 done = bench("recommend", "--server", f"127.0.0.1:{port}", "--user-range", "1-8", "--history", "40",
                              "--item-range", "1-300", "--count", "5", "--append-rate", "50", "--rate", "50", "--rate", "100",
                              "--seconds", "0.5", "--warmup", "0.1", "--stages", "--json")

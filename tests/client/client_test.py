@@ -257,9 +257,13 @@ class ClientTest(unittest.TestCase):
 
     def test_a_new_item_is_recommended_by_its_embedding(self):
         embedding = [float(x) for x in self.server.embeddings[0]]
-        self.client.upsert_items([backstory.Item(4711, title="New", embedding=embedding)])
+        upserted = self.client.upsert_items([backstory.Item(4711, title="New", embedding=embedding), backstory.Item(4713)])
+        encoded, = upserted.encoded
+        self.assertEqual((encoded.item_id, len(encoded.sid)), (4711, 3))
         everything = self.client.recommend("sue", 91, beam=200)
-        self.assertIn(4711, [item.item_id for item in everything.items])
+        found = {item.item_id: item for item in everything.items}
+        self.assertEqual((found[4711].sid, encoded.model, encoded.version),
+                         (encoded.sid, everything.model, everything.version))
         with self.assertRaisesRegex(backstory.BackstoryError, "embedding has 3 numbers"):
             self.client.upsert_items([backstory.Item(4712, embedding=[1, 2, 3])])
 
@@ -310,8 +314,9 @@ class ClientTest(unittest.TestCase):
             self.skipTest("neither pandas nor pyarrow is installed")
 
     def test_catalog_and_delete(self):
-        version = self.client.upsert_items([backstory.Item(900, title="A film", categories=["Drama"], year=1995)])
-        self.assertEqual(self.client.upsert_items([backstory.Item(901, title="Another")]), version + 1)
+        version = self.client.upsert_items([backstory.Item(900, title="A film", categories=["Drama"], year=1995)]).version
+        again = self.client.upsert_items([backstory.Item(901, title="Another")])
+        self.assertEqual((again.version, again.encoded), (version + 1, []))
         self.assertEqual(self.client.rank("ann", [900, 999], now=LATER).unknown_items, [1])
         self.client.append("eve", self.events(5))
         self.assertGreater(self.client.delete_user("eve"), 0)

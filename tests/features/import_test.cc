@@ -316,6 +316,8 @@ TEST(ItemJson, RoundTrips) {
   Item item{.item_id = UINT64_MAX, .categories = {"a", "b"}, .sid = {1, 2}, .year = 1999, .title = "T", .text = "x\n"};
   item.numbers["price"] = 1.25;
   item.strings["brand"] = "acme";
+  item.embedding = {0.5f, -2, 0.1f};
+  item.embedding_space = "clip";
   const auto back = ItemFromJson(*ParseJsonObject(ItemToJson(item).dump()));
   ASSERT_TRUE(back.ok()) << back.status();
   EXPECT_EQ(*back, item);

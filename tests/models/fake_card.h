@@ -48,6 +48,7 @@ class FakeCardControl {
   }
   // Of a launch: its status, after whoever holds launches lets go.
   absl::Status Launched(size_t users) {
+    EXPECT_GT(users, 0u);
     std::unique_lock lock(mutex_);
     launches_.push_back(users);
     changed_.notify_all();
@@ -114,6 +115,15 @@ inline CardSearcherOptions FakeCardOptions(const std::shared_ptr<FakeCardControl
     return std::make_shared<FakeTrie>(&trie);
   };
   return options;
+}
+
+// For LoadOptions::serve_with.
+inline SearcherFactory ServeWithFakeCard(const std::shared_ptr<FakeCardControl>& control) {
+  return [control](const Config&, const TensorMap&, std::shared_ptr<const Network> network,
+                   ThreadPool* pool) -> absl::StatusOr<std::unique_ptr<const Searcher>> {
+    return std::make_unique<CardSearcher>(std::make_unique<FakeCard>(network, control), network, pool,
+                                          FakeCardOptions(control));
+  };
 }
 
 }  // namespace backstory::glass

@@ -137,6 +137,7 @@ TEST_F(CardTest, ManyThreadsAndLanesLoseNobody) {
     threads.clear();
     EXPECT_EQ(wrong, 0u);
     EXPECT_EQ(counters_->users, 8 * 60u);
+    EXPECT_LE(counters_->launches, counters_->users) << "no launch is for nobody";
     EXPECT_EQ(card_->waiting(), 0u);
     EXPECT_EQ(Search(Of(1))->size(), 9u) << "a lane is still there";
   }

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "models/glass/config_text.h"
+#include "tests/models/fake_card.h"
 #include "tests/models/glass_version_fixture.h"
 #include "tests/models/temp_dir.h"
 
@@ -45,6 +46,40 @@ TEST(GlassVersion, WhatIsWrittenIsWhatLoads) {
     ASSERT_EQ(encoded->sid, parts.sids[row]) << "frozen codebooks give every item its own SID again";
     ASSERT_EQ(encoded->tier_bins, std::vector<uint8_t>(catalogue.bins(row).begin(), catalogue.bins(row).end()));
   }
+}
+
+TEST(GlassVersion, WhatDoesNotSearchInFp32OnTheCpuMeetsTheGoldensToo) {
+  const TempDir dir;
+  MustWrite(MakeParts(), dir.path() + "/1");
+  const auto load = [&](const LoadOptions& options) { return LoadGlassVersion(dir.path() + "/1", options); };
+  const auto exact = load({});
+  ASSERT_TRUE(exact.ok()) << exact.status();
+  const auto rounded = load({.precision = Dtype::kBf16});
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  EXPECT_GT((*rounded)->goldens.worst, 1e-6) << "nothing was rounded";
+  EXPECT_LE((*rounded)->goldens.worst, kGoldenToleranceBf16);
+  History history((*exact)->catalogue.get());
+  for (uint32_t i = 0; i < 30; ++i) history.Append(i);
+  const auto bytes = [&](const LoadedGlass& loaded) {
+    return static_cast<double>(loaded.searcher->Encode(*loaded.catalogue, history)->bytes());
+  };
+  EXPECT_LT(bytes(**rounded), 0.6 * bytes(**exact));
+
+  const auto control = std::make_shared<FakeCardControl>();
+  const auto on_card = load({.serve_with = ServeWithFakeCard(control)});
+  ASSERT_TRUE(on_card.ok()) << on_card.status();
+  EXPECT_EQ(control->launches().size(), 3u) << "the goldens";
+  // A searcher that answers for somebody else, and one that cannot be made.
+  const auto wrong = load({.serve_with = [&](const Config& config, const TensorMap&, auto, ThreadPool* pool) {
+    return absl::StatusOr<std::unique_ptr<const Searcher>>(
+        MakeCpuSearcher(*Network::Create(config, RandomTensors(config, 99)), pool));
+  }});
+  EXPECT_EQ(wrong.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(wrong.status().message()), HasSubstr("golden case \"events_0\": log_probability["));
+  const auto none = load({.serve_with = [](auto&&...) -> absl::StatusOr<std::unique_ptr<const Searcher>> {
+    return absl::ResourceExhaustedError("no room");
+  }});
+  EXPECT_EQ(none.status(), absl::ResourceExhaustedError("no room"));
 }
 
 struct Fault {
@@ -188,6 +223,8 @@ TEST(GlassVersion, ProfilesDecideWhatAFileLeavesOut) {
   EXPECT_THAT(bad("name: \"m\" vocabulary: 384"), HasSubstr("field vocabulary is 384"));
   EXPECT_THAT(bad("name: \"m\" without_tier: true tier_edges: [0, 1]"), HasSubstr("tier_edges"));
   EXPECT_THAT(bad("name: \"m\" history { min_value: 1 }"), HasSubstr("history.action: 0"));
+  EXPECT_THAT(bad(("name: \"m\" embedding_space: \"" + std::string(65, 'x') + "\"").c_str()),
+              HasSubstr("field embedding_space has 65 bytes, at most 64"));
   EXPECT_THAT(bad("name: \"m\" tokens: 7"), HasSubstr("tokens: 7 is not a known value"));
 }
 

@@ -82,6 +82,16 @@ TEST(StateCost, ShortHistoriesAreCopiedOrComputedAsTheConstantsSay) {
   EXPECT_EQ(ChooseStateSource(Evicted(131072), floor, {}).source, StateSource::kHost);
 }
 
+TEST(StateCost, WhatHistoriesReallyTakeCorrectsTheFit) {
+  double slowness = 1;
+  for (int i = 0; i < 200; ++i) slowness = Corrected(slowness, slowness * 2e-3, 3e-3);
+  EXPECT_NEAR(slowness, 1.5, 1e-6);
+  EXPECT_NEAR(Corrected(1, 1e-3, 1), 1.3, 1e-12) << "one page fault is no trend";
+  EXPECT_NEAR(Corrected(1, 1, 1e-9), 0.925, 1e-12);
+  EXPECT_EQ(Corrected(1.2, 0, 1e-3), 1.2);
+  EXPECT_NEAR(Times(1.5, kCosts.compute).Seconds(Whole(777)), 1.5 * kCosts.compute.Seconds(Whole(777)), 1e-12);
+}
+
 TEST(StateCost, QueuesTurnTheChoice) {
   const StateOffer offer = Evicted(4096);
   EXPECT_EQ(ChooseStateSource(offer, kCosts, {}).source, StateSource::kHost);

@@ -246,6 +246,20 @@ TEST(ItemCodec, RoundTrip) {
   EXPECT_EQ(ImmutableDifference(item, other), "embedding");
   other.embedding.clear();
   EXPECT_EQ(ImmutableDifference(item, other), "");
+  item.embedding_space = "clip";
+  EXPECT_EQ(EncodeItem(item)[0], 3);
+  decoded = {};
+  ASSERT_TRUE(DecodeItem(EncodeItem(item), &decoded));
+  EXPECT_EQ(decoded, item);
+  other = item;
+  other.embedding_space = "minilm";
+  EXPECT_EQ(ImmutableDifference(item, other), "embedding_space");
+  other.embedding_space.clear();
+  EXPECT_EQ(ImmutableDifference(item, other), "");
+  other.embedding_space.assign(65, 'x');
+  EXPECT_EQ(WhyItemRejected(other), "embedding_space: 65 bytes, at most 64 allowed");
+  other.embedding_space = "clip", other.embedding.clear();
+  EXPECT_EQ(WhyItemRejected(other), "embedding_space: given without an embedding");
   item.embedding.resize(4097);
   EXPECT_EQ(WhyItemRejected(item), "embedding: 4097 numbers, at most 4096 allowed");
 }

@@ -118,7 +118,8 @@ TEST_P(HistoryStoreContract, MergeRevivesNothingThatWasDeleted) {
     Reopen();
   }
   EXPECT_EQ(MustAppend(*store_, phone, Sequence(25, 26)).accepted, 2u);
-  EXPECT_EQ(Append({Exposure(99, 5 * kSecond)}).accepted, 1u) << "the other id was not deleted: late events are welcome";
+  EXPECT_EQ(Append({Exposure(99, 5 * kSecond)}).accepted, 1u)
+      << "the other id was not deleted: late events are welcome";
   ASSERT_TRUE(store_->Merge(user_, tablet, kNow).ok());
   EXPECT_EQ(MustAppend(*store_, phone, Sequence(1, 10)).rejected, 10u);
   EXPECT_EQ(MustAppend(*store_, tablet, {Exposure(98, 5 * kSecond)}).accepted, 1u);

@@ -1,11 +1,16 @@
 // The RocksDB store beyond the contract: slots and owners, locks, read-only, privacy, a newer format.
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <thread>
 
 #include "gmock/gmock.h"
+#include "store/byte_io.h"
+#include "store/integrity.h"
+#include "store/keys.h"
+#include "store/slot_stream.h"
 #include "tests/store/store_test_util.h"
 
 namespace backstory {
@@ -157,6 +162,42 @@ TEST(Slots, OfAnotherOwnerAreRefusedByName) {
   EXPECT_TRUE(absl::IsInvalidArgument(OpenHistoryStore(options).status())) << "overlapping ranges";
   options.slots = {{0, kSlotCount, "a"}};
   EXPECT_TRUE(absl::IsInvalidArgument(OpenHistoryStore(options).status()));
+}
+
+// A slot of another store brings that store's secret along, while the own one names every user who is read.
+TEST(Slots, AnImportDisturbsNoReader) {
+  constexpr int kStores = 10, kImports = 40;  // the list of secrets grows by doubling: a few chances in each store
+  const UserKey user{"shop", "ann"};
+  for (int n = 0; n < kStores; ++n) {
+    TempDir dir = TempDir::InMemory();
+    auto store = MustOpen(dir / "store");
+    MustAppend(*store, user, {Exposure(1, 5)});
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> readers;
+    for (int t = 0; t < 3; ++t) {
+      readers.emplace_back([&] {
+        while (!stop) {
+          const auto head = store->Head(user);
+          ASSERT_TRUE(head.ok()) << head.status();
+          ASSERT_EQ(head->seq, 1u) << "a known user was not found";
+        }
+      });
+    }
+    for (int i = 0; i < kImports; ++i) {
+      std::string begin, end, secret = Numbered("secret ", 100'000'000 + i);
+      PutVarint(&begin, kStoreFormatVersion);
+      PutVarint(&begin, 7);  // the slot
+      PutVarint(&end, 2);
+      secret.resize(kSecretBytes);
+      std::string stream = MakeFrame(FrameKind::kBegin, begin) + MakeFrame(FrameKind::kSecrets, secret) +
+                           MakeFrame(FrameKind::kEnd, end);
+      const absl::Status imported =
+          store->ImportSlot(7, [&]() -> absl::StatusOr<std::string> { return std::exchange(stream, ""); });
+      ASSERT_TRUE(imported.ok()) << imported;
+    }
+    stop = true;
+    for (std::thread& reader : readers) reader.join();
+  }
 }
 
 // After delete and compaction no file of the store holds the user's name or what the events said.

@@ -9,7 +9,7 @@ namespace backstory::glass::cuda {
 namespace {
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
-constexpr int kSorted = 2048;            // so many keys are sorted as they are
+constexpr int kSorted = 256;             // so many keys are sorted as they are
 constexpr int kKept = 8192;              // so many keys are kept between passes; more are computed again
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 constexpr int kChildBits = 18, kIndexBits = 10 + kChildBits, kKeyBits = 32 + kIndexBits;

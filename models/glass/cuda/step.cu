@@ -9,8 +9,6 @@
 namespace backstory::glass::cuda {
 namespace {
 
-constexpr int kHeadsMax = 8;
-
 // What a block knows of its work.
 template <int kS, int kD, int kM>
 struct Block {
@@ -26,7 +24,11 @@ struct Block {
 
   __device__ float* x() const { return reinterpret_cast<float*>(shared + At::kX); }
   __device__ float* qkv() const { return reinterpret_cast<float*>(shared + At::kQkv); }
-  __device__ float* slabs() const { return reinterpret_cast<float*>(shared + At::kSlabs); }
+  __device__ float* parts() const { return reinterpret_cast<float*>(shared + At::kParts); }
+  __device__ float* slabs() const { return reinterpret_cast<float*>(shared + At::kFfn); }
+  __device__ FfnBuffer<kD> buffer() const {
+    return {reinterpret_cast<uint4*>(shared + At::kFfn + (At::kAhead ? Warp() * FfnBuffer<kD>::kBytes : 0)) + Lane()};
+  }
   __device__ Step* row_info() const { return reinterpret_cast<Step*>(shared + At::kRowInfo); }
   __device__ uint16_t* counts() const { return reinterpret_cast<uint16_t*>(shared + At::Counts(m.heads)); }
   __device__ Planes Narrow(int at) const {
@@ -212,68 +214,73 @@ __device__ HeadKeys<kS> KeysOf(const Block<kS, kD, kM>& b, int layer, int branch
   return {static_cast<const __nv_bfloat16*>(k) + at, static_cast<const __nv_bfloat16*>(v) + at, part, part, capacity};
 }
 
+// One warp's share of a unit: queries of one tile, and keys split, split + splits, .. in blocks; a gathered unit's queries
+// are left at `part`.
+template <int kS, int kD, int kM>
+__device__ __forceinline__ void AttendUnit(const Block<kS, kD, kM>& b, int layer, int branch, int head, int tile, int split,
+                                           int splits, bool gathered, float* part) {
+  const DecoderLayerWeights& w = b.m.decoder[layer];
+  const int g = Lane() / 4, c = Lane() % 4;
+  const ByColumns<kS> wq{static_cast<const uint4*>(branch == 0 ? w.memory_q : w.retrieved_q), kD / 32};
+  const HeadKeys<kS> keys = KeysOf(b, layer, branch, head);
+  const int count = branch == 0 ? b.input.rows : b.m.places + 1;
+  const int blocks = gathered ? 0 : (count + kKeyBlock - 1) / kKeyBlock;
+  KeyBlock<kS> next;
+  next.Load(keys, split, blocks);
+  float acc[1][4][4] = {};
+  Product<kS, 1, 4>(acc, b.Narrow(StepShared<kS, kD, kM>::kZ), 0, wq, 4 * head, 0, kD / 32, 16 * tile);
+  if (gathered) {
+    for (int i = 0; split == 0 && i < 16; ++i) {
+      part[(g + 8 * (i % 4 / 2)) * kPartStride + 8 * (i / 4) + 2 * c + i % 2] = acc[0][i / 4][i % 4];
+    }
+    return;
+  }
+  uint32_t q[2][kS][4];
+  AsQueries<kS>(acc[0], q);
+  const uint16_t* counts = b.counts() + (16 * tile + g) * b.m.set_capacity + 2 * c;
+  Softmax softmax;
+  float o[4][4] = {};
+  for (int block = split; block < blocks; block += splits) {
+    const KeyBlock<kS> now = next;
+    next.Load(keys, block + splits, blocks);
+    if (branch == 0) {
+      AttendBlock<kS>(q, keys, block, now, [&](int t, int i, float value) {
+        return block * kKeyBlock + 8 * t + 2 * c + i % 2 < count ? value : kHidden;
+      }, &softmax, o);
+    } else {
+      AttendBlock<kS>(q, keys, block, now, [&](int t, int i, float value) {
+        const uint16_t n = counts[i / 2 * 8 * b.m.set_capacity + block * kKeyBlock + 8 * t + i % 2];
+        return n == 0 ? kHidden : n == 1 ? value : value + logf(static_cast<float>(n));
+      }, &softmax, o);
+    }
+  }
+  StorePart(softmax, o, part + split * kPartFloats);
+}
+
 // Attention to memory and retrieved sets: (branch, head) units are dealt to blocks, and a unit's keys to its warps.
 template <int kS, int kD, int kM>
 __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
   using At = StepShared<kS, kD, kM>;
-  const int units = (search ? 2 : 1) * b.m.heads;
-  const int here = Dealt(units, b.rank, b.cluster);
+  const int here = Dealt((search ? 2 : 1) * b.m.heads, b.rank, b.cluster);
   if (here == 0) return;
   const int per_unit = kWarps / here / kM * kM, i_unit = Warp() / per_unit, mine = Warp() % per_unit;
   const int splits = per_unit / kM, tile = mine % kM, split = mine / kM;
   const int unit = b.rank + b.cluster * i_unit, branch = unit / b.m.heads, head = unit % b.m.heads;
   const bool working = i_unit < here, gathered = branch == 1 && b.m.set_capacity == 0;
-  const int g = Lane() / 4, c = Lane() % 4;
-  float* parts = b.slabs() + (i_unit * kM + tile) * splits * kPartFloats;
-  if (working) {
-    const DecoderLayerWeights& w = b.m.decoder[layer];
-    const ByColumns<kS> wq{static_cast<const uint4*>(branch == 0 ? w.memory_q : w.retrieved_q), kD / 32};
-    float acc[1][4][4] = {};
-    Product<kS, 1, 4>(acc, b.Narrow(At::kZ), 0, wq, 4 * head, 0, kD / 32, 16 * tile);
-    if (gathered) {
-      if (split == 0) {  // at most two units a block, of one branch or of both
-        for (int t = 0; t < 4; ++t) {
-          for (int i = 0; i < 4; ++i) {
-            b.qkv()[(16 * tile + g + 8 * (i / 2)) * At::kQkvStride + i_unit * kHeadDim + 8 * t + 2 * c + i % 2] = acc[0][t][i];
-          }
-        }
-      }
-    } else {
-      uint32_t q[2][kS][4];
-      AsQueries<kS>(acc[0], q);
-      const HeadKeys<kS> keys = KeysOf(b, layer, branch, head);
-      const int count = branch == 0 ? b.input.rows : b.m.places + 1;
-      const int blocks = (count + kKeyBlock - 1) / kKeyBlock;
-      const uint16_t* counts = b.counts() + 16 * tile * b.m.set_capacity;
-      Softmax softmax;
-      float o[4][4] = {};
-      for (int block = split; block < blocks; block += splits) {
-        if (branch == 0) {
-          AttendBlock<kS>(q, keys, block, [&](int t, int i, float value) {
-            return block * kKeyBlock + 8 * t + 2 * c + i % 2 < count ? value : kHidden;
-          }, &softmax, o);
-        } else {
-          AttendBlock<kS>(q, keys, block, [&](int t, int i, float value) {
-            const uint16_t n = counts[(g + 8 * (i / 2)) * b.m.set_capacity + block * kKeyBlock + 8 * t + 2 * c + i % 2];
-            return n == 0 ? kHidden : n == 1 ? value : value + logf(static_cast<float>(n));
-          }, &softmax, o);
-        }
-      }
-      StorePart(softmax, o, parts + split * kPartFloats);
-    }
-  }
+  // Of row r of unit i; without parts, the queries of a gathered unit stand there.
+  const auto part_of = [&](int i, int r) { return b.parts() + (i * kM + r / 16) * splits * kPartFloats + r % 16 * kPartStride; };
+  if (working) AttendUnit(b, layer, branch, head, tile, split, splits, gathered, part_of(i_unit, 16 * tile));
   __syncthreads();
   if (working && gathered) {
     for (int r = mine; r < At::kRows; r += per_unit) {
-      GatherRow(b, b.m.decoder[layer].set_rows, r, head, b.qkv() + r * At::kQkvStride + i_unit * kHeadDim, b.Wide(2));
+      GatherRow(b, b.m.decoder[layer].set_rows, r, head, part_of(i_unit, r), b.Wide(2));
     }
   }
   for (int i = threadIdx.x; i < here * At::kRows * (kHeadDim / 2); i += kThreads) {
     const int pair = i % (kHeadDim / 2), row = i / (kHeadDim / 2) % At::kRows, of = i / (kHeadDim / 2) / At::kRows;
     const int u = b.rank + b.cluster * of;
     if (u >= b.m.heads && b.m.set_capacity == 0) continue;
-    const float* part = b.slabs() + (of * kM + row / 16) * splits * kPartFloats + row % 16 * kPartStride;
-    const float2 v = MergeParts(part, splits, kPartFloats, pair);
+    const float2 v = MergeParts(part_of(of, row), splits, kPartFloats, pair);
     StorePair<kS>(b.Wide(1 + u / b.m.heads), row, u % b.m.heads * kHeadDim + 2 * pair, v.x, v.y);
   }
   __syncthreads();
@@ -340,24 +347,22 @@ __device__ __forceinline__ void LoadHead(const Block<kS, kD, kM>& b, int layer, 
 template <int kS, int kD, int kM>
 __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>& next) {
   using At = StepShared<kS, kD, kM>;
-  constexpr int kQuads = kD / 4, kPerTile = kWarps / kM;
+  constexpr int kQuads = kD / 4;
   const int owned = At::kRows / static_cast<int>(b.cluster);
+  const DecoderLayerWeights& w = b.m.decoder[layer];
   float* inbox = reinterpret_cast<float*>(b.shared + At::kInbox);
-  const int tile = Warp() % kM;
-  float share[1][kD / 8][4] = {};
-  FfnShare<kS, kD, 1>(b.m.decoder[layer].w1, b.m.decoder[layer].w2, b.Narrow(At::kZ), 16 * tile, b.m.ffn / 32,
-                      b.rank + b.cluster * (Warp() / kM), b.cluster * kPerTile, share);
-  StoreSlab<kD>(share[0], b.slabs() + Warp() * FfnSlab<kD>::kFloats);
-  __syncthreads();
+  float share[kM][kD / 8][4] = {};
+  if constexpr (At::kAhead) {
+    FfnShareAhead<kD, kM>(b.buffer(), w.w1, w.w2, b.Narrow(At::kZ), 0, b.m.ffn / 16, b.rank + b.cluster * Warp(),
+                          b.cluster * kWarps, share);
+    __syncthreads();  // slabs take the weights' place
+  } else {
+    FfnShare<kS, kD, kM>(w.w1, w.w2, b.Narrow(At::kZ), 0, b.m.ffn / 32, b.rank + b.cluster * Warp(), b.cluster * kWarps, share);
+  }
+  GatherShares<kD, kM>(share, b.slabs());
   for (int i = threadIdx.x; i < At::kRows * kQuads; i += kThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int w = 0; w < kPerTile; ++w) {
-      const float4 v = *reinterpret_cast<const float4*>(b.slabs() + (w * kM + row / 16) * FfnSlab<kD>::kFloats +
-                                                        row % 16 * FfnSlab<kD>::kStride + column);
-      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-    }
+    const float4 sum = SumOfShares<kD, kM>(b.slabs(), row, column, make_float4(0, 0, 0, 0));
     float* to = inbox + (static_cast<int>(b.rank) * owned + row % owned) * kD + column;
     if (row / owned == static_cast<int>(b.rank)) {
       *reinterpret_cast<float4*>(to) = sum;
@@ -458,6 +463,10 @@ __global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant_
     NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, w.cross_norm, b.Narrow(At::kZ));
     __syncthreads();
     CrossHeads(b, layer, search);
+    if constexpr (At::kAhead) {  // parts of softmaxes were read: the FFN's weights take their place
+      b.buffer().FetchUp(w.w1, b.rank + cluster * Warp(), m.ffn / 16);
+      b.buffer().FetchDown(w.w2, b.rank + cluster * Warp(), m.ffn / 16);
+    }
     AddCross(b, layer, search, cross_bytes);
     __syncthreads();
     NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, w.ffn_norm, b.Narrow(At::kZ));

@@ -19,7 +19,7 @@ namespace backstory::glass::cuda {
 
 using backstory::cuda::SharedAddress;
 
-constexpr int kWarps = 12, kThreads = 32 * kWarps;
+constexpr int kWarps = 12, kThreads = 32 * kWarps, kHeadsMax = 8;
 constexpr float kHidden = -1e30f;  // a logit that softmax takes to zero
 
 __device__ __forceinline__ int Warp() { return threadIdx.x / 32; }
@@ -141,6 +141,12 @@ __device__ __forceinline__ void Product(float (&acc)[kM][kN][4], const Planes& a
 __device__ __forceinline__ uint4 LoadNow(const uint4* at) {
   uint4 v;
   asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+  return v;
+}
+// The same of memory that this kernel may have written itself.
+__device__ __forceinline__ uint4 LoadWritten(const uint4* at) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
   return v;
 }
 template <int kS, int kPairs>

@@ -4,7 +4,56 @@
 
 #include <cstring>
 
+#define RETURN_IF_ERROR(expression) \
+  if (absl::Status status = (expression); !status.ok()) return status
+
 namespace backstory::grab {
+
+absl::StatusOr<Lane::Products> Lane::MakeProducts(const CudaWidths& w, int rows,
+                                                  const std::shared_ptr<CudaGemmLibrary>& library) {
+  Lane::Products program;
+  const auto make = [&](std::unique_ptr<CudaGemm>* to, int n, int k, int ldx, CudaGemmShape rest) -> absl::Status {
+    CudaGemmShape shape = rest;
+    shape.m = rows, shape.n = n, shape.k = k, shape.ldx = ldx, shape.ldy = n;
+    shape.batch = w.channels;
+    shape.x_stride = int64_t{rows} * ldx, shape.y_stride = int64_t{rows} * n, shape.w_stride = int64_t{n} * k;
+    shape.bias_stride = n;
+    auto gemm = CudaGemm::Create(library, shape);
+    if (gemm.ok()) *to = *std::move(gemm);
+    return gemm.status();
+  };
+  if (w.latent > 0) RETURN_IF_ERROR(make(&program.latent, w.inner, w.stride, w.stride, {}));
+  RETURN_IF_ERROR(make(&program.qkv, 3 * w.wide, w.inner, w.inner, {.bias = true}));
+  RETURN_IF_ERROR(make(&program.out, w.stride, w.wide, w.wide, {.output_is_float = true, .add_to_output = true}));
+  RETURN_IF_ERROR(make(&program.ffn1, w.ffn, w.stride, w.stride, {.bias = true, .relu = true}));
+  RETURN_IF_ERROR(
+      make(&program.ffn2, w.stride, w.ffn, w.ffn, {.output_is_float = true, .add_to_output = true, .bias = true}));
+  // Segments' biases lie as [channel][head][segment][row]: the weights are the rows, the candidates the columns.
+  CudaGemmShape bias{.m = w.heads * w.segments,
+                     .n = rows,
+                     .k = w.inner,
+                     .batch = w.channels,
+                     .ldx = w.inner,
+                     .ldy = rows,
+                     .output_is_float = true};
+  bias.x_stride = int64_t{bias.m} * w.inner, bias.w_stride = int64_t{rows} * w.inner;
+  bias.y_stride = int64_t{bias.m} * rows;
+  auto bias_gemm = CudaGemm::Create(library, bias);
+  if (!bias_gemm.ok()) return bias_gemm.status();
+  program.bias = *std::move(bias_gemm);
+  const int concat = w.channels * w.stride;
+  auto head = CudaGemm::Create(library, {.m = rows,
+                                         .n = w.hidden,
+                                         .k = concat,
+                                         .ldx = concat,
+                                         .ldy = w.hidden,
+                                         .output_is_float = true,
+                                         .bias = true,
+                                         .relu = true});
+  if (!head.ok()) return head.status();
+  program.head = *std::move(head);
+  return program;
+}
 
 absl::StatusOr<std::unique_ptr<CudaLane>> Lane::Create(const CudaWidths& w, CudaDevice* device) {
   auto lane = std::make_unique<Lane>();

@@ -47,6 +47,8 @@ class Lane final : public CudaLane {
     CUgraphExec_st* graph = nullptr;
   };
 
+  static absl::StatusOr<Products> MakeProducts(const CudaWidths& widths, int rows,
+                                               const std::shared_ptr<CudaGemmLibrary>& library);
   static absl::StatusOr<std::unique_ptr<CudaLane>> Create(const CudaWidths& widths, CudaDevice* device);
   ~Lane() override;
 

@@ -17,12 +17,9 @@ namespace {
 
 constexpr int kBuckets[] = {64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192};
 
-// Launches of at most these rows go through kernels/cuda/layer.h where the widths fit, larger ones through cuBLASLt.
-#include <cstdlib>
-static const int kFusedProjectRowsMax = getenv("FP") ? atoi(getenv("FP")) : 8192;
-static const int kFusedFinishRowsMax = getenv("FF") ? atoi(getenv("FF")) : 8192;
-static const int kFusedMixRowsMax = getenv("FM") ? atoi(getenv("FM")) : 8192;
-static const int kFusedHeadRowsMax = getenv("FH") ? atoi(getenv("FH")) : 8192;
+// Launches of at most these rows go through kernels/cuda/layer.h where the widths fit, larger ones through cuBLASLt,
+// which is faster then (tests/bench/RESULTS.md).
+constexpr int kFusedProjectRowsMax = 2048, kFusedFinishRowsMax = 1024;
 
 class Network final : public CudaNetwork {
  public:
@@ -66,12 +63,10 @@ class Network final : public CudaNetwork {
   absl::Status Head(int rows, Lane* lane, const Lane::Products& products) const;
   bool FusedProject(int rows) const { return project_fits_ && rows <= kFusedProjectRowsMax; }
   bool FusedFinish(int rows) const { return finish_fits_ && rows <= kFusedFinishRowsMax; }
-  bool FusedMix(int rows) const { return FusedFinish(rows) && rows <= kFusedMixRowsMax; }
   absl::Status Fold(Lane* lane) const;
   absl::Status Attend(int layer, int rows, bool overlap, Lane* lane) const;
   absl::Status Capture(int rows, Lane* lane, Lane::Program* program) const;
   absl::StatusOr<std::shared_ptr<const Lane::Products>> ProductsFor(int rows) const;
-  absl::StatusOr<Lane::Products> MakeProducts(int rows) const;
   CudaDevice& device() const { return pool_->device(); }
   absl::Status Check(int code, const char* what) const { return device().Check(code, what); }
 
@@ -94,56 +89,10 @@ absl::StatusOr<std::shared_ptr<const Lane::Products>> Network::ProductsFor(int r
   std::lock_guard lock(mutex_);
   std::shared_ptr<const Lane::Products>& made = products_[rows];
   if (made != nullptr) return made;
-  auto products = MakeProducts(rows);
+  auto products = Lane::MakeProducts(weights_.widths, rows, gemms_);
   if (!products.ok()) return products.status();
   made = std::make_shared<const Lane::Products>(*std::move(products));
   return made;
-}
-
-absl::StatusOr<Lane::Products> Network::MakeProducts(int rows) const {
-  const CudaWidths& w = weights_.widths;
-  Lane::Products program;
-  const auto make = [&](std::unique_ptr<CudaGemm>* to, int n, int k, int ldx, CudaGemmShape rest) -> absl::Status {
-    CudaGemmShape shape = rest;
-    shape.m = rows, shape.n = n, shape.k = k, shape.ldx = ldx, shape.ldy = n;
-    shape.batch = w.channels;
-    shape.x_stride = int64_t{rows} * ldx, shape.y_stride = int64_t{rows} * n, shape.w_stride = int64_t{n} * k;
-    shape.bias_stride = n;
-    auto gemm = CudaGemm::Create(gemms_, shape);
-    if (gemm.ok()) *to = *std::move(gemm);
-    return gemm.status();
-  };
-  if (w.latent > 0) RETURN_IF_ERROR(make(&program.latent, w.inner, w.stride, w.stride, {}));
-  RETURN_IF_ERROR(make(&program.qkv, 3 * w.wide, w.inner, w.inner, {.bias = true}));
-  RETURN_IF_ERROR(make(&program.out, w.stride, w.wide, w.wide, {.output_is_float = true, .add_to_output = true}));
-  RETURN_IF_ERROR(make(&program.ffn1, w.ffn, w.stride, w.stride, {.bias = true, .relu = true}));
-  RETURN_IF_ERROR(
-      make(&program.ffn2, w.stride, w.ffn, w.ffn, {.output_is_float = true, .add_to_output = true, .bias = true}));
-  // Segments' biases lie as [channel][head][segment][row]: the weights are the rows, the candidates the columns.
-  CudaGemmShape bias{.m = w.heads * w.segments,
-                     .n = rows,
-                     .k = w.inner,
-                     .batch = w.channels,
-                     .ldx = w.inner,
-                     .ldy = rows,
-                     .output_is_float = true};
-  bias.x_stride = int64_t{bias.m} * w.inner, bias.w_stride = int64_t{rows} * w.inner;
-  bias.y_stride = int64_t{bias.m} * rows;
-  auto bias_gemm = CudaGemm::Create(gemms_, bias);
-  if (!bias_gemm.ok()) return bias_gemm.status();
-  program.bias = *std::move(bias_gemm);
-  const int concat = w.channels * w.stride;
-  auto head = CudaGemm::Create(gemms_, {.m = rows,
-                                        .n = w.hidden,
-                                        .k = concat,
-                                        .ldx = concat,
-                                        .ldy = w.hidden,
-                                        .output_is_float = true,
-                                        .bias = true,
-                                        .relu = true});
-  if (!head.ok()) return head.status();
-  program.head = *std::move(head);
-  return program;
 }
 
 absl::Status Network::Upload(std::span<const CudaSegment> segments, int bucket, Lane* lane) const {
@@ -344,7 +293,7 @@ absl::Status Network::Finish(int l, int rows, Lane* lane) const {
                         .overlap_previous = true};
   if (l + 1 == w.layers) {
     args.concat = lane->concat;
-  } else if (mixing_ && w.channels > 1 && FusedMix(rows)) {
+  } else if (mixing_ && w.channels > 1) {
     const CudaLayerOffsets& next = weights_.layers[static_cast<size_t>(l) + 1];
     args.gate_w = weights_.vector(next.gate_w), args.gate_b = weights_.vector(next.gate_b);
   }
@@ -375,7 +324,7 @@ absl::Status Network::BeforeLayer(int l, int rows, Lane* lane) const {
                     .in_channel_stride = l == 0 ? 0 : int64_t{rows} * w.stride,
                     .out_channel_stride = int64_t{rows} * w.stride,
                     .in = l == 0 ? lane->card.rows() : lane->x};
-  if (l > 0 && norm_ == Norm::kPost && !FusedFinish(rows)) {
+  if (l > 0 && norm_ == Norm::kPost) {
     const CudaLayerOffsets& before = weights_.layers[static_cast<size_t>(l) - 1];
     args.n_g = weights_.vector(before.n2_g), args.n_b = weights_.vector(before.n2_b);
   }
@@ -392,7 +341,7 @@ absl::Status Network::BeforeLayer(int l, int rows, Lane* lane) const {
 
 absl::Status Network::Head(int rows, Lane* lane, const Lane::Products& products) const {
   const CudaWidths& w = weights_.widths;
-  if (head_fits_ && rows <= kFusedHeadRowsMax) {
+  if (head_fits_) {
     return device().CheckText(cuda::Head({.rows = rows,
                                           .in = w.channels * w.stride,
                                           .hidden = w.hidden,
@@ -428,7 +377,7 @@ absl::Status Network::Enqueue(int rows, Lane* lane, const Lane::Products& produc
   RETURN_IF_ERROR(Fold(lane));
   RETURN_IF_ERROR(Check(cudaEventRecord(lane->join, lane->side_stream), "event"));
   for (int l = 0; l <= layers; ++l) {
-    if (l == 0 || !FusedFinish(rows) || (l < layers && !FusedMix(rows))) {
+    if (l == 0 || !FusedFinish(rows)) {
       RETURN_IF_ERROR(BeforeLayer(l, rows, lane));
       if (after) after("rows");
     }

@@ -76,8 +76,8 @@ class CudaNetwork {
   virtual absl::Status Prepare(std::span<const CudaSegment> segments, int rows, CudaLane* lane) const = 0;
   virtual absl::Status Run(CudaLane* lane) const = 0;
   virtual absl::Status Wait(CudaLane* lane) const = 0;
-  // For benchmarks: the pass once more, launch by launch instead of as a graph, with a call after each step's launches are
-  // enqueued on the lane's stream (its name: rows, project, attend, finish, head). After Run.
+  // For benchmarks: the pass once more, launch by launch instead of as a graph, with a call after each step's launches
+  // are enqueued on the lane's stream (its name: rows, project, attend, finish, head). After Run.
   virtual absl::Status RunBySteps(CudaLane* lane, const std::function<void(const char* step)>& after) const = 0;
 };
 

@@ -135,7 +135,7 @@ StateChoice CudaPagePool::Choose(const CudaUserKv& kv, std::span<const size_t> r
   offer.after_host = WorkOf(after, rows);
   StateQueues queues{.compute_seconds = computing_s_};
   for (const auto& copy : to_card_) queues.copy_bytes += copy->bytes;
-  const StateCosts costs{.compute = kv.tenant_ == nullptr ? ComputeCost{} : kv.tenant_->compute, .copy = copy_cost_};
+  const StateCosts costs{.compute = kv.tenant_ == nullptr ? ComputeCost{} : kv.tenant_->cost(), .copy = copy_cost_};
   return ChooseStateSource(offer, costs, queues);
 }
 
@@ -166,11 +166,11 @@ absl::Status CudaPagePool::Compute(const CudaUserKv& kv, const Fill& fill, std::
   if (kv.arriving_ != nullptr) {
     if (absl::Status status = kv.arriving_->Wait(); !status.ok()) return status;
   }
-  const double own = kv.tenant_ == nullptr ? 0 : kv.tenant_->compute.Seconds(work);
-  double expected = own;
+  double own = 0, expected = 0;
   {
     std::lock_guard lock(mutex_);
-    expected += computing_s_;
+    own = kv.tenant_ == nullptr ? 0 : kv.tenant_->cost().Seconds(work);
+    expected = own + computing_s_;
     computing_s_ += own;
   }
   const auto begin = std::chrono::steady_clock::now();
@@ -182,6 +182,10 @@ absl::Status CudaPagePool::Compute(const CudaUserKv& kv, const Fill& fill, std::
   stats_.rows_computed += static_cast<uint64_t>(work.rows);
   stats_.compute_expected_s += expected;
   stats_.compute_s += seconds;
+  // Appends of a few rows go another way than the histories that the costs were fitted to.
+  if (kv.tenant_ != nullptr && work.rows >= kPageRows) {
+    kv.tenant_->slowness = Corrected(kv.tenant_->slowness, expected, seconds);
+  }
   return absl::OkStatus();
 }
 

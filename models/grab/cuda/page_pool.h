@@ -41,6 +41,8 @@ struct CudaTenant {
   size_t blocks_max = 0;  // 0: no limit
   ComputeCost compute;    // of a history; set before the first user
   size_t blocks = 0;      // guarded by the pool's mutex: that its users have
+  double slowness = 1;    // the same: of histories over `compute` (Corrected)
+  ComputeCost cost() const { return Times(slowness, compute); }
 };
 
 // Thread-safe.

@@ -101,6 +101,16 @@ ComputeCost FitCompute(std::span<const ComputeSample> samples) {
   return {fit[0], fit[1], fit[2]};
 }
 
+double Corrected(double slowness, double expected, double real) {
+  constexpr double kStep = 0.1, kOutlier = 4;
+  if (!(expected > 0) || !(real > 0)) return slowness;
+  return slowness * (1 + kStep * (std::clamp(real / expected, 1 / kOutlier, kOutlier) - 1));
+}
+
+ComputeCost Times(double slowness, const ComputeCost& cost) {
+  return {slowness * cost.a, slowness * cost.b, slowness * cost.c};
+}
+
 CopyCost FitCopy(std::span<const CopySample> samples) {
   std::vector<Sample> terms;
   for (const CopySample& s : samples) terms.push_back({{1, s.bytes, 0}, s.seconds});

@@ -24,6 +24,12 @@ struct ComputeCost {
   double a = 0, b = 0, c = 0;
   double Seconds(const HistoryWork& work) const { return work.rows == 0 ? 0 : a + b * work.rows + c * work.pairs; }
 };
+// What real histories take over what was expected of them, lately: `slowness` after one more of `real` seconds for
+// `expected` ones at that slowness. Moves a tenth of the way; a single outlier counts as at most four times too long or
+// too short. The fit's histories are made up, and others may compute beside it.
+double Corrected(double slowness, double expected, double real);
+ComputeCost Times(double slowness, const ComputeCost& cost);
+
 // fixed + bytes / rate, in seconds.
 struct CopyCost {
   double fixed = 0, per_byte = 0;

@@ -53,6 +53,7 @@ class Config:
     first_step_epsilon: float = 1e-9
     embedding_width: int = 128
     sid_version: str = ""
+    embedding_space: str = ""
     history: list = dataclasses.field(default_factory=list)
     quantiser: list = dataclasses.field(default_factory=list)
 
@@ -112,6 +113,7 @@ def validate(config):
     edges = config.tier_edges
     check(not edges or (2 <= len(edges) <= 257 and all(a < b for a, b in zip(edges, edges[1:]))), "tier_edges",
           "none, or 2..257 rising numbers")
+    check(len(config.embedding_space.encode("utf-8")) <= 64, "embedding_space", "at most 64 bytes")
     for field, values in _ENUMS.items():
         check(getattr(config, field) in values, field, " or ".join(values))
 
@@ -126,7 +128,7 @@ def from_text(text):
         if name in seen:
             raise ValueError(f"model.textproto: field {name} is given twice")
         seen.add(name)
-        if name in SCALARS or name in ("name", "sid_version", "quantiser", "without_tier"):
+        if name in SCALARS or name in ("name", "sid_version", "embedding_space", "quantiser", "without_tier"):
             fields[name] = value
         elif name in _ENUMS:
             fields[name] = str(value)
@@ -150,6 +152,7 @@ def to_text(config):
     fields += [("tier_edges", float(edge)) for edge in config.tier_edges]
     fields += [] if config.tier_edges else [("without_tier", True)]
     fields += [("sid_version", config.sid_version)] if config.sid_version else []
+    fields += [("embedding_space", config.embedding_space)] if config.embedding_space else []
     fields += [("history", rule) for rule in config.history]
     fields += [("quantiser", config.quantiser)] if config.quantiser else []
     return textproto.write(fields)

@@ -98,7 +98,7 @@ def parse_history(rules):
     return parsed
 
 
-def export(run, folder, sid_file, out, name, rules, extra=(), items_file="items.safetensors", seed=1):
+def export(run, folder, sid_file, out, name, rules, extra=(), items_file="items.safetensors", seed=1, space=""):
     """Version directory of a run of train.py; returns its Version."""
     weights, metadata = tensor_file.read_tensors(os.path.join(run, "weights.safetensors"))
     codes, about = tensor_file.read_tensors(sid_file)
@@ -110,7 +110,7 @@ def export(run, folder, sid_file, out, name, rules, extra=(), items_file="items.
                      **{name: made[name] for name in ("text.mean", "text.projection") if name in made})
     widths = [quantiser[f"encoder.{i}.w"].shape[0] for i in range(99) if f"encoder.{i}.w" in quantiser]
     config = dataclasses.replace(
-        config, name=name, history=parse_history(rules),
+        config, name=name, history=parse_history(rules), embedding_space=space,
         sid_version=sid.version(_frozen(quantiser, codes["sid"]), log.catalogue.prototype),
         quantiser=[("kind", textproto.Enum(about["kind"]))] + [("hidden", int(width)) for width in widths[:-1]] +
         [("latent", int(quantiser["codebook.0"].shape[1]))])
@@ -134,10 +134,11 @@ def main():
     parser.add_argument("--name", required=True)
     parser.add_argument("--history", action="append", default=[], metavar="ACTION[:MIN_VALUE]",
                         help="events that are behaviours, such as RATING:4; none = every action")
+    parser.add_argument("--embedding-space", default="", help="what the item embeddings are of, such as minilm-l6")
     parser.add_argument("--add", action="append", default=[], help="further files of the version, such as a model card")
     arguments = parser.parse_args()
     version = export(arguments.run, arguments.data, arguments.sid, arguments.out, arguments.name, arguments.history,
-                     arguments.add)
+                     arguments.add, space=arguments.embedding_space)
     size = sum(os.path.getsize(os.path.join(arguments.out, name)) for name in os.listdir(arguments.out))
     print(json.dumps({"out": arguments.out, "bytes": size, "items": len(version.item_id),
                       "sid": sid.report(version.catalogue.sid, version.config.levels)}))

@@ -11,8 +11,9 @@ hash of experiment assignment.
 from backstory.buckets import bucket
 from backstory.client import AsyncClient, Client
 from backstory.table import TableError
-from backstory.types import (AppendResult, BackstoryError, CacheReport, Event, Explained, Exposure, Item, Model,
-                             NotServedError, RankResult, Recommendation, RecommendResult)
+from backstory.types import (AppendResult, BackstoryError, CacheReport, EncodedItem, Event, Explained, Exposure, Item,
+                             Model, NotServedError, RankResult, Recommendation, RecommendResult, UpsertResult)
 
-__all__ = ["AppendResult", "AsyncClient", "BackstoryError", "CacheReport", "Client", "Event", "Explained", "Exposure",
-           "Item", "Model", "NotServedError", "RankResult", "Recommendation", "RecommendResult", "TableError", "bucket"]
+__all__ = ["AppendResult", "AsyncClient", "BackstoryError", "CacheReport", "Client", "EncodedItem", "Event", "Explained",
+           "Exposure", "Item", "Model", "NotServedError", "RankResult", "Recommendation", "RecommendResult", "TableError",
+           "UpsertResult", "bucket"]

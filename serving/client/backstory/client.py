@@ -12,7 +12,7 @@ from grpc import aio
 
 from backstory import schema, table, wire
 from backstory.types import (AppendResult, BackstoryError, CacheReport, Event, Item, Model, NotServedError, RankResult,
-                             RecommendResult, Time, UserId)
+                             RecommendResult, Time, UpsertResult, UserId)
 
 _SERVICE_CONFIG = pathlib.Path(__file__).with_name("service_config.json").read_text(encoding="utf-8")
 _STOP = object()
@@ -143,9 +143,10 @@ class Client(_Calls):
         """Deletes the whole user; returns how many events that were. Replays of older events are then refused."""
         return self._call("History", "Delete", wire.delete_request(self.namespace, user), timeout).deleted
 
-    def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> int:
-        """Inserts or replaces catalog items, all or nothing; returns the catalog's version."""
-        return self._call("Catalog", "Upsert", wire.upsert_request(self.namespace, items), timeout).version
+    def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> UpsertResult:
+        """Inserts or replaces catalog items, all or nothing. The result has the catalog's version and the semantic IDs that
+        generative versions gave to embeddings."""
+        return wire.upsert_result(self._call("Catalog", "Upsert", wire.upsert_request(self.namespace, items), timeout))
 
     def score_table(self, rows, *, user: str, item: str, time: Optional[str] = None, task: Optional[str] = None,
                     timeout: float = 3600.0, **options) -> List[float]:
@@ -272,9 +273,10 @@ class AsyncClient(_Calls):
         """As Client.delete_user."""
         return (await self._call("History", "Delete", wire.delete_request(self.namespace, user), timeout)).deleted
 
-    async def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> int:
+    async def upsert_items(self, items: Sequence[Item], *, timeout: Optional[float] = None) -> UpsertResult:
         """As Client.upsert_items."""
-        return (await self._call("Catalog", "Upsert", wire.upsert_request(self.namespace, items), timeout)).version
+        return wire.upsert_result(
+            await self._call("Catalog", "Upsert", wire.upsert_request(self.namespace, items), timeout))
 
     async def score_table(self, rows, *, user: str, item: str, time: Optional[str] = None, task: Optional[str] = None,
                           timeout: Optional[float] = None, **options) -> List[float]:

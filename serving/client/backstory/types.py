@@ -59,6 +59,7 @@ class Item:
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     strings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     embedding: Sequence[float] = ()  # generative models give the item a semantic ID by it
+    embedding_space: str = ""  # what the embedding is of, e.g. the encoder's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,20 @@ class AppendResult:
     rejected: int
     seq: int
     refusals: List[Tuple[int, str]]  # (index into the events, reason)
+
+
+class EncodedItem(NamedTuple):
+    """The semantic ID that a generative version gives an item with an embedding."""
+    item_id: int
+    model: str
+    version: str
+    sid: List[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class UpsertResult:
+    version: int                # of the namespace's catalog after the call
+    encoded: List[EncodedItem]  # one per item with an embedding and loaded generative version that takes it
 
 
 def to_us(time: Optional[Time]) -> int:

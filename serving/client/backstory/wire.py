@@ -1,7 +1,7 @@
 """Plain values <-> messages. Shared by the blocking and the async client; no I/O."""
 from backstory import schema
-from backstory.types import (AppendResult, CacheReport, Explained, Exposure, RankResult, Recommendation, RecommendResult,
-                             to_us)
+from backstory.types import (AppendResult, CacheReport, EncodedItem, Explained, Exposure, RankResult, RecommendResult,
+                             Recommendation, UpsertResult, to_us)
 
 ACTIONS = {"click": 1, "conversion": 2, "like": 3, "rating": 4, "dwell": 5, "purchase": 6, "dislike": 7, "share": 8}
 
@@ -176,7 +176,13 @@ def upsert_request(namespace, items):
     request = schema.message("UpsertItemsRequest")(namespace=namespace)
     for item in items:
         target = request.items.add(item_id=item.item_id, categories=item.categories, sid=item.sid, year=item.year,
-                                   title=item.title, text=item.text, embedding=item.embedding)
+                                   title=item.title, text=item.text, embedding=item.embedding,
+                                   embedding_space=item.embedding_space)
         target.numbers.update(item.numbers)
         target.strings.update(item.strings)
     return request
+
+
+def upsert_result(response):
+    return UpsertResult(response.version,
+                        [EncodedItem(e.item_id, e.model, e.version, list(e.sid)) for e in response.encoded])

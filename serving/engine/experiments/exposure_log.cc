@@ -131,6 +131,7 @@ void ExposureLog::Run() {
     wake_.wait_for(lock, std::chrono::microseconds(wait_us), ready);
     const bool stopping = stopping_;
     const uint64_t flush = flush_wanted_;
+    const bool flushing = flush > flush_done_;
     std::deque<Record> batch;
     if (pending_.empty()) {
       const auto end = queue_.begin() + static_cast<std::ptrdiff_t>(std::min(queue_.size(), kBatchRecordsMax));
@@ -144,7 +145,7 @@ void ExposureLog::Run() {
     absl::Status status = any ? WriteBatch(batch, dropped) : absl::OkStatus();
     unsynced |= any;
     const bool due = clock_->MonotonicMicros() - synced_us >= options_.sync_interval_us;
-    if (status.ok() && unsynced && (due || stopping || flush > 0)) {
+    if (status.ok() && unsynced && (due || stopping || flushing)) {
       status = log_.Sync();
       synced_us = clock_->MonotonicMicros();
       unsynced = !status.ok();

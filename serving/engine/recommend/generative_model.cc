@@ -4,7 +4,19 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace backstory {
+
+absl::StatusOr<glass::Quantiser::Encoded> GenerativeModel::Encode(const Item& item) const {
+  const std::string& own = config().embedding_space;
+  if (!own.empty() && !item.embedding_space.empty() && own != item.embedding_space) {
+    return absl::InvalidArgumentError(absl::StrCat("embedding_space: the embedding is of \"", item.embedding_space,
+                                                   "\", model ", loaded_->name, " version ", loaded_->version,
+                                                   " takes embeddings of \"", own, "\""));
+  }
+  return loaded_->quantiser->Encode(item.embedding);
+}
 
 std::shared_ptr<const glass::Catalogue> GenerativeModel::CatalogueOf(const std::string& ns,
                                                                      const Catalog& catalog) const {
@@ -54,7 +66,7 @@ std::shared_ptr<const glass::Catalogue> GenerativeModel::With(const glass::Catal
   }
   glass::CatalogueAddition more;
   for (const auto& [id, item] : fresh) {
-    const auto encoded = Encode(item->embedding);
+    const auto encoded = Encode(*item);
     if (!encoded.ok()) continue;
     more.item_ids.push_back(id);
     more.sids.push_back(encoded->sid);

@@ -28,10 +28,9 @@ class GenerativeModel {
   // Names user states: they belong to this version alone, whose rows and weights they are made of.
   std::string state_id() const { return "glass-" + loaded_->hash; }
 
-  // INVALID_ARGUMENT "embedding ..." if the version cannot encode it, FAILED_PRECONDITION if it can encode none.
-  absl::StatusOr<glass::Quantiser::Encoded> Encode(std::span<const float> embedding) const {
-    return loaded_->quantiser->Encode(embedding);
-  }
+  // INVALID_ARGUMENT "embedding ..." or "embedding_space ..." if the version cannot encode the item's embedding,
+  // FAILED_PRECONDITION if it can encode none.
+  absl::StatusOr<glass::Quantiser::Encoded> Encode(const Item& item) const;
 
   // What can be recommended in a namespace. The first call for one reads its catalog. Rows of items never change, later
   // catalogues only have more of them.

@@ -148,5 +148,15 @@ TEST(AttendPlan, PartsAndCountersOfTilesAreTheirOwn) {
   }
 }
 
+TEST(CudaPlan, SplitsFillTheBlocksButNoMore) {
+  EXPECT_EQ(SplitPages(8), 4);
+  EXPECT_EQ(SplitPages(128), 32);
+  EXPECT_EQ(SplitPages(8, 16), 1);      // 256 candidates, one user: eight splits
+  EXPECT_EQ(SplitPages(32, 64), 16);    // 1,024 candidates: two
+  EXPECT_EQ(SplitPages(32, 512), 32);   // eight users: one
+  EXPECT_EQ(SplitPages(128, 512), 32);  // of a long history more, so that it does not hold up the others
+  EXPECT_EQ(SplitPages(0, 16), 1);
+}
+
 }  // namespace
 }  // namespace backstory::cuda

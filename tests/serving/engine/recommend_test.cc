@@ -6,6 +6,7 @@
 #include <random>
 
 #include "serving/engine/recommend/generative_model.h"
+#include "tests/models/fake_card.h"
 #include "tests/models/glass_version_fixture.h"
 #include "tests/models/temp_dir.h"
 #include "tests/serving/engine/harness.h"
@@ -16,10 +17,12 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-std::shared_ptr<const glass::LoadedGlass> LoadTiny(uint32_t seed) {
+std::shared_ptr<const glass::LoadedGlass> LoadTiny(uint32_t seed, const glass::LoadOptions& options = {},
+                                                   const std::string& embedding_space = "") {
   const TempDir dir;
-  glass::MustWrite(glass::MakeParts("tiny", 60, seed), dir.path("1"));
-  auto loaded = glass::LoadGlassVersion(dir.path("1"));
+  const auto set_space = [&](glass::Config* config) { config->embedding_space = embedding_space; };
+  glass::MustWrite(glass::MakeParts("tiny", 60, seed, set_space), dir.path("1"));
+  auto loaded = glass::LoadGlassVersion(dir.path("1"), options);
   EXPECT_TRUE(loaded.ok()) << loaded.status();
   return *std::move(loaded);
 }
@@ -385,6 +388,63 @@ TEST_F(RecommendTest, ItemsWithAnEmbeddingCanBeRecommended) {
   item.embedding.push_back(std::nanf(""));
   refused = engine_->UpsertItems("default", {&item, 1});
   EXPECT_THAT(std::string(refused.status().message()), HasSubstr("items[0].embedding[7] is not finite"));
+}
+
+TEST_F(RecommendTest, EmbeddingsOfAnotherSpaceAreNobodysItems) {
+  first_ = LoadTiny(5, {}, "minilm"), second_ = LoadTiny(6, {}, "clip");
+  Start({}, {});
+  Item item{.item_id = 4711, .embedding = std::vector<float>(8, 0.1f), .embedding_space = "clip"};
+  auto encoded = engine_->UpsertItems("default", {&item, 1});
+  ASSERT_TRUE(encoded.ok()) << encoded.status();
+  ASSERT_EQ(encoded->size(), 1u);
+  EXPECT_EQ((*encoded)[0].version, "2");
+  const auto knows = [&](const char* version) {
+    RecommendQuery all = For("joe", 61);
+    all.request.model = {"tiny", version, ""};
+    all.spec.beam = 200;
+    const auto reply = Recommend(all);
+    EXPECT_TRUE(reply.ok()) << reply.status();
+    return std::any_of(reply->items.begin(), reply->items.end(), [](const auto& one) { return one.item_id == 4711; });
+  };
+  EXPECT_FALSE(knows("1"));
+  EXPECT_TRUE(knows("2"));
+  item.item_id = 4712, item.embedding_space = "unheard";
+  const auto refused = engine_->UpsertItems("default", {&item, 1});
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("items[0].embedding_space: the embedding is of \"unheard\", model tiny version 1 takes "
+                        "embeddings of \"minilm\""));
+  item.embedding_space = "";  // who does not say is believed
+  EXPECT_EQ(engine_->UpsertItems("default", {&item, 1})->size(), 2u);
+}
+
+TEST_F(RecommendTest, ACardAnswersAndTheCpuTakesOverWhenItIsLost) {
+  const auto control = std::make_shared<glass::FakeCardControl>();
+  const std::shared_ptr<const glass::LoadedGlass> on_cpu = first_;
+  first_ = LoadTiny(5, {.serve_with = glass::ServeWithFakeCard(control)});
+  Start({}, {});
+  Append("ann", Ratings(30, 1, kNow - 100 * kSecond, 9));
+  const auto expect = [&](const char* source, size_t launches) {
+    const size_t before = control->launches().size();
+    const auto reply = Recommend(For("ann"));
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    EXPECT_EQ(reply->common.cache.source, source);
+    EXPECT_EQ(control->launches().size(), before + launches);
+    ExpectAsFromScratch(*reply, "ann", clock_.WallMicros(), *on_cpu);
+  };
+  expect("rebuild", 1);
+  expect("hit", 1);
+  const uint64_t small = engine_->Stats().cached_bytes;
+  RecommendQuery explained = For("ann");
+  explained.request.explain_top = 2;
+  EXPECT_TRUE(Recommend(explained).ok());
+  control->Fail(absl::ResourceExhaustedError("no room"));
+  expect("hit", 1);  // was tried
+  control->Lose(absl::UnavailableError("fell off the bus"));
+  expect("hit", 0);
+  EXPECT_GT(engine_->Stats().cached_bytes, small) << "what the CPU keeps of a user is accounted";
+  Append("ann", Ratings(1, 100, kNow - 10 * kSecond, 10));
+  expect("extend", 0);
 }
 
 TEST_F(RecommendTest, EveryWrongRequestIsRefusedByName) {

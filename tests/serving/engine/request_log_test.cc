@@ -89,6 +89,19 @@ TEST_F(RequestLogTest, RecordsUntilItsBound) {
   EXPECT_EQ(ReadRequestLog(path_, 2)->size(), 2u);
 }
 
+// A server that died while it wrote leaves half a line: what comes after it must not be glued to it.
+TEST_F(RequestLogTest, HalfALineOfAnEarlierProcessIsCutOff) {
+  const std::string line = ToJsonLine(FullQuery(), {}) + "\n";
+  for (const std::string& before : {line, std::string()}) {
+    std::ofstream(path_) << before << std::string(100'000, '{');
+    { (*JsonLinesRecorder::Open(path_, 1 << 20))->Record(FullQuery(), {}); }
+    EXPECT_EQ(fs::file_size(path_), before.size() + line.size());
+    const auto queries = ReadRequestLog(path_, 10);
+    ASSERT_TRUE(queries.ok()) << queries.status();
+    EXPECT_EQ(queries->size(), before.empty() ? 1u : 2u);
+  }
+}
+
 TEST_F(RequestLogTest, BadLinesAreNamed) {
   EXPECT_EQ(ReadRequestLog(path_, 10).status().code(), absl::StatusCode::kNotFound);
   const char* const bad[] = {"{",

@@ -175,5 +175,22 @@ TEST_F(ExposureLogTest, RefusesAKeyItCannotUse) {
   EXPECT_EQ(ExposureLog::Open({}, &directory_, &clock_, &metrics_).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+// A sync costs the writer's thread milliseconds: one for whoever asked, else one each interval.
+TEST_F(ExposureLogTest, AFlushDoesNotMakeEveryLaterBatchASync) {
+  const auto log = Open();
+  log->Write(Record(1));
+  ASSERT_TRUE(log->Flush().ok());
+  const uint64_t synced = directory_.synced_bytes();
+  EXPECT_EQ(synced, directory_.all().size());
+  for (uint64_t id = 2; id <= 4; ++id) {  // when one is written, what followed the write before it has happened
+    const size_t before = directory_.all().size();
+    log->Write(Record(id));
+    while (directory_.all().size() == before) std::this_thread::yield();
+  }
+  EXPECT_EQ(directory_.synced_bytes(), synced) << "the clock stands still";
+  ASSERT_TRUE(log->Flush().ok());
+  EXPECT_EQ(directory_.synced_bytes(), directory_.all().size());
+}
+
 }  // namespace
 }  // namespace backstory
