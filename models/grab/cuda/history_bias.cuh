@@ -30,15 +30,6 @@ struct PageLook {
 // too.
 inline constexpr float kNoKeySeen = -1e30f;
 
-// Words between rows of what is kept in shared memory by time bucket: biases, with -infinity for masked pairs behind
-// the last one, and where there are few, bucket_begin. Odd, so that rows lie in different banks.
-__host__ __device__ constexpr int HistoryTimeStride(int n_time) { return (n_time + 1) | 1; }
-inline constexpr int kHistoryBeginsKept = 64;
-// Bytes for a tile.
-__host__ __device__ constexpr int HistoryTimeBytes(int n_time) {
-  return (n_time <= kHistoryBeginsKept ? 2 : 1) * cuda::kPageRows * HistoryTimeStride(n_time) * 4;
-}
-
 class HistoryBias {
  public:
   static constexpr int kPageRows = cuda::kPageRows;
