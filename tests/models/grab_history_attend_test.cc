@@ -334,6 +334,19 @@ TEST_F(GrabHistoryAttend, LongHistories) {
           .d_h = 64,
           .gaps = Gaps::kWild,
           .sample = 61});
+  // Masks and buckets by pair in pages that were not coded before.
+  for (const int n_time : {64, 90}) {
+    Attend({.name = "5000, sessions, ties that return, windows, " + std::to_string(n_time) + " time buckets",
+            .channels = {{0, 5000}},
+            .heads = 1,
+            .d_h = n_time == 64 ? 128 : 64,
+            .n_time = n_time,
+            .gaps = Gaps::kSessions,
+            .tie_group = 5,
+            .ties_return = true,
+            .windows = {.rows = 3000, .age_us = 8'000'000'000'000},
+            .sample = 61});
+  }
 }
 
 TEST_F(GrabHistoryAttend, Ties) {

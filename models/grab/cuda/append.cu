@@ -78,6 +78,7 @@ class Appender {
   struct Norm {
     size_t g = 0, b = 0;  // 0, 0: none
   };
+  static constexpr int kHeld = kRows == 1 ? 4 : 2;  // loads of four columns that a lane has under way
 
   __device__ const __nv_bfloat16* Matrix(size_t offset, int n, int k) const {
     return static_cast<const __nv_bfloat16*>(a_.matrices) + offset + static_cast<int64_t>(c_.channel) * n * k;
@@ -99,34 +100,66 @@ class Appender {
       }
     }
     if (threadIdx.x == 0) {
-      while (static_cast<int32_t>(cuda::LoadAcquiring(a_.barrier) - met_) < 0) {
-      }
+      uint32_t now = 0;
+      do {  // an acquiring load would empty the L1 each time
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(a_.barrier) : "memory");
+      } while (static_cast<int32_t>(now - met_) < 0);
+      static_cast<void>(cuda::LoadAcquiring(a_.barrier));
     }
     __syncthreads();
   }
 
-  // The rows of a_.x to x_ and z_: both normed, or z_ alone.
+  // The rows of a_.x to x_ and z_: both normed, or z_ alone. A warp a row, its loads all under way together: every
+  // block waits for this.
   __device__ void Input(const Norm& norm, bool residual) {
-    const bool normed = norm.g != norm.b;
     if (warp_ < c_.rows && warp_ < kRows) {
-      const float* const from = Row<float>(a_.x, warp_, w_.stride);
       float* const x = x_ + warp_ * w_.stride;
       __nv_bfloat16* const z = z_ + warp_ * z_stride_;
-      float sum = 0;
-      for (int i = lane_; i < w_.stride; i += 32) sum += x[i] = from[i];  // columns beyond d are zero
+      float4 g[kHeld], b[kHeld];
+      const bool normed = norm.g != norm.b;
+      const float* const all_g = a_.vectors + norm.g + c_.channel * w_.stride;
+      const float* const all_b = a_.vectors + norm.b + c_.channel * w_.stride;
+      for (int begin = 0; begin < w_.stride; begin += kHeld * 128) {
+        float4 held[kHeld];
+        ForColumns(begin, [&](int h, int i) {
+          held[h] = *reinterpret_cast<const float4*>(Row<float>(a_.x, warp_, w_.stride) + i);
+          if (begin == 0 && normed) g[h] = *reinterpret_cast<const float4*>(all_g + i);
+          if (begin == 0 && normed) b[h] = *reinterpret_cast<const float4*>(all_b + i);
+        });
+        ForColumns(begin, [&](int h, int i) { *reinterpret_cast<float4*>(x + i) = held[h]; });
+      }
+      float sum = 0, squares = 0;
+      for (int i = lane_ * 4; i < w_.stride; i += 128)
+        sum += x[i] + x[i + 1] + x[i + 2] + x[i + 3];  // beyond d: zeroes
       const float mean = WarpSum(sum) / w_.d;
-      float squares = 0;
-      for (int i = lane_; i < w_.d; i += 32) squares += (x[i] - mean) * (x[i] - mean);
+      for (int i = lane_ * 4; i < w_.d; i += 128) {
+        for (int n = i; n < min(i + 4, w_.d); ++n) squares += (x[n] - mean) * (x[n] - mean);
+      }
       const float scale = rsqrtf(WarpSum(squares) / w_.d + 1e-5f);
-      const float* const g = a_.vectors + norm.g + c_.channel * w_.stride;
-      const float* const b = a_.vectors + norm.b + c_.channel * w_.stride;
-      for (int i = lane_; i < w_.stride; i += 32) {
-        const float value = !normed ? x[i] : i < w_.d ? (x[i] - mean) * scale * g[i] + b[i] : 0;
-        z[i] = __float2bfloat16_rn(value);
-        if (residual) x[i] = value;
+      for (int begin = 0; begin < w_.stride; begin += kHeld * 128) {
+        ForColumns(begin, [&](int h, int i) {
+          if (begin > 0 && normed) g[h] = *reinterpret_cast<const float4*>(all_g + i);
+          if (begin > 0 && normed) b[h] = *reinterpret_cast<const float4*>(all_b + i);
+          const float gs[4] = {g[h].x, g[h].y, g[h].z, g[h].w}, bs[4] = {b[h].x, b[h].y, b[h].z, b[h].w};
+#pragma unroll
+          for (int n = 0; n < 4; ++n) {
+            float value = x[i + n];
+            if (normed) value = i + n < w_.d ? (value - mean) * scale * gs[n] + bs[n] : 0;
+            z[i + n] = __float2bfloat16_rn(value);
+            if (residual) x[i + n] = value;
+          }
+        });
       }
     }
     __syncthreads();
+  }
+  // visit(h, i): columns [i, i + 4) of this lane, the h-th of kHeld from `begin` on.
+  template <typename Visit>
+  __device__ void ForColumns(int begin, const Visit& visit) const {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      if (const int i = begin + (h * 32 + lane_) * 4; i < w_.stride) visit(h, i);
+    }
   }
   __device__ void LoadInput(const void* base, int width) {
     for (int r = 0; r < min(c_.rows, kRows); ++r) {

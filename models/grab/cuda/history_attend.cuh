@@ -1,7 +1,8 @@
 // Attention of history rows among themselves on tensor cores. A block takes 128 query rows of one head: a producer
 // thread feeds pages of K and V, newest first, to two consumer warpgroups of 64 rows, which take turns on the tensor
 // cores as kernels/cuda/consumer.cuh has them. What is GRAB's, the bias and the mask of every pair, is
-// history_bias.cuh's. Over the size bar because the page loop and what it keeps in registers are best read in one piece.
+// history_bias.cuh's. Over the size bar because the page loop and what it keeps in registers are best read in one
+// piece.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_HISTORY_ATTEND_CUH_
 #define BACKSTORY_MODELS_GRAB_CUDA_HISTORY_ATTEND_CUH_
 

@@ -20,23 +20,15 @@ namespace backstory::grab {
 
 // What a page takes beside one bias a row; the same for all lanes of a warp.
 struct PageLook {
-  bool near;   // positions differ
-  bool coded;  // a bucket or a mask for each pair
-  bool split;  // two buckets in some row
+  bool near;        // positions differ
+  bool coded;       // a bucket or a mask for each pair
+  bool split;       // two buckets in some row
+  PairCodes codes;  // if they were worked out before
 };
 
 // Below every logit and finite: the reference of a row that has seen no key, so that masked ones weigh nothing there
 // too.
 inline constexpr float kNoKeySeen = -1e30f;
-
-// Words between rows of what is kept in shared memory by time bucket: biases, with -infinity for masked pairs behind
-// the last one, and where there are few, bucket_begin. Odd, so that rows lie in different banks.
-__host__ __device__ constexpr int HistoryTimeStride(int n_time) { return (n_time + 1) | 1; }
-inline constexpr int kHistoryBeginsKept = 64;
-// Bytes for a tile.
-__host__ __device__ constexpr int HistoryTimeBytes(int n_time) {
-  return (n_time <= kHistoryBeginsKept ? 2 : 1) * cuda::kPageRows * HistoryTimeStride(n_time) * 4;
-}
 
 class HistoryBias {
  public:
@@ -84,7 +76,12 @@ class HistoryBias {
   // Pages are looked at from the newest down, each once.
   __device__ __forceinline__ PageLook Look(int page) {
     const int first = page * kPageRows, last = first + kPageRows - 1;
-    if (nearest_ - last < a_.n_pos - 1) return {.near = true, .coded = true, .split = false};
+    PageLook look = {};
+    look.near = look.coded = nearest_ - last < a_.n_pos - 1;
+    if (look.near) {
+      LoadCodes(page, look);
+      return look;
+    }
     bool buckets = false, split = false;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -93,9 +90,10 @@ class HistoryBias {
       split |= x.begin > first;
       buckets |= x.begin > first && x.next_begin > first;
     }
-    return {.near = false,
-            .coded = __any_sync(0xffffffff, buckets) || oldest_ > first || (tie_last_ >= first && tie_first_ <= last),
-            .split = static_cast<bool>(__any_sync(0xffffffff, split))};
+    look.coded = __any_sync(0xffffffff, buckets) || oldest_ > first || (tie_last_ >= first && tie_first_ <= last);
+    look.split = __any_sync(0xffffffff, split);
+    if (look.coded) LoadCodes(page, look);
+    return look;
   }
 
   // Adds to s what differs within the page; what a row has in common goes to `bias`, in natural units.
@@ -160,12 +158,15 @@ class HistoryBias {
     Fetch(r, x);
   }
 
+  __device__ __forceinline__ void LoadCodes(int page, PageLook& look) const {
+    const int n = page_newest_ - page;
+    if (n < kCudaHistoryCodedPages) look.codes = CodesOf(Channel(), r_ / kPageRows, n)[threadIdx.x - 128];
+  }
+
   __device__ __forceinline__ void AddCoded(const PageLook& look, int page, int first, float (&s)[64],
                                            float (&bias)[2]) {
-    PairCodes codes;
-    if (const int n = page_newest_ - page; n < kCudaHistoryCodedPages) {
-      codes = CodesOf(Channel(), r_ / kPageRows, n)[threadIdx.x - 128];
-    } else {
+    PairCodes codes = look.codes;
+    if (page_newest_ - page >= kCudaHistoryCodedPages) {
       codes = CodePairs(Channel(), a_.n_time, r_, page, first, [&](int r, int bucket) { return Begin(r, bucket); });
     }
 #pragma unroll

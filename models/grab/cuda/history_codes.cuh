@@ -10,6 +10,15 @@
 
 namespace backstory::grab {
 
+// Words between rows of what is kept in shared memory by time bucket: biases, with -infinity for masked pairs behind
+// the last one, and where there are few, bucket_begin. Odd, so that rows lie in different banks.
+__host__ __device__ constexpr int HistoryTimeStride(int n_time) { return (n_time + 1) | 1; }
+inline constexpr int kHistoryBeginsKept = 64;
+// Bytes for a tile.
+__host__ __device__ constexpr int HistoryTimeBytes(int n_time) {
+  return (n_time <= kHistoryBeginsKept ? 2 : 1) * cuda::kPageRows * HistoryTimeStride(n_time) * 4;
+}
+
 // The codes of a thread's 64 accumulators, two query rows and 32 keys of a page: bucket, or n_time if masked.
 struct PairCodes {
   uint32_t word[16];
