@@ -189,8 +189,10 @@ void Recomputes() {
     for (std::thread& caller : callers) caller.join();
     const double took = seconds();
     const CudaPagePool::Stats after = pool->GetStats();
-    std::printf("grab-dlrm, %zu rows computed for 256 candidates, %zu users a call, %zu callers: %.1f users/s (hits %lu)\n",
-                kRows, together, count, static_cast<double>(after.recomputed - before.recomputed) / took, after.hits - before.hits);
+    std::printf(
+        "grab-dlrm, %zu rows computed for 256 candidates, %zu users a call, %zu callers: %.1f users/s (hits %lu)\n",
+        kRows, together, count, static_cast<double>(after.recomputed - before.recomputed) / took,
+        after.hits - before.hits);
   }
 }
 

@@ -37,13 +37,12 @@ std::unique_ptr<Card> OpenCard(std::string* why, bool fall_back = false, int lan
   return runtime.ok() ? std::move(card) : nullptr;
 }
 
-#define CARD_OR_SKIP(...)                                              \
-  std::string why;                                                     \
+#define CARD_OR_SKIP(...)                                                       \
+  std::string why;                                                              \
   const std::unique_ptr<Card> card = OpenCard(&why __VA_OPT__(, ) __VA_ARGS__); \
   if (card == nullptr) GTEST_SKIP() << why
 
-// Token rows of the partial view in float64, and what the card's may be off by: models/grab/token_net.h, a row at a
-// time. `slack`: of each product, relative to the sum of its terms' sizes.
+// A token row of the partial view in float64 (models/grab/token_net.h), and what the card's may be off by.
 struct Reference {
   std::vector<double> e, bound;
 };
@@ -97,9 +96,9 @@ Reference TokenRow(const Config& config, const TensorMap& tensors, const TokenCo
   for (double& x : h) x = std::max(x, 0.0);
   const std::vector<double> gate =
       product(normed, none, get("tok.p.wg", {width, config.d}), get("tok.p.bg", {config.d}), d, &g_off);
-  Reference made{product(h, h_off, get("tok.p.w2", {config.gate_mlp_hidden, config.d}), get("tok.p.b2", {config.d}), d,
-                         &e_off),
-                 std::vector<double>(d)};
+  Reference made{
+      product(h, h_off, get("tok.p.w2", {config.gate_mlp_hidden, config.d}), get("tok.p.b2", {config.d}), d, &e_off),
+      std::vector<double>(d)};
   for (size_t j = 0; j < d; ++j) {
     const double open = 1 / (1 + std::exp(-gate[j]));
     made.bound[j] = e_off[j] * open + std::abs(made.e[j]) * (g_off[j] / 4 + 0x1p-20);  // 2^-20: __expf, division

@@ -44,8 +44,8 @@ class CudaHistoryTokens {
   // RESOURCE_EXHAUSTED; errors of the card.
   absl::StatusOr<std::unique_ptr<Lane>> NewLane() const;
   // Enqueues what writes rows [first, first + count) of checked columns to `out` (on the card): `count` rounded up as
-  // CudaPrefill::PaddedRows does, `stride` floats each. Waits for the call before the last on the lane. Errors of the card;
-  // RESOURCE_EXHAUSTED: more ids than a call takes. Nothing of a call that failed is still running.
+  // CudaPrefill::PaddedRows does, `stride` floats each. Waits for the call before the last on the lane. Errors of the
+  // card; RESOURCE_EXHAUSTED: more ids than a call takes. Nothing of a call that failed is still running.
   absl::Status Run(const TokenColumns& tokens, size_t first, size_t count, Lane* lane, float* out, void* workspace,
                    void* stream) const;
 

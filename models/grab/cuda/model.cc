@@ -97,8 +97,8 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   if (!network.ok()) return network.status();
   constexpr size_t kTableShare = 4;  // of what is free
   const int stride = (*network)->widths().stride;
-  const auto tables = std::make_shared<CudaTokenTables>(runtime_->shared_device(),
-                                                        runtime_->device().FreeBytes() / kTableShare);
+  const auto tables =
+      std::make_shared<CudaTokenTables>(runtime_->shared_device(), runtime_->device().FreeBytes() / kTableShare);
   const auto by_cpu = [&](const char* whose, const absl::Status& why) {
     if (why.ok()) return;
     runtime_->Log(absl::StrCat("model ", config().name, ": the CPU makes its ", whose,
@@ -107,7 +107,8 @@ absl::Status CudaModel::LoadOnCard(const TensorMap& tensors) {
   auto tokens = CudaTokens::Load(CudaTokens::View::kCandidates, config(), tensors, stride, tables,
                                  runtime_->shared_device(), runtime_->gemms());
   by_cpu("candidates'", tokens.status());
-  auto history = CudaHistoryTokens::Load(config(), tensors, stride, tables, runtime_->shared_device(), runtime_->gemms());
+  auto history =
+      CudaHistoryTokens::Load(config(), tensors, stride, tables, runtime_->shared_device(), runtime_->gemms());
   by_cpu("histories'", history.status());
   CudaTokens* const made_tokens = tokens.ok() ? tokens->get() : nullptr;
   std::vector<TwoLanes> made;  // nothing is kept of a load that fails on its way

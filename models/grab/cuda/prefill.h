@@ -48,8 +48,8 @@ class CudaPrefill {
                                                              std::shared_ptr<CudaGemmLibrary> gemms,
                                                              std::shared_ptr<CudaPagePool> pool);
   virtual ~CudaPrefill() = default;
-  // Waits until the K/V are there. `on_card` may be null; appends of a few rows do not ask it. RESOURCE_EXHAUSTED beyond
-  // kRowsMax rows; errors of the card.
+  // Waits until the K/V are there. `on_card` may be null; appends of a few rows do not ask it. RESOURCE_EXHAUSTED
+  // beyond kRowsMax rows; errors of the card.
   virtual absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens,
                               const CardTokens& on_card) = 0;
   absl::Status Append(std::span<const CudaHistory> channels, const Tokens& tokens) {

@@ -182,7 +182,8 @@ absl::Status Tokens::Load(View view, const Config& config, const TensorMap& tens
   args_.embedding = config.embedding;
   args_.parts = view == View::kHistory ? 3 : 1;
   std::vector<SparseFieldConfig> fields = view == View::kHistory ? config.tokenizer.partial : config.tokenizer.full;
-  if (view == View::kCandidates) std::erase_if(fields, [](const SparseFieldConfig& field) { return IsUserSide(field); });
+  if (view == View::kCandidates)
+    std::erase_if(fields, [](const SparseFieldConfig& field) { return IsUserSide(field); });
   RETURN_IF_ERROR(LoadTables(fields, tensors));
   return LoadNetwork(view, config, tensors);
 }
@@ -211,8 +212,7 @@ absl::StatusOr<std::unique_ptr<CudaTokenLane>> Tokens::NewLane(size_t rows) cons
   return lane;
 }
 
-void Tokens::Fill(std::span<const CudaTokenSlice> slices, size_t rows, const Layout& l,
-                          TokenLane* lane) const {
+void Tokens::Fill(std::span<const CudaTokenSlice> slices, size_t rows, const Layout& l, TokenLane* lane) const {
   const size_t fields = Size(args_.fields), dense = Size(args_.dense);
   auto* ranges = lane->pinned.as<CudaIdRange>(l.ranges);
   auto* ids = lane->pinned.as<uint32_t>(l.ids);
