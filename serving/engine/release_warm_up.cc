@@ -108,7 +108,8 @@ void ReleaseWarmUp::Start(std::shared_ptr<const ServedModel> next, std::string n
 
 WarmUpResult ReleaseWarmUp::Wait(std::shared_ptr<const ServedModel> next, std::string next_key,
                                  std::string present_key) {
-  if (options_.share <= 0 || next_key == present_key) return {};
+  if (options_.share <= 0) return {.reason = "at_once"};
+  if (next_key == present_key) return {};
   const int64_t deadline_us = clock_->MonotonicMicros() + options_.time_max_us;
   std::unique_lock lock(mutex_);
   if (stopped_) return {0, "stopped"};

@@ -47,8 +47,8 @@ struct WarmUpOptions {
 
 struct WarmUpResult {
   double share = 1;  // reached
-  // "warm" (share reached), "time" (limit passed), "room" (states of the next version take bytes_max, or no further
-  // user's could be built), "stopped" (unloaded, or shutdown).
+  // "at_once" (share 0 wanted), "warm" (share reached), "time" (limit passed), "room" (states of the next version take
+  // bytes_max, or no further user's could be built), "stopped" (unloaded, or shutdown).
   std::string reason = "warm";
 };
 

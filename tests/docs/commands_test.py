@@ -154,7 +154,7 @@ class RunbookWalk(unittest.TestCase):
         self.ok(f"admin label {admin} --model grab-ml --label canary --version-id 2")
         self.ok(f"admin label {admin} --model grab-ml --label stable --version-id 2")
         self.assertIn("grab-ml/2", self.ok(f"rank {server} --user 1 --items 1,2,3"))
-        self.ok(f"admin label {admin} --model grab-ml --label stable --version-id 1")
+        self.ok(f"admin label {admin} --model grab-ml --label stable --version-id 1 --at-once")
         self.assertIn("grab-ml/1", self.ok(f"rank {server} --user 1 --items 1,2,3"))
         # Back up, and forget a user.
         self.ok(f"admin checkpoint {admin} --name monday")

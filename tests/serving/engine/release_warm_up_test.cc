@@ -155,6 +155,7 @@ TEST_F(ReleaseTest, WithoutWarmUpEveryUsersNextRequestBuildsAHistory) {
   const auto move = Release(/*at_once=*/false);
   ASSERT_TRUE(move.ok()) << move.status();
   EXPECT_EQ(cold_, kUsers);
+  EXPECT_EQ(move->reason, "at_once");
 }
 
 TEST_F(ReleaseTest, WithWarmUpNoRequestOfTheNewVersionDoes) {
