@@ -21,7 +21,7 @@ namespace backstory::grab {
 // Thread-safe.
 class CudaPrefills {
  public:
-  static constexpr size_t kSideBySide = 2;  // fewer where memory does not suffice, at least one
+  static constexpr size_t kSideBySide = 3;  // fewer where memory does not suffice, at least one
 
   // `weights` outlives it. Without `tokens`, or where their memory does not fit, the host makes all token rows. Errors
   // of the first prefill.

@@ -63,8 +63,8 @@ class CudaTokens {
   virtual ~CudaTokens() = default;
   virtual absl::StatusOr<std::unique_ptr<CudaTokenLane>> NewLane(size_t rows_max) const = 0;
   // Enqueues what writes `out` [rows][stride] (on the card); rows of no slice become those of an empty token. The
-  // slices were checked. The lane's last launch must be over: pinned memory is written. RESOURCE_EXHAUSTED: more ids or users than
-  // the lane takes.
+  // slices were checked. The lane's last launch must be over: pinned memory is written. RESOURCE_EXHAUSTED: more ids or
+  // users than the lane takes.
   virtual absl::Status Run(std::span<const CudaTokenSlice> slices, int rows, CudaTokenLane* lane, float* out,
                            void* workspace, void* stream) const = 0;
 };
