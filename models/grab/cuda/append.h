@@ -55,6 +55,7 @@ bool CudaAppendFits(const CudaWidths& widths);
 
 // K/V of the rows to the pool, zeroes behind the last row of the last page. Enqueues one launch whose blocks wait for
 // each other: all of them must fit on the card at once, else the launch is refused. nullptr or a static text.
+// Beside other launches whose blocks wait for each other it leans on the card's order of dispatch as attend.h does.
 const char* CudaAppend(const CudaAppendArgs& args, void* stream);
 
 }  // namespace backstory::grab
