@@ -41,7 +41,7 @@ class CellCache {
   void Clear();
 
  private:
-  static constexpr size_t kShards = 64;
+  static constexpr size_t kShards = 16;
   static constexpr int64_t kNoHour = INT64_MIN;
   struct Key {
     uint32_t ns = 0;
@@ -53,12 +53,12 @@ class CellCache {
     }
   };
   struct Entry {
-    std::vector<Cell> cells;   // sorted by (hour, outcome)
-    std::vector<Cell> totals;  // hour 0: sums over all hours, sorted by outcome
-    // The last answer: within an hour everybody who looks from now asks the same.
+    // The last answer: within an hour everybody who looks from now asks the same. First, for it is next to the key.
     int64_t counted_hour = kNoHour;
     ItemCounts counts;
-    bool used = true;  // since its turn to leave last came
+    bool used = true;          // since its turn to leave last came
+    std::vector<Cell> cells;   // sorted by (hour, outcome)
+    std::vector<Cell> totals;  // hour 0: sums over all hours, sorted by outcome
   };
   struct alignas(64) Shard {
     std::mutex mutex;  // guards all below
@@ -73,7 +73,7 @@ class CellCache {
   absl::Status CountMissing(std::string_view ns, Key key, int64_t end_hour, size_t i, const Visit& visit);
   void Evict(Shard* shard);
   static const ItemCounts& CountsOf(Entry* entry, int64_t end_hour);
-  static size_t ShardOf(const Key& key) { return absl::Hash<Key>()(key) >> 58; }
+  static size_t ShardOf(const Key& key) { return absl::Hash<Key>()(key) >> 60; }
   uint32_t NumberOf(std::string_view ns);
   Key KeyOf(const std::string& prefix);
 
