@@ -26,14 +26,14 @@ class CellCache {
  public:
   CellCache(const Database* database, size_t bytes) : database_(database), shard_bytes_(bytes / kShards) {}
 
-  // Outcomes of items in cells before `end_hour`: calls visit(i, counts) for every i below items.size(), in any order and
-  // maybe under a lock, so it must be quick and not come back here. An error ends it.
+  // Outcomes of items in cells before `end_hour`: calls visit(i, counts) for every i below items.size(), in any order
+  // and maybe under a lock, so it must be quick and not come back here. An error ends it.
   using Visit = std::function<void(size_t i, const ItemCounts& counts)>;
   absl::Status CountsBefore(std::string_view ns, std::span<const uint64_t> items, int64_t end_hour, const Visit& visit);
 
-  // Commit thread, before the commit that changes cells of this prefix (CellPrefix) can be seen. Every Announce is followed
-  // by its Apply, or by Clear. Between the two a load may or may not see the change, so what it loaded is not kept:
-  // Apply would count the change twice.
+  // Commit thread, before the commit that changes cells of this prefix (CellPrefix) can be seen. Every Announce is
+  // followed by its Apply, or by Clear. Between the two a load may or may not see the change, so what it loaded is not
+  // kept: Apply would count the change twice.
   void Announce(const std::string& prefix);
   // Commit thread, after the commit that holds these changes.
   void Apply(const std::string& prefix, const std::vector<Cell>& changes);

@@ -49,8 +49,8 @@ absl::Status CudaHistoryTokens::Run(const TokenColumns& tokens, size_t first, si
   if (!status.ok()) return status;
   const CudaTokenSlice slice{.item = &tokens, .first = first, .count = count};
   auto* const cuda_stream = static_cast<cudaStream_t>(stream);
-  status = tokens_->Run({&slice, 1}, CudaNetwork::Bucket(static_cast<int>(count)), set.memory.get(), out, workspace,
-                        stream);
+  status =
+      tokens_->Run({&slice, 1}, CudaNetwork::Bucket(static_cast<int>(count)), set.memory.get(), out, workspace, stream);
   if (status.ok()) status = device_->Check(cudaEventRecord(set.done, cuda_stream), "history's token rows");
   if (!status.ok()) static_cast<void>(cudaStreamSynchronize(cuda_stream));
   return status;
