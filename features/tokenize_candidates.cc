@@ -83,7 +83,7 @@ class Builder {
   const UserSummary* past_ = nullptr;
   std::vector<const Item*> own_items_;  // if the input has functions
   std::vector<RateCounts> own_counts_;
-  std::span<const Item* const> items_;   // [candidates]
+  std::span<const Item* const> items_;  // [candidates]
   std::span<const RateCounts> counts_;  // [candidates]
 };
 

@@ -91,8 +91,8 @@ CellCache::Key CellCache::KeyOf(const std::string& prefix) {
 absl::Status CellCache::CountsBefore(std::string_view ns, std::span<const uint64_t> items, int64_t end_hour,
                                      const Visit& visit) {
   const uint32_t number = NumberOf(ns);
-  // Item by item a thousand locks and as many misses of the processor's cache, one after the other; shard by shard 64
-  // locks, and the misses overlap.
+  // Item by item a thousand locks and as many misses of the processor's cache, one after the other; shard by shard a
+  // few locks, and the misses overlap.
   std::array<uint32_t, kShards + 1> begin{};
   std::vector<uint8_t> shard_of(items.size());
   for (size_t i = 0; i < items.size(); ++i) {

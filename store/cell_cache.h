@@ -26,14 +26,14 @@ class CellCache {
  public:
   CellCache(const Database* database, size_t bytes) : database_(database), shard_bytes_(bytes / kShards) {}
 
-  // Outcomes of items in cells before `end_hour`: calls visit(i, counts) for every i below items.size(), in any order and
-  // maybe under a lock, so it must be quick and not come back here. An error ends it.
+  // Outcomes of items in cells before `end_hour`: calls visit(i, counts) for every i below items.size(), in any order
+  // and maybe under a lock, so it must be quick and not come back here. An error ends it.
   using Visit = std::function<void(size_t i, const ItemCounts& counts)>;
   absl::Status CountsBefore(std::string_view ns, std::span<const uint64_t> items, int64_t end_hour, const Visit& visit);
 
-  // Commit thread, before the commit that changes cells of this prefix (CellPrefix) can be seen. Every Announce is followed
-  // by its Apply, or by Clear. Between the two a load may or may not see the change, so what it loaded is not kept:
-  // Apply would count the change twice.
+  // Commit thread, before the commit that changes cells of this prefix (CellPrefix) can be seen. Every Announce is
+  // followed by its Apply, or by Clear. Between the two a load may or may not see the change, so what it loaded is not
+  // kept: Apply would count the change twice.
   void Announce(const std::string& prefix);
   // Commit thread, after the commit that holds these changes.
   void Apply(const std::string& prefix, const std::vector<Cell>& changes);
@@ -41,7 +41,7 @@ class CellCache {
   void Clear();
 
  private:
-  static constexpr size_t kShards = 64;
+  static constexpr size_t kShards = 16;
   static constexpr int64_t kNoHour = INT64_MIN;
   struct Key {
     uint32_t ns = 0;
@@ -53,12 +53,12 @@ class CellCache {
     }
   };
   struct Entry {
-    std::vector<Cell> cells;   // sorted by (hour, outcome)
-    std::vector<Cell> totals;  // hour 0: sums over all hours, sorted by outcome
-    // The last answer: within an hour everybody who looks from now asks the same.
+    // The last answer: within an hour everybody who looks from now asks the same. First, for it is next to the key.
     int64_t counted_hour = kNoHour;
     ItemCounts counts;
-    bool used = true;  // since its turn to leave last came
+    bool used = true;          // since its turn to leave last came
+    std::vector<Cell> cells;   // sorted by (hour, outcome)
+    std::vector<Cell> totals;  // hour 0: sums over all hours, sorted by outcome
   };
   struct alignas(64) Shard {
     std::mutex mutex;  // guards all below
@@ -73,7 +73,7 @@ class CellCache {
   absl::Status CountMissing(std::string_view ns, Key key, int64_t end_hour, size_t i, const Visit& visit);
   void Evict(Shard* shard);
   static const ItemCounts& CountsOf(Entry* entry, int64_t end_hour);
-  static size_t ShardOf(const Key& key) { return absl::Hash<Key>()(key) >> 58; }
+  static size_t ShardOf(const Key& key) { return absl::Hash<Key>()(key) >> 60; }
   uint32_t NumberOf(std::string_view ns);
   Key KeyOf(const std::string& prefix);
 

@@ -12,8 +12,8 @@
 namespace backstory {
 namespace {
 
-// HMAC-SHA256 under one key at a time. OpenSSL looks its algorithms up by name for every HMAC(), which takes ten times as
-// long as the hash of a user id: a thread keeps what was found, and the key it was last used with.
+// HMAC-SHA256 under one key at a time. OpenSSL looks its algorithms up by name for every HMAC(), which takes ten times
+// as long as the hash of a user id: a thread keeps what was found, and the key it was last used with.
 class KeyedHash {
  public:
   KeyedHash() : mac_(EVP_MAC_fetch(nullptr, OSSL_MAC_NAME_HMAC, nullptr)), context_(EVP_MAC_CTX_new(mac_.get())) {}

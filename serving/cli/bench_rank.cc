@@ -48,8 +48,8 @@ void Complete(Options* options) {
     }
   }
   if (options->resident_users > load.users.size()) {
-    FailCommand(kExitUsage, fmt::format("--resident-users is {}, there are {} users", options->resident_users,
-                                        load.users.size()));
+    FailCommand(kExitUsage,
+                fmt::format("--resident-users is {}, there are {} users", options->resident_users, load.users.size()));
   }
   if (options->resident_users > 0) load.rotated_users = load.users.size() - options->resident_users;
   load.rotated_share = 1 - options->hit_rate;

@@ -147,7 +147,8 @@ void RankLoad::Prime() const {
   for (size_t u = 0; u < options_.users.size() - options_.rotated_users; ++u) waiting.push_back(u);
   std::unique_lock lock(mutex);
   while (failed.empty()) {
-    changed.wait(lock, [&] { return !failed.empty() || in_flight == 0 || (!waiting.empty() && in_flight < kInFlight); });
+    changed.wait(lock,
+                 [&] { return !failed.empty() || in_flight == 0 || (!waiting.empty() && in_flight < kInFlight); });
     if (!failed.empty() || waiting.empty()) break;
     const size_t user = waiting.front();
     waiting.pop_front();
@@ -172,7 +173,8 @@ void RankLoad::Prime() const {
 }
 
 LoadResult RankLoad::Run(double rate, StageReport* stages) const {
-  const Clock::time_point counted = Clock::now() + std::chrono::microseconds(static_cast<int64_t>(options_.warmup * 1e6));
+  const Clock::time_point counted =
+      Clock::now() + std::chrono::microseconds(static_cast<int64_t>(options_.warmup * 1e6));
   return RunOpenLoop(rate, options_.seconds, options_.warmup, options_.seed, options_.in_flight_max,
                      [&](size_t i, std::function<void(std::string)> done) {
                        Issue(RequestOf(i), Clock::now() < counted ? nullptr : stages, std::move(done));

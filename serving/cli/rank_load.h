@@ -1,4 +1,5 @@
-// Rank calls for a load test: made before the clock starts, sent in the order of their arrivals, and where their time went.
+// Rank calls for a load test: made before the clock starts, sent in the order of their arrivals, and where their time
+// went.
 #ifndef BACKSTORY_SERVING_CLI_RANK_LOAD_H_
 #define BACKSTORY_SERVING_CLI_RANK_LOAD_H_
 
@@ -64,7 +65,7 @@ class RankLoad {
   size_t RequestOf(size_t arrival) const;
 
   const RankLoadOptions& options_;
-  size_t per_user_ = 1;  // different requests of a user
+  size_t per_user_ = 1;                    // different requests of a user
   std::vector<v1::RankRequest> requests_;  // [users][per_user_]
   std::vector<std::unique_ptr<v1::Ranking::Stub>> stubs_;
 };

@@ -1,6 +1,6 @@
-// Prepared requests of models that score a few batches at a time (those on a card). Whoever prepared a request scores it
-// at once if a lane is free; else it waits for the next pass, which takes along all that wait. So nobody waits for a batch
-// to fill, and batches grow with the load.
+// Prepared requests of models that score a few batches at a time (those on a card). Whoever prepared a request scores
+// it at once if a lane is free; else it waits for the next pass, which takes along all that wait. So nobody waits for a
+// batch to fill, and batches grow with the load.
 #ifndef BACKSTORY_SERVING_ENGINE_LANE_QUEUE_H_
 #define BACKSTORY_SERVING_ENGINE_LANE_QUEUE_H_
 
@@ -21,7 +21,8 @@ namespace backstory {
 class LaneQueue {
  public:
   // Of one pass; a single request may have more candidates.
-  LaneQueue(size_t requests_max, size_t candidates_max) : requests_max_(requests_max), candidates_max_(candidates_max) {}
+  LaneQueue(size_t requests_max, size_t candidates_max)
+      : requests_max_(requests_max), candidates_max_(candidates_max) {}
 
   // Takes a prepared job over. True: a lane of its model is the caller's, who calls Take, scores, and so on until Take
   // gives nothing. False: others will score it. Waits while a full pass waits already: to prepare more would only pin

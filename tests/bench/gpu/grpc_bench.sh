@@ -3,7 +3,8 @@
 #   tests/bench/gpu/grpc_bench.sh [WHAT..]     of: low (1,000 candidates x 4,096 events, grab-512, low load),
 #                                                  resident, rates (2,048 x 7,000, grab-dlrm); default: all three
 # Settings by environment: BINARY (build/release/bin/backstory), WORK (a scratch directory, made), USERS of grab-dlrm (200),
-# DEVICE (cuda:0), SERVER_CORES (0-11), LOAD_CORES (12-15), SECONDS_A_RATE (4), LOW_RATES, RESIDENT_RATES.
+# DEVICE (cuda:0), SERVER_CORES (0-11), LOAD_CORES (12-15), SECONDS_A_RATE (4), LOW_RATES, RESIDENT_RATES, HIT_RATES (share of
+# hits:rate,rate..).
 set -uo pipefail
 binary=${BINARY:-build/release/bin/backstory}
 work=${WORK:-$(mktemp -d)}
@@ -11,6 +12,7 @@ users=${USERS:-200}
 seconds=${SECONDS_A_RATE:-4}
 low_rates=${LOW_RATES:-"50 100 300 600"}
 resident_rates=${RESIDENT_RATES:-"600 1200 1800 2400"}
+hit_rates=${HIT_RATES:-"0.9:300,600 0.5:100,200 0:50,100"}
 binary=$(realpath "$binary")
 mkdir -p "$work" && cd "$work" || exit 1
 started=$(date +%s)
@@ -70,10 +72,10 @@ rates_of_hits() {
   serve dlrm grab-dlrm -p cache_bytes=60000000000 -p device_cache_bytes=2900000000 || return 1
   # Every user once: from here on all tokens are in host memory.
   load --user-range "1-$users" --candidates 2048 --seconds 0.3 --warmup 0 --rate 10 > /dev/null
-  for pair in "0.9 300 600" "0.5 150 300" "0 100 200"; do
-    set -- $pair
-    echo "-- $1 of the requests go to users whose K/V are there"
-    load --seconds "$seconds" --warmup 1 --user-range "1-$users" --resident-users 30 --hit-rate "$1" --candidates 2048 --rate "$2" --rate "$3"
+  for pair in $hit_rates; do
+    echo "-- ${pair%%:*} of the requests go to users whose K/V are there"
+    load --seconds "$seconds" --warmup 1 --user-range "1-$users" --resident-users 30 --hit-rate "${pair%%:*}" --candidates 2048 \
+      $(rates "$(echo "${pair#*:}" | tr , ' ')")
     counts
   done
   stop

@@ -98,7 +98,8 @@ TEST_F(LaneQueueTest, NobodyPreparesFarAhead) {
   }
 }
 
-// All that come while the only lane is busy are one call of the model, whole, and their answers are those of single calls.
+// All that come while the only lane is busy are one call of the model, whole, and their answers are those of single
+// calls.
 TEST(LanesTest, RequestsThatWaitForALaneAreOneCall) {
   auto model = std::make_shared<FakeModel>(FakeConfig());
   model->lane_count = 1;
@@ -110,10 +111,11 @@ TEST(LanesTest, RequestsThatWaitForALaneAreOneCall) {
   std::atomic<int> answered{0};
   std::vector<absl::StatusOr<RankReply>> replies(7, absl::UnknownError("none"));
   const auto send = [&](size_t i) {
-    harness.engine->Rank(Query("user" + std::to_string(i), {i + 1, 2, 3}, kNow), [&, i](absl::StatusOr<RankReply> reply) {
-      replies[i] = std::move(reply);
-      ++answered;
-    });
+    harness.engine->Rank(Query("user" + std::to_string(i), {i + 1, 2, 3}, kNow),
+                         [&, i](absl::StatusOr<RankReply> reply) {
+                           replies[i] = std::move(reply);
+                           ++answered;
+                         });
   };
   busy.lock();
   send(0);
@@ -149,8 +151,9 @@ TEST(LanesTest, NeitherWaitsForTheOther) {
     std::this_thread::sleep_for(std::chrono::microseconds(50));
     --inside;
   };
-  Harness harness({{"1", Served(model)}}, {{"queue_requests", "10000"}, {"concurrency_limit_max", "10000"},
-                                           {"concurrency_adaptive", "false"}}, 6);
+  Harness harness({{"1", Served(model)}},
+                  {{"queue_requests", "10000"}, {"concurrency_limit_max", "10000"}, {"concurrency_adaptive", "false"}},
+                  6);
   constexpr int kCallers = 3, kCalls = 200;
   std::atomic<int> answered{0};
   std::atomic<uint64_t> next_event{1};
