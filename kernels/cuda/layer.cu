@@ -75,30 +75,44 @@ const char* LaunchTile(const LinearArgs& a, const Operands& of, cudaStream_t str
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Stages of the ring by what a launch ends with and its blocks' rows. Few rows: as many as fit, so that weights arrive
-// before the rows they wait for; many: as many as leave room for two blocks on a multiprocessor.
+// Stages of the ring by what a launch ends with and its blocks' rows: as many as fit, so that weights arrive before the
+// rows they wait for; with many blocks of a plain product as many as leave room for two on a multiprocessor.
 template <LinearEnd kEnd, int kRows>
-constexpr int Stages() {
+constexpr int Stages(bool many) {
   constexpr bool kNorm = kEnd == LinearEnd::kNorm, kMix = kEnd == LinearEnd::kMix;
   if (kRows == 32) return 8;
-  if (kRows == 64) return kNorm ? 3 : kMix ? 5 : 8;
-  return 3;
+  if (kRows == 64) return kNorm ? 7 : kMix ? 5 : 8;
+  return kNorm ? 4 : kMix ? 2 : many ? 3 : 6;
 }
 
-// Blocks' rows: the fewest with which all blocks of a launch run at once. A function of the launch's shape alone, as
-// bits must be.
+// Blocks' rows: the fewest with which a launch takes half of an H100, so that the next one begins on the other half
+// (attention, which follows the projections, takes all of it); else with which all blocks run at once (clusters do not
+// fill every part of the card); else the most. A function of the launch's shape alone, as bits must be.
 template <LinearEnd kEnd>
 const char* Launch(const LinearArgs& a, const Operands& of, void* stream) {
-  constexpr bool kTwin = kEnd == LinearEnd::kMix, kNorms = kTwin || kEnd == LinearEnd::kNorm;
-  constexpr int kBlocks = 132;  // of an H100
-  const int blocks = kTwin ? a.out / 64 : (a.out + a.second_out + 127) / 128 * a.channels;
-  const auto fits = [&](int rows) { return (a.rows + rows - 1) / rows * blocks <= kBlocks; };
+  constexpr bool kTwin = kEnd == LinearEnd::kMix;
+  constexpr int kHalf = 66;
+  const int wide = (a.out + a.second_out + 127) / 128 * (kTwin ? 2 : 1), blocks = kTwin ? wide : wide * a.channels;
+  const int at_once = kEnd == LinearEnd::kStore || wide == 1 ? 132 : wide <= 4 ? 120 : 112;
+  const auto blocks_of = [&](int rows) { return (a.rows + rows - 1) / rows * blocks; };
+  const auto best = [&] {
+    for (int most : {a.second_out > 0 ? at_once : kHalf, at_once}) {
+      for (int rows : {32, 64, 128}) {
+        if (blocks_of(rows) <= most) return rows;
+      }
+    }
+    return 128;
+  };
   const auto s = static_cast<cudaStream_t>(stream);
-  if (fits(32)) return LaunchTile<LinearTile<32, Stages<kEnd, 32>(), kEnd>>(a, of, s);
-  if constexpr (!kNorms) {
-    if (!fits(64)) return LaunchTile<LinearTile<128, Stages<kEnd, 128>(), kEnd>>(a, of, s);
+  switch (const int rows = best(); rows) {
+    case 32:
+      return LaunchTile<LinearTile<32, Stages<kEnd, 32>(false), kEnd>>(a, of, s);
+    case 64:
+      return LaunchTile<LinearTile<64, Stages<kEnd, 64>(false), kEnd>>(a, of, s);
+    default:
+      if (blocks_of(rows) > kHalf) return LaunchTile<LinearTile<128, Stages<kEnd, 128>(true), kEnd>>(a, of, s);
+      return LaunchTile<LinearTile<128, Stages<kEnd, 128>(false), kEnd>>(a, of, s);
   }
-  return LaunchTile<LinearTile<64, Stages<kEnd, 64>(), kEnd>>(a, of, s);
 }
 
 bool FitsNorm(int d) { return d > 0 && d % 128 == 0 && d <= 512; }
@@ -152,6 +166,7 @@ const char* Finish(const FinishArgs& a, void* stream) {
                             .relu = true};
   if (const char* wrong = Launch<LinearEnd::kStore>(inner, {.rows = a.z, .w = a.w_1, .y = a.inner}, stream))
     return wrong;
+  if (a.inner_only) return nullptr;
   LinearArgs outer = add;
   outer.in = a.ffn;
   outer.overlap_previous = true;

@@ -60,6 +60,7 @@ struct FinishArgs {
   void* z = nullptr;              // bf16 [channels][rows][d]: the result once more; also working memory
   void* inner = nullptr;          // bf16 [channels][rows][ffn]: working memory
   void* concat = nullptr;         // bf16 [rows][channels][d]: the result for the head, instead of x and z; or nullptr
+  bool inner_only = false;        // ends with `inner`, for a caller that does the rest otherwise
   bool overlap_previous = false;  // of the first launch; the others overlap anyway
 };
 

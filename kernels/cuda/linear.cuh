@@ -71,15 +71,13 @@ struct LinearShared {
   uint64_t full[Tile::kStages], empty[Tile::kStages], x_full, moments_full[Tile::kUnits], sums_full;
 };
 
-// Two blocks to a multiprocessor where they fit: one's rows are finished, and the next kernel's weights arrive, while
-// another multiplies.
+// Two blocks to a multiprocessor where they fit: one finishes its rows while the other multiplies.
 template <class Tile>
 constexpr int LinearBlocksPerSm() {
   return sizeof(LinearShared<Tile>) <= 113 * 1024 ? 2 : 1;
 }
 
 __device__ __forceinline__ BarrierAt At(const uint64_t& barrier) { return BarrierAt{SharedAddress(&barrier)}; }
-
 template <class Tile>
 __device__ __forceinline__ void LinearInit(LinearShared<Tile>& s) {
   for (int i = 0; i < Tile::kStages; ++i) {
@@ -122,9 +120,11 @@ __device__ __forceinline__ void LinearLoad(const LinearArgs& a, const LinearMaps
   };
   PrefetchTensorMap(&maps.rows);
   const int early = min(steps, Tile::kStages);
+#pragma unroll 1
   for (int i = 0; i < early; ++i) weights(i, i);
   if (Tile::kNorms) {
     At(s.x_full).ArriveExpecting(Tile::kXBytes);
+#pragma unroll 1
     for (int i = 0; i < 4; ++i) {
       const int box = i % (Tile::kFeatures / 32), unit = i / (Tile::kFeatures / 32);
       LoadBox3(&maps.x, At(s.x_full), s.x + i * Tile::kRowBytes, feature + 32 * box, row,
@@ -133,10 +133,12 @@ __device__ __forceinline__ void LinearLoad(const LinearArgs& a, const LinearMaps
   }
   WaitForPreviousKernel();
   LetNextKernelStart();
+#pragma unroll 1
   for (int i = 0; i < early; ++i) rows(i, i);
   if (Tile::kEnd != LinearEnd::kHead) PrefetchTensorMap(&maps.y);
   int stage = 0;
   uint32_t phase = 0;
+#pragma unroll 1
   for (int i = early; i < steps; ++i) {
     At(s.empty[stage]).Wait(phase);
     weights(i, stage);
@@ -154,24 +156,42 @@ __device__ __forceinline__ void WgmmaRows(float (&d)[64], uint64_t w, uint64_t r
 template <class Tile>
 __device__ __forceinline__ void LinearMultiply(LinearShared<Tile>& s, int group, int steps,
                                                float (&d)[Tile::kRows / 2]) {
-  int stage = 0;
-  uint32_t phase = 0;
-  const uint32_t first = SharedAddress(s.ring);
-  const uint32_t w_at = first + group * Tile::kGroupBytes;
-  const uint32_t r_at = first + 2 * Tile::kGroupBytes + (Tile::kTwin ? group * Tile::kRowBytes : 0);
-  for (int i = 0; i < steps; ++i) {
+  const uint32_t first = SharedAddress(s.ring), w_at = MatrixWord(first + group * Tile::kGroupBytes, 16);
+  const uint32_t r_at = MatrixWord(first + 2 * Tile::kGroupBytes + (Tile::kTwin ? group * Tile::kRowBytes : 0), 16);
+  const auto issue = [&](int stage, uint32_t phase) {
     At(s.full[stage]).Wait(phase);
-    const uint32_t w = MatrixWord(w_at + stage * Tile::kStageBytes, 16),
-                   r = MatrixWord(r_at + stage * Tile::kStageBytes, 16);
-    Pin(d);
+    const uint32_t w = w_at + stage * (Tile::kStageBytes / 16), r = r_at + stage * (Tile::kStageBytes / 16);
     WgmmaFence();
 #pragma unroll
     for (int x = 0; x < 4; ++x) WgmmaRows(d, Descriptor(w + 2 * x), Descriptor(r + 2 * x));
     WgmmaCommit();
+  };
+  const auto release = [&](int stage) {
+    if (threadIdx.x % 32 == 0) At(s.empty[stage]).Arrive();
+  };
+  int left = steps;
+  uint32_t phase = 0;
+#pragma unroll 1
+  for (; left >= Tile::kStages; left -= Tile::kStages, phase ^= 1) {  // the ring once around without a pause
+    Pin(d);
+#pragma unroll
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
+      issue(stage, phase);
+      if (stage == 0) continue;
+      WgmmaWait<1>();
+      release(stage - 1);
+    }
     WgmmaWait<0>();
     Pin(d);
-    if (threadIdx.x % 32 == 0) At(s.empty[stage]).Arrive();
-    if (++stage == Tile::kStages) stage = 0, phase ^= 1;
+    release(Tile::kStages - 1);
+  }
+#pragma unroll 1
+  for (int stage = 0; stage < left; ++stage) {
+    Pin(d);
+    issue(stage, phase);
+    WgmmaWait<0>();
+    Pin(d);
+    release(stage);
   }
 }
 

@@ -243,6 +243,7 @@ class LinearGroup {
 
   // To the same place of every block of the cluster.
   __device__ __forceinline__ void Send(float2 pair, const float2* place, const uint64_t& full) const {
+#pragma unroll 2
     for (uint32_t block = 0; block < gridDim.x; ++block) SendPair(pair, SharedAddress(place), At(full), block);
   }
   // of_warp of all warps of all blocks, added up in order.

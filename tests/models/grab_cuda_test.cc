@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "models/grab/cuda/model.h"
@@ -144,6 +146,28 @@ TEST(GrabCuda, ScoresOfThePresetsAreTheCpuModels) {
                 1);
     }
   }
+}
+
+// Launches of two passes share the card: none waits for the other forever, and neither changes a bit.
+TEST(GrabCuda, TwoPassesAtATimeScoreAsOne) {
+  const auto runtime = CudaRuntime::Open({.kv_bytes = size_t{1} << 30, .lanes = 2, .warm_rows = 64});
+  if (!runtime.ok()) GTEST_SKIP() << runtime.status().message();
+  const Config config = *PresetConfig("grab-512");
+  const World w = MakeWorld(config, RandomWeights(config, 5), {2000, 900}, 5, {.runtime = *runtime});
+  ASSERT_NE(w.gpu, nullptr);
+  std::vector<std::thread> threads;
+  std::atomic<int> different = 0;
+  for (const size_t count : {size_t{200}, size_t{500}}) {
+    threads.emplace_back([&w, &config, &different, count] {
+      Random random(count);
+      const CandidateTokens candidates = RandomCandidates(config, count, w.now_us, &random);
+      const std::vector<float> first = ScoreAll(*w.gpu, w.gpu_kv.get(), candidates).logits;
+      for (int i = 0; i < 150; ++i) different += ScoreAll(*w.gpu, w.gpu_kv.get(), candidates).logits != first;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(different, 0);
+  EXPECT_EQ((*runtime)->counters.fallbacks, 0u);
 }
 
 TEST(GrabCuda, SegmentsOfOneCallSeeTheirOwnUsers) {

@@ -58,7 +58,7 @@ class Network final : public CudaNetwork {
   absl::Status BeforeLayer(int layer, int rows, Lane* lane) const;
   absl::Status Layer(int layer, int rows, Lane* lane, const Lane::Products& products, const AfterStep& after) const;
   absl::Status Project(int layer, int rows, Lane* lane, const Lane::Products& products) const;
-  absl::Status Finish(int layer, int rows, Lane* lane) const;
+  absl::Status Finish(int layer, int rows, Lane* lane, const Lane::Products& products) const;
   absl::Status FinishByProducts(int layer, int rows, Lane* lane, const Lane::Products& products) const;
   absl::Status Head(int rows, Lane* lane, const Lane::Products& products) const;
   bool FusedProject(int rows) const { return project_fits_ && rows <= kFusedProjectRowsMax; }
@@ -269,7 +269,7 @@ absl::Status Network::FinishByProducts(int l, int rows, Lane* lane, const Lane::
 }
 
 // After attention, with the next layer's mixing, or what the head takes.
-absl::Status Network::Finish(int l, int rows, Lane* lane) const {
+absl::Status Network::Finish(int l, int rows, Lane* lane, const Lane::Products& p) const {
   const CudaWidths& w = weights_.widths;
   const CudaLayerOffsets& o = weights_.layers[static_cast<size_t>(l)];
   cuda::FinishArgs args{.rows = rows,
@@ -291,13 +291,18 @@ absl::Status Network::Finish(int l, int rows, Lane* lane) const {
                         .z = lane->z,
                         .inner = lane->ffn,
                         .overlap_previous = true};
-  if (l + 1 == w.layers) {
+  if (!FusedFinish(rows)) {
+    args.inner_only = true;
+  } else if (l + 1 == w.layers) {
     args.concat = lane->concat;
   } else if (mixing_ && w.channels > 1) {
     const CudaLayerOffsets& next = weights_.layers[static_cast<size_t>(l) + 1];
     args.gate_w = weights_.vector(next.gate_w), args.gate_b = weights_.vector(next.gate_b);
   }
-  return device().CheckText(cuda::Finish(args, lane->cuda_stream), "after attention");
+  RETURN_IF_ERROR(device().CheckText(cuda::Finish(args, lane->cuda_stream), "after attention"));
+  if (!args.inner_only) return absl::OkStatus();
+  return p.ffn2->Run(lane->ffn, weights_.matrix(o.w2), weights_.vector(o.b2), lane->x, lane->workspace_,
+                     lane->cuda_stream);
 }
 
 absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p, const AfterStep& after) const {
@@ -308,7 +313,7 @@ absl::Status Network::Layer(int l, int rows, Lane* lane, const Lane::Products& p
   if (after) after("project");
   RETURN_IF_ERROR(Attend(l, rows, !waits && !after, lane));
   if (after) after("attend");
-  RETURN_IF_ERROR(FusedFinish(rows) ? Finish(l, rows, lane) : FinishByProducts(l, rows, lane, p));
+  RETURN_IF_ERROR(finish_fits_ ? Finish(l, rows, lane, p) : FinishByProducts(l, rows, lane, p));
   if (after) after("finish");
   return absl::OkStatus();
 }

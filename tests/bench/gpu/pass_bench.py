@@ -3,9 +3,9 @@
 batch, SDPA by cuDNN and by flash with the self key merged by log-sum-exp, torch.compile and a CUDA graph. K/V are cached; what
 a request changes of them, position and time biases, is added to K inside of the timed region. Users are rotated past the L2.
 
-    pass_bench.py [--shapes 1x1024x256,...] [--repeats 60] [--lock FILE --ready COUNT]
+    pass_bench.py [--shapes 1x1024x256,...] [--repeats 60] [--attention best|both|cudnn|flash]
 
-With --lock, each shape compiles in a process of its own, all side by side; they are timed one after the other, when all are ready.
+Each shape compiles in a process of its own, all side by side; they are timed one after the other, when all are ready.
 """
 import argparse
 import fcntl
@@ -19,7 +19,7 @@ SHAPES = "1x1024x256,1x4096x256,1x4096x1024,1x16384x1024,8x4096x256,8x4096x1024,
 LAYERS, C, H, DH, D, FFN, HIDDEN, POS, TIMES = 4, 2, 4, 128, 512, 1024, 512, 256, 64
 
 
-def build(torch, users, history, candidates):
+def build(torch, users, history, candidates, only):
     F = torch.nn.functional
     aten = torch.ops.aten
     half = lambda *s, scale=0.04: (torch.randn(*s, device="cuda") * scale).bfloat16()
@@ -73,7 +73,10 @@ def build(torch, users, history, candidates):
     position = torch.clamp(age, max=POS - 1)
     when = torch.clamp((torch.log(age.float() * 3600) / 0.301).long(), max=TIMES - 1)
     graphs = {}
+    torch.set_float32_matmul_precision("high")
     for name, attention in {"cudnn": cudnn, "flash": flash}.items():
+        if only not in ("both", name):
+            continue
         compiled = torch.compile(forward, dynamic=False)
         graphs[name] = []
         for keys, values in kv:
@@ -110,6 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=SHAPES)
     parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--attention", choices=("best", "both", "cudnn", "flash"), default="best")
     parser.add_argument("--lock")
     parser.add_argument("--ready", type=int, default=0)
     options = parser.parse_args()
@@ -117,13 +121,15 @@ def main():
     if len(shapes) > 1:
         lock = options.lock or f"/tmp/pass_bench.{os.getpid()}"
         children = [subprocess.Popen([sys.executable, __file__, "--shapes", s, "--repeats", str(options.repeats), "--lock", lock,
-                                      "--ready", str(len(shapes))]) for s in shapes]
+                                      "--attention", options.attention, "--ready", str(len(shapes))]) for s in shapes]
         sys.exit(max(child.wait() for child in children))
     import torch
     users, history, candidates = map(int, shapes[0].split("x"))
+    # Flash attention is the faster one where few rows meet long histories (attend_bench.py).
+    only = options.attention if options.attention != "best" else "flash" if users * candidates <= 256 else "cudnn"
     torch.manual_seed(0)
     with torch.no_grad():
-        graphs = build(torch, users, history, candidates)
+        graphs = build(torch, users, history, candidates, only)
         if options.lock:
             open(f"{options.lock}.{shapes[0]}", "w").close()
             directory, base = os.path.split(options.lock)

@@ -20,5 +20,7 @@ if [ -x "$dir/grab_cuda_test" ]; then
   echo "== GRAB on the card against the CPU, then the whole scoring pass, prefill and append"
   "$dir/grab_cuda_test" --gtest_brief=1 || failed=1
   "$dir/../bin/grab_cuda_bench" || failed=1
+  echo "== the same pass by PyTorch"
+  python3 "$here/pass_bench.py" || failed=1
 fi
 exit $failed
