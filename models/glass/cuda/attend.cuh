@@ -51,11 +51,11 @@ struct Softmax {
   float top[2] = {kHidden, kHidden}, sum[2] = {0, 0};  // of rows g and g + 8; sums of this lane's keys alone
 };
 
-// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. logit(tile t, element i of 4, value) returns the
-// biased logit of row g + 8 (i / 2), key 32 block + 8 t + 2 c + i % 2.
-template <int kS, typename Logit>
+// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. bias(tile t, half) returns what
+// to add to row g + 8 half, keys 32 block + 8 t + 2 c and the next: kHidden or less for one that is not seen.
+template <int kS, typename Bias>
 __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const HeadKeys<kS>& keys, int block,
-                                            const KeyBlock<kS>& ahead, const Logit& logit, Softmax* softmax, float (&o)[4][4]) {
+                                            const KeyBlock<kS>& ahead, const Bias& bias, Softmax* softmax, float (&o)[4][4]) {
   float s[4][4] = {};
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -79,9 +79,10 @@ __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s[t][i] = logit(t, i, s[t][i]);
-      top[i / 2] = fmaxf(top[i / 2], s[t][i]);
+    for (int half = 0; half < 2; ++half) {
+      const float2 b = bias(t, half);
+      s[t][2 * half] += b.x, s[t][2 * half + 1] += b.y;
+      top[half] = fmaxf(top[half], fmaxf(s[t][2 * half], s[t][2 * half + 1]));
     }
   }
 #pragma unroll
@@ -157,8 +158,10 @@ __device__ __forceinline__ void StorePart(const Softmax& softmax, const float (&
 // Dimensions 2 pair, 2 pair + 1 of a row over all its parts, `step` floats apart. Without any key: zero.
 __device__ __forceinline__ float2 MergeParts(const float* row, int parts, int step, int pair) {
   float top = kHidden;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) top = fmaxf(top, row[i * step + kHeadDim]);
   float sum = 0, x = 0, y = 0;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) {
     const float scale = __expf(row[i * step + kHeadDim] - top);
     sum += scale * row[i * step + kHeadDim + 1];

@@ -70,8 +70,10 @@ struct User {
   }
 };
 
-// Ascending, `size` a power of two.
+// Ascending, `size` a power of two. What one warp can take in a step needs no barrier of all.
 __device__ void Sort(Key* keys, int size) {
+  if (size <= 64 && threadIdx.x >= 32) size = 0;
+  const bool alone = size <= 64;
   for (int width = 2; width <= size; width *= 2) {
     for (int stride = width / 2; stride > 0; stride /= 2) {
       for (int i = threadIdx.x; i < size / 2; i += kThreads) {
@@ -79,9 +81,14 @@ __device__ void Sort(Key* keys, int size) {
         const Key a = keys[low], b = keys[high];
         if ((a > b) == ((low & width) == 0)) keys[low] = b, keys[high] = a;
       }
-      __syncthreads();
+      if (alone) {
+        __syncwarp();
+      } else {
+        __syncthreads();
+      }
     }
   }
+  __syncthreads();
 }
 
 // The bin of the `wanted`-th smallest, how many lie in bins before it, and how many in it. bins: counts; all threads.

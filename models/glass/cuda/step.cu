@@ -30,7 +30,8 @@ struct Block {
     return {reinterpret_cast<uint4*>(shared + At::kFfn + (At::kAhead ? Warp() * FfnBuffer<kD>::kBytes : 0)) + Lane()};
   }
   __device__ Step* row_info() const { return reinterpret_cast<Step*>(shared + At::kRowInfo); }
-  __device__ uint16_t* counts() const { return reinterpret_cast<uint16_t*>(shared + At::Counts(m.heads)); }
+  __device__ float* memory_bias() const { return reinterpret_cast<float*>(shared + At::MemoryBias(m.heads)); }
+  __device__ float* set_bias() const { return reinterpret_cast<float*>(shared + At::SetBias(m)); }
   __device__ Planes Narrow(int at) const {
     return {reinterpret_cast<__nv_bfloat16*>(shared + at), At::kRows, PlaneStride(kD)};
   }
@@ -48,16 +49,19 @@ template <int kS, int kD, int kM>
 __device__ void Begin(const Block<kS, kD, kM>& b) {
   using At = StepShared<kS, kD, kM>;
   const Step* before = b.batch.steps + static_cast<int64_t>(b.step - 1) * b.batch.rows_max + b.first_row;
+#pragma unroll 1
   for (int r = threadIdx.x; r < At::kRows; r += kThreads) {
     Step info{0, static_cast<uint32_t>(b.m.bos), 0, 0, 0};
     if (b.step > 0 && r < b.rows) info = before[r];
     b.row_info()[r] = info;
   }
   const bool sets = b.step > 0 && b.m.search && b.m.set_capacity > 0;
-  for (int i = threadIdx.x; sets && i < At::kRows * b.m.set_capacity / 2; i += kThreads) {
-    reinterpret_cast<uint32_t*>(b.counts())[i] = 0;
-  }
+#pragma unroll 1
+  for (int i = threadIdx.x; sets && i < At::kRows * At::BiasStride(b.m); i += kThreads) b.set_bias()[i] = kHidden;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < b.m.key_capacity; i += kThreads) b.memory_bias()[i] = i < b.input.rows ? 0 : kHidden;
   __syncthreads();
+#pragma unroll 1
   for (int i = threadIdx.x; i < At::kRows * (kD / 4); i += kThreads) {
     const int r = i / (kD / 4), column = i % (kD / 4) * 4;
     *reinterpret_cast<float4*>(b.x() + r * At::kXStride + column) =
@@ -66,12 +70,13 @@ __device__ void Begin(const Block<kS, kD, kM>& b) {
   if (sets) {
     const auto* begin = reinterpret_cast<const uint32_t*>(b.batch.input + b.input.begin_at);
     const auto* members = reinterpret_cast<const uint32_t*>(b.batch.input + b.input.members_at);
+#pragma unroll 1
     for (int r = Warp(); r < At::kRows; r += kWarps) {
       const int code = b.row_info()[r].first_code;
       const uint32_t from = begin[code], to = begin[code + 1];
-      uint16_t* row = b.counts() + r * b.m.set_capacity;
-      for (uint32_t i = from + Lane(); i < to; i += 32) row[members[i] >> 12] = static_cast<uint16_t>(members[i] & 4095);
-      if (from == to && Lane() == 0) row[b.m.places] = 1;
+      float* row = b.set_bias() + r * At::BiasStride(b.m);
+      for (uint32_t i = from + Lane(); i < to; i += 32) row[members[i] >> 12] = logf(static_cast<float>(members[i] & 4095));
+      if (from == to && Lane() == 0) row[b.m.places] = 0;
     }
   }
   __syncthreads();
@@ -108,7 +113,7 @@ __device__ __forceinline__ void SelfRow(const Block<kS, kD, kM>& b, int layer, i
 #pragma unroll
   for (int p = 0; p < 3; ++p) {
     if (p > b.step) continue;
-    const float share = expf(weight[p] - top);
+    const float share = __expf(weight[p] - top);
     sum += share;
     v.x += share * value[p].x, v.y += share * value[p].y, v.z += share * value[p].z, v.w += share * value[p].w;
   }
@@ -123,6 +128,7 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 
   constexpr int kLanes = 8, kEach = kHeadDim / kLanes;  // of a row
   const ByColumns<kS> w{static_cast<const uint4*>(b.m.decoder[layer].qkv), kD / 32};
   const Planes o = b.Wide(0);
+#pragma unroll 1
   for (int head = b.rank; head < b.m.heads; head += b.cluster) {
     const int kind = Warp() / 4, t = Warp() % 4;
     if (head != static_cast<int>(b.rank)) first.Load(w, (kind * b.m.heads + head) * 4 + t, kD / 32);
@@ -137,6 +143,7 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 
       }
     }
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < b.rows * (2 * kHeadDim / 4); i += kThreads) {
       const int r = i / 16, column = i % 16 * 4;
       *reinterpret_cast<float4*>(b.SelfKv(layer, b.step, b.first_row + r, head) + column) =
@@ -153,6 +160,7 @@ template <int kS, int kD, int kM>
 __device__ void AddOutput(const Block<kS, kD, kM>& b, const void* packed, const Planes& o, Ahead<kS, kHeadsMax>& first) {
   using At = StepShared<kS, kD, kM>;
   const ByColumns<kS> w{static_cast<const uint4*>(packed), b.m.heads};
+#pragma unroll 1
   for (int tile = Warp(); tile < kD / 8; tile += kWarps) {
     if (tile != Warp()) first.Load(w, tile, b.m.heads);
     float acc[kM][4] = {};
@@ -175,6 +183,7 @@ __device__ void GatherRow(const Block<kS, kD, kM>& b, const float* rows, int r, 
   const int code = b.row_info()[r].first_code;
   const uint32_t from = begin[code], count = begin[code + 1] - from, all = max(count, 1u);
   float top = kHidden, sum = 0, value = 0;  // value: of this lane's dimension
+#pragma unroll 1
   for (uint32_t i = 0; i < all; i += 32) {
     const uint32_t mine = i + Lane();
     const uint32_t member = mine < count ? members[from + mine] : static_cast<uint32_t>(b.m.places) << 12 | 1;
@@ -189,6 +198,7 @@ __device__ void GatherRow(const Block<kS, kD, kM>& b, const float* rows, int r, 
     best = fmaxf(best, top);
     const float scale = expf(top - best), share = mine < all ? expf(weight - best) : 0.0f;
     top = best, value *= scale, sum = sum * scale + share;
+#pragma unroll 1
     for (uint32_t j = 0; j < min(32u, all - i); ++j) {
       const float of = __shfl_sync(~0u, share, j);
       const uint32_t place = __shfl_sync(~0u, member, j) >> 12;
@@ -237,22 +247,18 @@ __device__ __forceinline__ void AttendUnit(const Block<kS, kD, kM>& b, int layer
   }
   uint32_t q[2][kS][4];
   AsQueries<kS>(acc[0], q);
-  const uint16_t* counts = b.counts() + (16 * tile + g) * b.m.set_capacity + 2 * c;
+  using At = StepShared<kS, kD, kM>;
+  const int row_step = branch == 0 ? 0 : At::BiasStride(b.m);
+  const float* bias = (branch == 0 ? b.memory_bias() : b.set_bias()) + (16 * tile + g) * row_step + 2 * c;
   Softmax softmax;
   float o[4][4] = {};
+#pragma unroll 1
   for (int block = split; block < blocks; block += splits) {
     const KeyBlock<kS> now = next;
     next.Load(keys, block + splits, blocks);
-    if (branch == 0) {
-      AttendBlock<kS>(q, keys, block, now, [&](int t, int i, float value) {
-        return block * kKeyBlock + 8 * t + 2 * c + i % 2 < count ? value : kHidden;
-      }, &softmax, o);
-    } else {
-      AttendBlock<kS>(q, keys, block, now, [&](int t, int i, float value) {
-        const uint16_t n = counts[i / 2 * 8 * b.m.set_capacity + block * kKeyBlock + 8 * t + i % 2];
-        return n == 0 ? kHidden : n == 1 ? value : value + logf(static_cast<float>(n));
-      }, &softmax, o);
-    }
+    AttendBlock<kS>(q, keys, block, now, [&](int t, int half) {
+      return *reinterpret_cast<const float2*>(bias + half * 8 * row_step + block * kKeyBlock + 8 * t);
+    }, &softmax, o);
   }
   StorePart(softmax, o, part + split * kPartFloats);
 }
@@ -272,10 +278,12 @@ __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
   if (working) AttendUnit(b, layer, branch, head, tile, split, splits, gathered, part_of(i_unit, 16 * tile));
   __syncthreads();
   if (working && gathered) {
+#pragma unroll 1
     for (int r = mine; r < At::kRows; r += per_unit) {
       GatherRow(b, b.m.decoder[layer].set_rows, r, head, part_of(i_unit, r), b.Wide(2));
     }
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < here * At::kRows * (kHeadDim / 2); i += kThreads) {
     const int pair = i % (kHeadDim / 2), row = i / (kHeadDim / 2) % At::kRows, of = i / (kHeadDim / 2) / At::kRows;
     const int u = b.rank + b.cluster * of;
@@ -284,6 +292,7 @@ __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
     StorePair<kS>(b.Wide(1 + u / b.m.heads), row, u % b.m.heads * kHeadDim + 2 * pair, v.x, v.y);
   }
   __syncthreads();
+#pragma unroll 1
   for (int of = 0; of < here; ++of) {
     const int u = b.rank + b.cluster * of;
     SendHead<kS>(b.mail, kCrossHeads, b.Wide(1 + u / b.m.heads), u % b.m.heads);
@@ -329,7 +338,7 @@ __device__ void AddCross(const Block<kS, kD, kM>& b, int layer, bool search, uin
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float open = 1.0f / (1.0f + expf(-(gate[m][e] + __ldg(w.gate_b + column + e % 2))));
+      const float open = 1.0f / (1.0f + __expf(-(gate[m][e] + __ldg(w.gate_b + column + e % 2))));
       b.x()[(16 * m + g + 8 * (e / 2)) * At::kXStride + column + e % 2] += (1 - open) * near[m][e] + open * far[m][e];
     }
   }
@@ -360,6 +369,7 @@ __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>
     FfnShare<kS, kD, kM>(w.w1, w.w2, b.Narrow(At::kZ), 0, b.m.ffn / 32, b.rank + b.cluster * Warp(), b.cluster * kWarps, share);
   }
   GatherShares<kD, kM>(share, b.slabs());
+#pragma unroll 1
   for (int i = threadIdx.x; i < At::kRows * kQuads; i += kThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
     const float4 sum = SumOfShares<kD, kM>(b.slabs(), row, column, make_float4(0, 0, 0, 0));
@@ -373,15 +383,18 @@ __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>
   constexpr uint32_t kRowBytes = kD * 4;
   __syncthreads();
   b.mail.Receive(kFfnShares, (b.cluster - 1) * owned * kRowBytes, layer & 1);
+#pragma unroll 1
   for (int i = threadIdx.x; i < owned * kQuads; i += kThreads) {
     const int row = i / kQuads, column = i % kQuads * 4;
     float* x = b.x() + (static_cast<int>(b.rank) * owned + row) * At::kXStride + column;
     float4 sum = *reinterpret_cast<const float4*>(x);
+#pragma unroll 1
     for (uint32_t from = 0; from < b.cluster; ++from) {
       const float4 v = *reinterpret_cast<const float4*>(inbox + (static_cast<int>(from) * owned + row) * kD + column);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
     *reinterpret_cast<float4*>(x) = sum;
+#pragma unroll 1
     for (uint32_t to = 1; to < b.cluster; ++to) {
       b.mail.Send(kFfnRows, SharedAddress(x), (b.rank + to) % b.cluster, AsBits(sum));
     }
@@ -398,6 +411,7 @@ __device__ void Logits(const Block<kS, kD, kM>& b) {
   const ByColumns<kS> w{static_cast<const uint4*>(b.m.head), kD / 32};
   const int tiles = (b.m.vocabulary + 7) / 8, width = tiles * 8;
   float* logits = b.batch.logits + static_cast<int64_t>(b.first_row) * width;
+#pragma unroll 1
   for (int tile = b.rank + b.cluster * Warp(); tile < tiles; tile += b.cluster * kWarps) {
     float acc[kM][1][4] = {};
     Product<kS, kM, 1>(acc, b.Narrow(At::kZ), 0, w, tile, 0, kD / 32);
@@ -415,11 +429,14 @@ __device__ void Logits(const Block<kS, kD, kM>& b) {
   // Also, nobody leaves while others may still send to it.
   backstory::cuda::ClusterArrive();
   backstory::cuda::ClusterWait();
+#pragma unroll 1
   for (int row = b.rank + b.cluster * Warp(); row < b.rows; row += b.cluster * kWarps) {
     const float* of = logits + static_cast<int64_t>(row) * width;
     float top = -INFINITY, sum = 0;
+#pragma unroll 4
     for (int i = Lane(); i < b.m.vocabulary; i += 32) top = fmaxf(top, of[i]);
     for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
+#pragma unroll 4
     for (int i = Lane(); i < b.m.vocabulary; i += 32) sum += expf(of[i] - top);
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     if (Lane() == 0) b.batch.lse[b.first_row + row] = top + logf(sum);
@@ -450,6 +467,7 @@ __global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant_
   const uint32_t cross_bytes = (units - Dealt(units, b.rank, cluster)) * head_bytes;
   Ahead<kS, kD / 32> of_head;
   LoadHead(b, 0, of_head);
+#pragma unroll 1
   for (int layer = 0; layer < m.decoder_layers; ++layer) {
     const DecoderLayerWeights& w = m.decoder[layer];
     NormRows<kS, kD, At::kRows>(b.x(), At::kXStride, m.d, w.norm, b.Narrow(At::kZ));
@@ -482,7 +500,7 @@ template <int kS, int kD, int kM>
 const char* Launch(const Model& model, const Batch& batch, int step, int cluster, cudaStream_t stream) {
   static std::atomic<uint64_t> allowed{0}, wide{0};
   const auto kernel = StepKernel<kS, kD, kM>;
-  cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024, &allowed);
+  cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax, &allowed);
   if (error == cudaSuccess) error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
   cudaLaunchAttribute attributes[1];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -498,26 +516,33 @@ const char* Launch(const Model& model, const Batch& batch, int step, int cluster
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// The first position has one row a user. In three parts, 32 rows would not fit: two groups of 16 then.
+// The first position has one row a user. In three parts, 32 rows would not fit.
 template <int kS, int kD>
-const char* LaunchRows(const Model& model, const Batch& batch, int step, int cluster, cudaStream_t stream) {
+const char* LaunchRows(const Model& model, const Batch& batch, const Layout& layout, int step, cudaStream_t stream) {
   if constexpr (kS == 1) {
-    if (step > 0) return Launch<kS, kD, 2>(model, batch, step, cluster, stream);
+    if (step > 0 && layout.group_rows == 32) return Launch<kS, kD, 2>(model, batch, step, layout.cluster, stream);
   }
-  return Launch<kS, kD, 1>(model, batch, step, cluster, stream);
+  return Launch<kS, kD, 1>(model, batch, step, layout.cluster, stream);
 }
 
 }  // namespace
 
-const char* LaunchStep(const Model& model, const Batch& batch, int step, int cluster, void* stream) {
+size_t StepBytes(const Model& model) {
+  switch (model.parts * 10 + model.d_pairs) {
+    case 11: return StepShared<1, 32, 2>::Bytes(model);
+    case 13: return StepShared<1, 96, 2>::Bytes(model);
+    case 31: return StepShared<3, 32, 1>::Bytes(model);
+    default: return StepShared<3, 96, 1>::Bytes(model);
+  }
+}
+
+const char* LaunchStep(const Model& model, const Batch& batch, const Layout& layout, int step, void* stream) {
   const auto to = static_cast<cudaStream_t>(stream);
   switch (model.parts * 10 + model.d_pairs) {
-#ifndef GLASS_ONE
-    case 11: return LaunchRows<1, 32>(model, batch, step, cluster, to);
-    case 31: return LaunchRows<3, 32>(model, batch, step, cluster, to);
-    case 33: return LaunchRows<3, 96>(model, batch, step, cluster, to);
-#endif
-    case 13: return LaunchRows<1, 96>(model, batch, step, cluster, to);
+    case 11: return LaunchRows<1, 32>(model, batch, layout, step, to);
+    case 13: return LaunchRows<1, 96>(model, batch, layout, step, to);
+    case 31: return LaunchRows<3, 32>(model, batch, layout, step, to);
+    case 33: return LaunchRows<3, 96>(model, batch, layout, step, to);
     default: return "no decoder for this width";
   }
 }

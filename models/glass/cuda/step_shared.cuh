@@ -34,9 +34,13 @@ struct StepShared {
   static constexpr int kBarriers = kRowInfo + kRows * 16;               // Mailbox
   static constexpr int kHeads = kBarriers + 128;                        // three sets of planes, width heads * 32
   __host__ __device__ static int HeadsBytes(int heads) { return PlaneBytes(kS, kRows, heads * kHeadDim); }
-  __host__ __device__ static int Counts(int heads) { return kHeads + 3 * HeadsBytes(heads); }  // [kRows][set_capacity] u16
+  // What is added to a row's logits, fp32: of memory, 0 or kHidden [key_capacity], the same for all rows; of places, ln(count)
+  // or kHidden [kRows][BiasStride].
+  __host__ __device__ static int MemoryBias(int heads) { return kHeads + 3 * HeadsBytes(heads); }
+  __host__ __device__ static int SetBias(const Model& m) { return MemoryBias(m.heads) + m.key_capacity * 4; }
+  __host__ __device__ static int BiasStride(const Model& m) { return m.set_capacity + 8; }
   static size_t Bytes(const Model& m) {
-    return static_cast<size_t>(Counts(m.heads)) + static_cast<size_t>(kRows) * static_cast<size_t>(m.set_capacity) * 2;
+    return static_cast<size_t>(SetBias(m) + (m.set_capacity > 0 ? kRows * BiasStride(m) * 4 : 0));
   }
 };
 
@@ -81,6 +85,7 @@ __device__ __forceinline__ uint4 AsBits(float4 v) {
 template <int kS>
 __device__ __forceinline__ void SendHead(const Mailbox& mail, Exchange exchange, const Planes& planes, int head) {
   const int chunks = kS * planes.rows * (kHeadDim / 8);
+#pragma unroll 1
   for (int i = threadIdx.x; i < chunks * static_cast<int>(mail.cluster - 1); i += kThreads) {
     const int chunk = i % chunks, row = chunk / 4 % planes.rows, part = chunk / 4 / planes.rows;
     const __nv_bfloat16* at = planes.At(part, row, head * kHeadDim + chunk % 4 * 8);
