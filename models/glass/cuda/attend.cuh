@@ -6,7 +6,7 @@
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_ATTEND_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_ATTEND_CUH_
 
-#include "models/glass/cuda/tile.cuh"
+#include "models/glass/cuda/rows.cuh"
 
 namespace backstory::glass::cuda {
 
@@ -39,11 +39,13 @@ struct KeyBlock {
                                                   block * kKeyBlock + 8 * (Lane() % 4)));
   }
   __device__ __forceinline__ void Load(const HeadKeys<kS>& keys, int block, int blocks) {
-    if (kS > 1 || block >= blocks) return;
+    if constexpr (kS == 1) {
+      if (block >= blocks) return;
 #pragma unroll
-    for (int t = 0; t < (kS == 1 ? 4 : 1); ++t) k[t] = K(keys, block, t, 0);
+      for (int t = 0; t < 4; ++t) k[t] = K(keys, block, t, 0);
 #pragma unroll
-    for (int t = 0; t < (kS == 1 ? 4 : 1); ++t) v[t] = V(keys, block, t, 0);
+      for (int t = 0; t < 4; ++t) v[t] = V(keys, block, t, 0);
+    }
   }
 };
 

@@ -252,6 +252,7 @@ __device__ void AddFfn(const Model& m, const EncoderLayerWeights& w, const Plane
 template <int kS, int kD, int kM>
 __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constant__ Model m, const Batch batch) {
   extern __shared__ __align__(128) char shared[];
+  JoinChain();
   using At = EncodeShared<kS, kD, kM>;
   constexpr int kRows = At::kRows;
   const int blocks = gridDim.x / batch.users, user = blockIdx.x / blocks, first = blockIdx.x % blocks * kRows;

@@ -3,7 +3,7 @@
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_FFN_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_FFN_CUH_
 
-#include "models/glass/cuda/tile.cuh"
+#include "models/glass/cuda/rows.cuh"
 
 namespace backstory::glass::cuda {
 

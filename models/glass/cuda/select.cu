@@ -116,6 +116,7 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const __grid_constant__
   extern __shared__ Key keys[];  // [kKept]
   __shared__ alignas(8) uint32_t bins[kBins];
   __shared__ uint32_t total, answer[3];
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");  // as JoinChain (tile.cuh)
   const UserInput& input = batch.user[blockIdx.x];
   if (input.rows < 0) return;
   const User user{m, batch, input, step, step == 0 ? 1 : batch.live[(step - 1) * batch.users + blockIdx.x]};
@@ -200,10 +201,17 @@ const char* LaunchSelect(const Model& model, const Batch& batch, int step, void*
   static std::atomic<uint64_t> allowed{0};
   constexpr int kBytes = kKept * sizeof(Key);
   cudaError_t error = backstory::cuda::Allow(SelectKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes, &allowed);
-  if (error == cudaSuccess) {
-    SelectKernel<<<batch.users, kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(model, batch, step);
-    error = cudaGetLastError();
-  }
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(batch.users));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, SelectKernel, model, batch, step);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
