@@ -116,6 +116,53 @@ __device__ void FindBin(uint32_t* bins, uint32_t wanted, uint32_t* answer) {
   __syncthreads();
 }
 
+// The `wanted` smallest of `count` > kSorted keys to the front of `keys`, in any order. bins [kBins], total, answer
+// [3]: shared.
+__device__ void KeepBest(const User& user, uint32_t count, uint32_t wanted, Key* keys, uint32_t* bins, uint32_t* total,
+                         uint32_t* answer) {
+  // Radix select: after each digit, `prefix` is what the wanted-th smallest key begins with.
+  const bool kept = count <= kKept;
+  Key prefix = 0;
+  uint32_t rest = wanted;  // of the keys that begin with prefix
+  int bits = kKeyBits;     // below the prefix
+  while (bits > 0) {
+    const int digit = min(kDigitBits, bits), shift = bits - digit;
+    for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;
+    __syncthreads();
+    const auto add = [&](Key key) {
+      if (bits == kKeyBits || key >> bits == prefix) atomicAdd(&bins[key >> shift & ((1u << digit) - 1)], 1);
+    };
+    if (kept) {
+      for (uint32_t i = threadIdx.x; i < count; i += kThreads) add(keys[i]);
+    } else {
+      user.ForEach(add);
+    }
+    __syncthreads();
+    FindBin(bins, rest, answer);
+    prefix = prefix << digit | answer[0];
+    rest -= answer[1];
+    bits = shift;
+    if (answer[2] == rest) break;  // the whole bin is wanted
+    __syncthreads();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *total = 0;
+  __syncthreads();
+  // At most `wanted` <= 1,024 keys: one a thread, written behind a barrier because they lie among those read.
+  Key* best = reinterpret_cast<Key*>(bins);
+  static_assert(kBins * sizeof(uint32_t) >= 1024 * sizeof(Key));
+  const auto take = [&](Key key) {
+    if (key >> bits <= prefix) best[atomicAdd(total, 1)] = key;
+  };
+  if (kept) {
+    for (uint32_t i = threadIdx.x; i < count; i += kThreads) take(keys[i]);
+  } else {
+    user.ForEach(take);
+  }
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < wanted; i += kThreads) keys[i] = best[i];
+}
+
 __global__ void __launch_bounds__(kThreads) SelectKernel(const __grid_constant__ Model m, const Batch batch, int step) {
   extern __shared__ Key keys[];  // [kKept]
   __shared__ alignas(8) uint32_t bins[kBins];
@@ -134,47 +181,7 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const __grid_constant__
   const uint32_t count = total, wanted = min(count, static_cast<uint32_t>(input.beam));
   uint32_t sorted = count;  // keys to sort, at the front
   if (count > kSorted) {
-    // Radix select: after each digit, `prefix` is what the wanted-th smallest key begins with.
-    const bool kept = count <= kKept;
-    Key prefix = 0;
-    uint32_t rest = wanted;  // of the keys that begin with prefix
-    int bits = kKeyBits;     // below the prefix
-    while (bits > 0) {
-      const int digit = min(kDigitBits, bits), shift = bits - digit;
-      for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;
-      __syncthreads();
-      const auto add = [&](Key key) {
-        if (bits == kKeyBits || key >> bits == prefix) atomicAdd(&bins[key >> shift & ((1u << digit) - 1)], 1);
-      };
-      if (kept) {
-        for (uint32_t i = threadIdx.x; i < count; i += kThreads) add(keys[i]);
-      } else {
-        user.ForEach(add);
-      }
-      __syncthreads();
-      FindBin(bins, rest, answer);
-      prefix = prefix << digit | answer[0];
-      rest -= answer[1];
-      bits = shift;
-      if (answer[2] == rest) break;  // the whole bin is wanted
-      __syncthreads();
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) total = 0;
-    __syncthreads();
-    // At most `wanted` <= 1,024 keys: one a thread, written behind a barrier because they lie among those read.
-    Key* best = reinterpret_cast<Key*>(bins);
-    static_assert(sizeof(bins) >= 1024 * sizeof(Key));
-    const auto take = [&](Key key) {
-      if (key >> bits <= prefix) best[atomicAdd(&total, 1)] = key;
-    };
-    if (kept) {
-      for (uint32_t i = threadIdx.x; i < count; i += kThreads) take(keys[i]);
-    } else {
-      user.ForEach(take);
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < wanted; i += kThreads) keys[i] = best[i];
+    KeepBest(user, count, wanted, keys, bins, &total, answer);
     sorted = wanted;
   }
   int size = 2;
