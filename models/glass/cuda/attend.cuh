@@ -6,14 +6,14 @@
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_ATTEND_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_ATTEND_CUH_
 
-#include "models/glass/cuda/tile.cuh"
+#include "models/glass/cuda/rows.cuh"
 
 namespace backstory::glass::cuda {
 
 constexpr int kHeadDim = 32, kKeyBlock = 32;
 
-// Keys of one head, as B operands read them: in both tables eight numbers in a row (16 bytes) are what a lane needs of a
-// block of 32.
+// Keys of one head, as B operands read them: in both tables eight numbers in a row (16 bytes) are what a lane needs of
+// a block of 32.
 //   k  [kS][keys][32]: dimension 8t + 2c + e at place 8c + 2t + e
 //   vt [kS][32][keys]: key 32b + 8t + 2c + e at place 32b + 8c + 2t + e
 template <int kS>
@@ -29,21 +29,23 @@ template <int kS>
 struct KeyBlock {
   uint4 k[kS == 1 ? 4 : 1], v[kS == 1 ? 4 : 1];
   __device__ __forceinline__ static uint4 K(const HeadKeys<kS>& keys, int block, int tile, int part) {
-    return LoadWritten(reinterpret_cast<const uint4*>(keys.k + part * keys.k_part +
-                                                  static_cast<int64_t>(block * kKeyBlock + 8 * tile + Lane() / 4) * kHeadDim +
-                                                  8 * (Lane() % 4)));
+    return LoadWritten(reinterpret_cast<const uint4*>(
+        keys.k + part * keys.k_part + static_cast<int64_t>(block * kKeyBlock + 8 * tile + Lane() / 4) * kHeadDim +
+        8 * (Lane() % 4)));
   }
   __device__ __forceinline__ static uint4 V(const HeadKeys<kS>& keys, int block, int tile, int part) {
     return LoadWritten(reinterpret_cast<const uint4*>(keys.vt + part * keys.vt_part +
-                                                  static_cast<int64_t>(8 * tile + Lane() / 4) * keys.capacity +
-                                                  block * kKeyBlock + 8 * (Lane() % 4)));
+                                                      static_cast<int64_t>(8 * tile + Lane() / 4) * keys.capacity +
+                                                      block * kKeyBlock + 8 * (Lane() % 4)));
   }
   __device__ __forceinline__ void Load(const HeadKeys<kS>& keys, int block, int blocks) {
-    if (kS > 1 || block >= blocks) return;
+    if constexpr (kS == 1) {
+      if (block >= blocks) return;
 #pragma unroll
-    for (int t = 0; t < (kS == 1 ? 4 : 1); ++t) k[t] = K(keys, block, t, 0);
+      for (int t = 0; t < 4; ++t) k[t] = K(keys, block, t, 0);
 #pragma unroll
-    for (int t = 0; t < (kS == 1 ? 4 : 1); ++t) v[t] = V(keys, block, t, 0);
+      for (int t = 0; t < 4; ++t) v[t] = V(keys, block, t, 0);
+    }
   }
 };
 
@@ -51,11 +53,13 @@ struct Softmax {
   float top[2] = {kHidden, kHidden}, sum[2] = {0, 0};  // of rows g and g + 8; sums of this lane's keys alone
 };
 
-// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. logit(tile t, element i of 4, value) returns the
-// biased logit of row g + 8 (i / 2), key 32 block + 8 t + 2 c + i % 2.
-template <int kS, typename Logit>
+// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. bias(tile t,
+// half) returns what to add to row g + 8 half, keys 32 block + 8 t + 2 c and the next: kHidden or less for one that is
+// not seen.
+template <int kS, typename Bias>
 __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const HeadKeys<kS>& keys, int block,
-                                            const KeyBlock<kS>& ahead, const Logit& logit, Softmax* softmax, float (&o)[4][4]) {
+                                            const KeyBlock<kS>& ahead, const Bias& bias, Softmax* softmax,
+                                            float (&o)[4][4]) {
   float s[4][4] = {};
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -79,9 +83,10 @@ __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s[t][i] = logit(t, i, s[t][i]);
-      top[i / 2] = fmaxf(top[i / 2], s[t][i]);
+    for (int half = 0; half < 2; ++half) {
+      const float2 b = bias(t, half);
+      s[t][2 * half] += b.x, s[t][2 * half + 1] += b.y;
+      top[half] = fmaxf(top[half], fmaxf(s[t][2 * half], s[t][2 * half + 1]));
     }
   }
 #pragma unroll
@@ -157,8 +162,10 @@ __device__ __forceinline__ void StorePart(const Softmax& softmax, const float (&
 // Dimensions 2 pair, 2 pair + 1 of a row over all its parts, `step` floats apart. Without any key: zero.
 __device__ __forceinline__ float2 MergeParts(const float* row, int parts, int step, int pair) {
   float top = kHidden;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) top = fmaxf(top, row[i * step + kHeadDim]);
   float sum = 0, x = 0, y = 0;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) {
     const float scale = __expf(row[i * step + kHeadDim] - top);
     sum += scale * row[i * step + kHeadDim + 1];
@@ -166,7 +173,8 @@ __device__ __forceinline__ float2 MergeParts(const float* row, int parts, int st
     x += scale * o.x;
     y += scale * o.y;
   }
-  return sum > 0 ? make_float2(x / sum, y / sum) : make_float2(0, 0);
+  const float share = sum > 0 ? __fdividef(1.0f, sum) : 0.0f;
+  return make_float2(x * share, y * share);
 }
 
 // The accumulators of a 16 x 32 product as A operands of two k16 steps.
