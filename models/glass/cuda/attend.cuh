@@ -6,7 +6,7 @@
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_ATTEND_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_ATTEND_CUH_
 
-#include "models/glass/cuda/tile.cuh"
+#include "models/glass/cuda/rows.cuh"
 
 namespace backstory::glass::cuda {
 
@@ -24,24 +24,47 @@ struct HeadKeys {
 };
 __host__ __device__ constexpr int PlaceIn32(int i) { return i / 2 % 4 * 8 + i / 8 * 2 + i % 2; }
 
+// What a lane needs of a block of keys, loaded ahead of its use. In one part; three would not fit into registers.
+template <int kS>
+struct KeyBlock {
+  uint4 k[kS == 1 ? 4 : 1], v[kS == 1 ? 4 : 1];
+  __device__ __forceinline__ static uint4 K(const HeadKeys<kS>& keys, int block, int tile, int part) {
+    return LoadWritten(reinterpret_cast<const uint4*>(keys.k + part * keys.k_part +
+                                                  static_cast<int64_t>(block * kKeyBlock + 8 * tile + Lane() / 4) * kHeadDim +
+                                                  8 * (Lane() % 4)));
+  }
+  __device__ __forceinline__ static uint4 V(const HeadKeys<kS>& keys, int block, int tile, int part) {
+    return LoadWritten(reinterpret_cast<const uint4*>(keys.vt + part * keys.vt_part +
+                                                  static_cast<int64_t>(8 * tile + Lane() / 4) * keys.capacity +
+                                                  block * kKeyBlock + 8 * (Lane() % 4)));
+  }
+  __device__ __forceinline__ void Load(const HeadKeys<kS>& keys, int block, int blocks) {
+    if constexpr (kS == 1) {
+      if (block >= blocks) return;
+#pragma unroll
+      for (int t = 0; t < 4; ++t) k[t] = K(keys, block, t, 0);
+#pragma unroll
+      for (int t = 0; t < 4; ++t) v[t] = V(keys, block, t, 0);
+    }
+  }
+};
+
 struct Softmax {
   float top[2] = {kHidden, kHidden}, sum[2] = {0, 0};  // of rows g and g + 8; sums of this lane's keys alone
 };
 
-// o += softmax part of key block `block`. q: A operand of both k16 steps. logit(tile t, element i of 4, value) returns the
-// biased logit of row g + 8 (i / 2), key 32 block + 8 t + 2 c + i % 2.
-template <int kS, typename Logit>
+// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. bias(tile t, half) returns what
+// to add to row g + 8 half, keys 32 block + 8 t + 2 c and the next: kHidden or less for one that is not seen.
+template <int kS, typename Bias>
 __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const HeadKeys<kS>& keys, int block,
-                                            const Logit& logit, Softmax* softmax, float (&o)[4][4]) {
-  const int g = Lane() / 4, c = Lane() % 4;
+                                            const KeyBlock<kS>& ahead, const Bias& bias, Softmax* softmax, float (&o)[4][4]) {
   float s[4][4] = {};
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
     uint4 k[kS];
 #pragma unroll
     for (int part = 0; part < kS; ++part) {
-      k[part] = *reinterpret_cast<const uint4*>(keys.k + part * keys.k_part +
-                                                static_cast<int64_t>(block * kKeyBlock + 8 * t + g) * kHeadDim + 8 * c);
+      k[part] = kS == 1 ? ahead.k[t % (kS == 1 ? 4 : 1)] : KeyBlock<kS>::K(keys, block, t, part);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -58,16 +81,17 @@ __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      s[t][i] = logit(t, i, s[t][i]);
-      top[i / 2] = fmaxf(top[i / 2], s[t][i]);
+    for (int half = 0; half < 2; ++half) {
+      const float2 b = bias(t, half);
+      s[t][2 * half] += b.x, s[t][2 * half + 1] += b.y;
+      top[half] = fmaxf(top[half], fmaxf(s[t][2 * half], s[t][2 * half + 1]));
     }
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 1));
     top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
-    const float scale = expf(softmax->top[half] - top[half]);
+    const float scale = __expf(softmax->top[half] - top[half]);
     softmax->top[half] = top[half];
     softmax->sum[half] *= scale;
 #pragma unroll
@@ -77,7 +101,7 @@ __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const
   for (int t = 0; t < 4; ++t) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      s[t][i] = expf(s[t][i] - top[i / 2]);
+      s[t][i] = __expf(s[t][i] - top[i / 2]);
       softmax->sum[i / 2] += s[t][i];
     }
   }
@@ -98,8 +122,7 @@ __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const
     uint4 v[kS];
 #pragma unroll
     for (int part = 0; part < kS; ++part) {
-      v[part] = *reinterpret_cast<const uint4*>(keys.vt + part * keys.vt_part +
-                                                static_cast<int64_t>(8 * n + g) * keys.capacity + block * kKeyBlock + 8 * c);
+      v[part] = kS == 1 ? ahead.v[n % (kS == 1 ? 4 : 1)] : KeyBlock<kS>::V(keys, block, n, part);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -137,10 +160,12 @@ __device__ __forceinline__ void StorePart(const Softmax& softmax, const float (&
 // Dimensions 2 pair, 2 pair + 1 of a row over all its parts, `step` floats apart. Without any key: zero.
 __device__ __forceinline__ float2 MergeParts(const float* row, int parts, int step, int pair) {
   float top = kHidden;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) top = fmaxf(top, row[i * step + kHeadDim]);
   float sum = 0, x = 0, y = 0;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) {
-    const float scale = expf(row[i * step + kHeadDim] - top);
+    const float scale = __expf(row[i * step + kHeadDim] - top);
     sum += scale * row[i * step + kHeadDim + 1];
     const float2 o = *reinterpret_cast<const float2*>(row + i * step + 2 * pair);
     x += scale * o.x;

@@ -15,12 +15,14 @@ namespace {
 template <int kS, int kD, int kM>
 struct EncodeShared {
   static constexpr int kRows = 16 * kM, kStride = kD + 4, kSlabs = kWarps / 2;
-  static constexpr int kZAt = kRows * kStride * 4, kQAt = kZAt + PlaneBytes(kS, kRows, kD);
-  static constexpr int kPartBytes = kWarps * kPartFloats * 4, kFfnBytes = kSlabs * kM * FfnSlab<kD>::kFloats * 4;
-  static constexpr int kSlabBytes = kFfnBytes > kPartBytes ? kFfnBytes : kPartBytes;
-  // Then queries, slabs, the bias [heads][2 slots - 1] and the slot of every key.
-  __host__ __device__ static int SlabsAt(int heads) { return kQAt + PlaneBytes(kS, kRows, heads * kHeadDim); }
-  __host__ __device__ static int BiasAt(int heads) { return SlabsAt(heads) + kSlabBytes; }
+  static constexpr bool kAhead = kS == 1;  // three parts of the FFN's weights would not fit
+  static constexpr int kFfnBytes = kSlabs * kM * FfnSlab<kD>::kFloats * 4, kBufferBytes = kAhead ? kWarps * FfnBuffer<kD>::kBytes : 0;
+  static constexpr int kZAt = kRows * kStride * 4;
+  static constexpr int kPartsAt = kZAt + PlaneBytes(kS, kRows, kD);   // of softmaxes; the tier token's hidden layer
+  static constexpr int kFfnAt = kPartsAt + kWarps * kPartFloats * 4;  // the FFN's weights, then what its warps add up
+  static constexpr int kQAt = kFfnAt + (kFfnBytes > kBufferBytes ? kFfnBytes : kBufferBytes);
+  // Then the bias [heads][2 slots - 1] and the slot of every key.
+  __host__ __device__ static int BiasAt(int heads) { return kQAt + PlaneBytes(kS, kRows, heads * kHeadDim); }
   static size_t Bytes(const Model& m) {
     return static_cast<size_t>(BiasAt(m.heads) + m.heads * (2 * m.slots - 1) * 4 + m.key_capacity * 2);
   }
@@ -28,13 +30,13 @@ struct EncodeShared {
 
 // Two n8 tiles of K or V of 16 rows into a HeadKeys table: dimensions 16 half .. 16 half + 15.
 template <int kS>
-__device__ __forceinline__ void StoreKeys(const float (&acc)[2][4], int first_key, int half, __nv_bfloat16* k, int64_t part) {
+__device__ __forceinline__ void StoreKeys(const float (&low)[4], const float (&high)[4], int first_key, int half, __nv_bfloat16* k, int64_t part) {
   const int g = Lane() / 4, c = Lane() % 4;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     uint32_t even[kS], odd[kS];
-    Split<kS>(acc[0][2 * row], acc[0][2 * row + 1], even);
-    Split<kS>(acc[1][2 * row], acc[1][2 * row + 1], odd);
+    Split<kS>(low[2 * row], low[2 * row + 1], even);
+    Split<kS>(high[2 * row], high[2 * row + 1], odd);
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
       *reinterpret_cast<uint2*>(k + s * part + static_cast<int64_t>(first_key + g + 8 * row) * kHeadDim + 8 * c + 4 * half) =
@@ -43,7 +45,7 @@ __device__ __forceinline__ void StoreKeys(const float (&acc)[2][4], int first_ke
   }
 }
 template <int kS>
-__device__ __forceinline__ void StoreValues(const float (&acc)[2][4], int first_key, int half, __nv_bfloat16* vt, int64_t part,
+__device__ __forceinline__ void StoreValues(const float (&low)[4], const float (&high)[4], int first_key, int half, __nv_bfloat16* vt, int64_t part,
                                             int capacity) {
   const int g = Lane() / 4, c = Lane() % 4;
 #pragma unroll
@@ -52,7 +54,7 @@ __device__ __forceinline__ void StoreValues(const float (&acc)[2][4], int first_
     for (int row = 0; row < 2; ++row) {
       const int key = first_key + g + 8 * row, at = key / 32 * 32 + PlaceIn32(key % 32);
       uint32_t pair[kS];
-      Split<kS>(acc[t][2 * row], acc[t][2 * row + 1], pair);
+      Split<kS>(t == 0 ? low[2 * row] : high[2 * row], t == 0 ? low[2 * row + 1] : high[2 * row + 1], pair);
 #pragma unroll
       for (int s = 0; s < kS; ++s) {
         const __nv_bfloat162 both = *reinterpret_cast<const __nv_bfloat162*>(&pair[s]);
@@ -75,15 +77,19 @@ __device__ __forceinline__ __nv_bfloat16* HeadTable(const Model& m, void* all, i
 // The tier token: two small products that need every column of their input. All threads; x: its row.
 template <int kS, int kD>
 __device__ void TierToken(const Model& m, const float* features, float* hidden, float* x) {
+#pragma unroll 1
   for (int j = Warp(); j < m.d; j += kWarps) {
     float sum = 0;
+#pragma unroll 1
     for (int i = Lane(); i < m.bins_width; i += 32) sum += features[i] * __ldg(m.tier_w1 + static_cast<int64_t>(j) * m.bins_width + i);
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     if (Lane() == 0) hidden[j] = fmaxf(0.0f, sum + m.tier_b1[j]);
   }
   __syncthreads();
+#pragma unroll 1
   for (int j = Warp(); j < m.d; j += kWarps) {
     float sum = 0;
+#pragma unroll 1
     for (int i = Lane(); i < m.d; i += 32) sum += hidden[i] * __ldg(m.tier_w2 + j * m.d + i);
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     if (Lane() == 0) x[j] = sum + m.tier_b2[j];
@@ -95,9 +101,11 @@ __device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& us
   constexpr int kStride = EncodeShared<kS, kD, kM>::kStride, kRows = 16 * kM;
   const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + user.rows_at);
   int tier_row = -1;
+#pragma unroll 1
   for (int r = 0; r < kRows && first + r < user.rows; ++r) {
     if (rows[first + r].is_tier) tier_row = r;
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < kRows * (kD / 4); i += kThreads) {
     const int r = i / (kD / 4), column = i % (kD / 4) * 4;
     float4 v = make_float4(0, 0, 0, 0);
@@ -120,9 +128,19 @@ __device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int l
   const ByColumns<kS> w{static_cast<const uint4*>(packed), kD / 32};
   const int of_kind = 2 * m.heads;
   const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
-  for (int job = Warp(); job < (with_queries ? 3 : 2) * of_kind; job += kWarps) {
-    float acc[kM][2][4] = {};
-    Product<kS, kM, 2>(acc, z, 0, w, 2 * job, 0, kD / 32);
+  const int jobs = (with_queries ? 3 : 2) * of_kind;
+  Ahead<kS, kD / 32> next[2];  // a job's weights are on their way while the one before is multiplied
+  const auto load = [&](int job) {
+    if (job < jobs) next[0].Load(w, 2 * job, kD / 32), next[1].Load(w, 2 * job + 1, kD / 32);
+  };
+  load(Warp());
+#pragma unroll 1
+  for (int job = Warp(); job < jobs; job += kWarps) {
+    float acc[2][kM][4] = {};
+    const Ahead<kS, kD / 32> now[2] = {next[0], next[1]};
+    load(job + kWarps);
+    now[0].Multiply(acc[0], z, 0, 0, kD / 32);
+    now[1].Multiply(acc[1], z, 0, 0, kD / 32);
     const int kind = job / of_kind + (with_queries ? 0 : 1), head = job % of_kind / 2, half = job % 2;
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
@@ -130,13 +148,13 @@ __device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int l
         const int row = 16 * i + Lane() / 4, column = head * kHeadDim + 16 * half + 2 * (Lane() % 4);
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
-          StorePair<kS>(q, row, column + 8 * t, acc[i][t][0], acc[i][t][1]);
-          StorePair<kS>(q, row + 8, column + 8 * t, acc[i][t][2], acc[i][t][3]);
+          StorePair<kS>(q, row, column + 8 * t, acc[t][i][0], acc[t][i][1]);
+          StorePair<kS>(q, row + 8, column + 8 * t, acc[t][i][2], acc[t][i][3]);
         }
       } else if (kind == 1) {
-        StoreKeys<kS>(acc[i], first + 16 * i, half, HeadTable<kS>(m, batch.keys, user, layer, head), part);
+        StoreKeys<kS>(acc[0][i], acc[1][i], first + 16 * i, half, HeadTable<kS>(m, batch.keys, user, layer, head), part);
       } else {
-        StoreValues<kS>(acc[i], first + 16 * i, half, HeadTable<kS>(m, batch.values, user, layer, head), part, m.key_capacity);
+        StoreValues<kS>(acc[0][i], acc[1][i], first + 16 * i, half, HeadTable<kS>(m, batch.values, user, layer, head), part, m.key_capacity);
       }
     }
   }
@@ -144,13 +162,14 @@ __device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int l
 
 // Attention of all heads; their outputs take the queries' place. (tile, head) units are dealt to warps; where there are
 // twice as many warps, two share a unit's keys.
-template <int kS, int kM>
+template <int kS, int kM, typename BeforeMerge>
 __device__ void SelfAttention(const Model& m, const Batch& batch, int user, int layer, int rows, int first, const Planes& q,
-                              float* parts, const float* bias, const uint16_t* slots) {
+                              float* parts, const float* bias, const uint16_t* slots, const BeforeMerge& before_merge) {
   const int units = kM * m.heads, splits = max(1, kWarps / units), blocks = (rows + kKeyBlock - 1) / kKeyBlock;
   const int g = Lane() / 4, c = Lane() % 4, split = Warp() / units;
   const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
   // A round of at most kWarps units at a time: their parts lie in shared memory.
+#pragma unroll 1
   for (int round = 0; round < units; round += kWarps) {
     const int here = min(units - round, kWarps), unit = round + Warp() % units, tile = unit / m.heads, head = unit % m.heads;
     if (split < splits && unit < units) {
@@ -163,18 +182,27 @@ __device__ void SelfAttention(const Model& m, const Batch& batch, int user, int 
       const int own[2] = {slots[first + 16 * tile + g], slots[first + 16 * tile + g + 8]};
       Softmax softmax;
       float o[4][4] = {};
+      KeyBlock<kS> next;
+      next.Load(keys, split, blocks);
+#pragma unroll 1
       for (int block = split; block < blocks; block += splits) {
+        const KeyBlock<kS> now = next;
+        next.Load(keys, block + splits, blocks);
         AttendBlock<kS>(
-            a, keys, block,
-            [&](int t, int i, float value) {
-              const int key = block * kKeyBlock + 8 * t + 2 * c + i % 2;
-              return key < rows ? value + of_head[slots[key] - own[i / 2]] : kHidden;
+            a, keys, block, now,
+            [&](int t, int half) {
+              const int key = block * kKeyBlock + 8 * t + 2 * c;
+              const uint32_t pair = *reinterpret_cast<const uint32_t*>(slots + key);  // of two keys
+              const float* of_row = of_head - own[half];
+              return make_float2(key < rows ? of_row[pair & 0xffff] : kHidden, key + 1 < rows ? of_row[pair >> 16] : kHidden);
             },
             &softmax, o);
       }
       StorePart(softmax, o, parts + ((unit - round) * splits + split) * kPartFloats);
     }
+    if (round + kWarps >= units) before_merge();
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < here * 16 * (kHeadDim / 2); i += kThreads) {
       const int pair = i % (kHeadDim / 2), row = i / (kHeadDim / 2) % 16, of = i / (kHeadDim / 2) / 16;
       const float2 v = MergeParts(parts + of * splits * kPartFloats + row * kPartStride, splits, kPartFloats, pair);
@@ -184,57 +212,47 @@ __device__ void SelfAttention(const Model& m, const Batch& batch, int user, int 
   }
 }
 
-// x += o W^T: a warp per n8 tile.
+// x += o W^T: a warp per n8 tile; `first`: this warp's first.
 template <int kS, int kD, int kM>
-__device__ void AddOutput(const Model& m, const void* packed, const Planes& o, float* x) {
+__device__ void AddOutput(const Model& m, const void* packed, const Planes& o, float* x, Ahead<kS, kHeadsMax>& first) {
   constexpr int kStride = EncodeShared<kS, kD, kM>::kStride;
   const ByColumns<kS> w{static_cast<const uint4*>(packed), m.heads};
+#pragma unroll 1
   for (int tile = Warp(); tile < kD / 8; tile += kWarps) {
-    float acc[kM][1][4] = {};
-    Product<kS, kM, 1>(acc, o, 0, w, tile, 0, m.heads);
+    if (tile != Warp()) first.Load(w, tile, m.heads);
+    float acc[kM][4] = {};
+    first.Multiply(acc, o, 0, 0, m.heads);
 #pragma unroll
     for (int i = 0; i < kM * 4; ++i) {
-      x[(i / 4 * 16 + Lane() / 4 + i % 4 / 2 * 8) * kStride + 8 * tile + 2 * (Lane() % 4) + i % 2] += acc[i / 4][0][i % 4];
+      x[(i / 4 * 16 + Lane() / 4 + i % 4 / 2 * 8) * kStride + 8 * tile + 2 * (Lane() % 4) + i % 2] += acc[i / 4][i % 4];
     }
   }
 }
 
 // x += FFN: hidden units are dealt to warps, whose shares are added up pair by pair, then all.
 template <int kS, int kD, int kM>
-__device__ void AddFfn(const Model& m, const EncoderLayerWeights& w, const Planes& z, float* slabs, float* x) {
+__device__ void AddFfn(const Model& m, const EncoderLayerWeights& w, const Planes& z, const FfnBuffer<kD>& buffer, float* slabs,
+                       float* x) {
   using At = EncodeShared<kS, kD, kM>;
-  constexpr int kSlab = kM * FfnSlab<kD>::kFloats;
   float out[kM][kD / 8][4] = {};
-  FfnShare<kS, kD, kM>(w.w1, w.w2, z, 0, m.ffn / 32, Warp(), kWarps, out);
-  float* slab = slabs + Warp() % At::kSlabs * kSlab;
-#pragma unroll
-  for (int phase = 1; phase >= 0; --phase) {
-    if (Warp() / At::kSlabs == phase) {
-#pragma unroll
-      for (int i = 0; i < kM; ++i) {
-        float* tile = slab + i * FfnSlab<kD>::kFloats;
-        if (phase == 0) AddSlab<kD>(tile, out[i]);
-        StoreSlab<kD>(out[i], tile);
-      }
-    }
-    __syncthreads();
+  if constexpr (At::kAhead) {
+    FfnShareAhead<kD, kM>(buffer, w.w1, w.w2, z, 0, m.ffn / 16, Warp(), kWarps, out);
+    __syncthreads();  // slabs take the weights' place
+  } else {
+    FfnShare<kS, kD, kM>(w.w1, w.w2, z, 0, m.ffn / 32, Warp(), kWarps, out);
   }
-  for (int i = threadIdx.x; i < At::kRows * (kD / 2); i += kThreads) {
-    const int row = i / (kD / 2), column = i % (kD / 2) * 2;
-    float2* to = reinterpret_cast<float2*>(x + row * At::kStride + column);
-    float2 sum = *to;
-#pragma unroll
-    for (int s = 0; s < At::kSlabs; ++s) {
-      const float2 v = *reinterpret_cast<const float2*>(slabs + s * kSlab + row * FfnSlab<kD>::kStride + column);
-      sum.x += v.x, sum.y += v.y;
-    }
-    *to = sum;
+  GatherShares<kD, kM>(out, slabs);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < At::kRows * (kD / 4); i += kThreads) {
+    float4* to = reinterpret_cast<float4*>(x + i / (kD / 4) * At::kStride + i % (kD / 4) * 4);
+    *to = SumOfShares<kD, kM>(slabs, i / (kD / 4), i % (kD / 4) * 4, *to);
   }
 }
 
 template <int kS, int kD, int kM>
 __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constant__ Model m, const Batch batch) {
   extern __shared__ __align__(128) char shared[];
+  JoinChain();
   using At = EncodeShared<kS, kD, kM>;
   constexpr int kRows = At::kRows;
   const int blocks = gridDim.x / batch.users, user = blockIdx.x / blocks, first = blockIdx.x % blocks * kRows;
@@ -242,7 +260,14 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
   float* x = reinterpret_cast<float*>(shared);
   const Planes z{reinterpret_cast<__nv_bfloat16*>(shared + At::kZAt), kRows, PlaneStride(kD)};
   const Planes q{reinterpret_cast<__nv_bfloat16*>(shared + At::kQAt), kRows, PlaneStride(m.heads * kHeadDim)};
-  float* slabs = reinterpret_cast<float*>(shared + At::SlabsAt(m.heads));
+  float* parts = reinterpret_cast<float*>(shared + At::kPartsAt);
+  float* slabs = reinterpret_cast<float*>(shared + At::kFfnAt);
+  const FfnBuffer<kD> buffer{reinterpret_cast<uint4*>(shared + At::kFfnAt + (At::kAhead ? Warp() * FfnBuffer<kD>::kBytes : 0)) + Lane()};
+  const auto fetch = [&](int layer) {
+    if (!At::kAhead || layer >= m.encoder_layers) return;
+    buffer.FetchUp(m.encoder[layer].w1, Warp(), m.ffn / 16);
+    buffer.FetchDown(m.encoder[layer].w2, Warp(), m.ffn / 16);
+  };
   float* bias = reinterpret_cast<float*>(shared + At::BiasAt(m.heads));
   const int bias_size = m.heads * (2 * m.slots - 1);
   auto* slots = reinterpret_cast<uint16_t*>(bias + bias_size);
@@ -251,10 +276,14 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
   const bool active = first < key_end;
   if (active) {
     const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + input.rows_at);
+#pragma unroll 1
     for (int i = threadIdx.x; i < bias_size; i += kThreads) bias[i] = __ldg(m.encoder_bias + i);
+#pragma unroll 1
     for (int i = threadIdx.x; i < m.key_capacity; i += kThreads) slots[i] = i < input.rows ? rows[i].slot : 0;
-    LoadRows<kS, kD, kM>(m, batch, input, first, x, slabs);
+    fetch(0);
+    LoadRows<kS, kD, kM>(m, batch, input, first, x, parts);
   }
+#pragma unroll 1
   for (int layer = 0; layer < m.encoder_layers; ++layer) {
     const EncoderLayerWeights& w = m.encoder[layer];
     if (active) {
@@ -265,34 +294,36 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
     backstory::cuda::ClusterArrive();
     backstory::cuda::ClusterWait();
     if (!active) continue;
-    SelfAttention<kS, kM>(m, batch, user, layer, input.rows, first, q, slabs, bias, slots);
-    AddOutput<kS, kD, kM>(m, w.o, q, x);
+    Ahead<kS, kHeadsMax> of_output;
+    SelfAttention<kS, kM>(m, batch, user, layer, input.rows, first, q, parts, bias, slots, [&] {
+      of_output.Load({static_cast<const uint4*>(w.o), m.heads}, min(Warp(), kD / 8 - 1), m.heads);
+    });
+    AddOutput<kS, kD, kM>(m, w.o, q, x, of_output);
     __syncthreads();
     NormRows<kS, kD, kRows>(x, At::kStride, m.d, w.ffn_norm, z);
     __syncthreads();
-    AddFfn<kS, kD, kM>(m, w, z, slabs, x);
+    AddFfn<kS, kD, kM>(m, w, z, buffer, slabs, x);
     __syncthreads();
+    fetch(layer + 1);
   }
   if (!active) return;
   NormRows<kS, kD, kRows>(x, At::kStride, m.d, m.encoder_norm, z);
   __syncthreads();
   const size_t of_layer = static_cast<size_t>(2 * m.heads * 4) * (kD / 32) * kS * 32;  // uint4
+#pragma unroll 1
   for (int layer = 0; layer < m.decoder_layers; ++layer) {
     ProjectHeads<kS, kD, kM>(m, batch, user, m.encoder_layers + layer,
                              static_cast<const uint4*>(m.memory_kv) + layer * of_layer, false, z, q, first);
   }
 }
 
-#ifndef GLASS_ENCODE_TILES
-#define GLASS_ENCODE_TILES 2
-#endif
-template <int kS, int kD, int kM = (kS == 1 ? GLASS_ENCODE_TILES : 1)>
+template <int kS, int kD, int kM>
 const char* Launch(const Model& model, const Batch& batch, cudaStream_t stream) {
   static std::atomic<uint64_t> allowed{0}, wide{0};
   const auto kernel = EncodeKernel<kS, kD, kM>;
   const size_t bytes = EncodeShared<kS, kD, kM>::Bytes(model);
   const int blocks = model.key_capacity / (16 * kM);
-  cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024, &allowed);
+  cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax, &allowed);
   if (error == cudaSuccess) error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
   cudaLaunchAttribute attributes[1];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -310,15 +341,14 @@ const char* Launch(const Model& model, const Batch& batch, cudaStream_t stream) 
 
 }  // namespace
 
-const char* LaunchEncode(const Model& model, const Batch& batch, void* stream) {
+const char* LaunchEncode(const Model& model, const Batch& batch, const Layout& layout, void* stream) {
   const auto to = static_cast<cudaStream_t>(stream);
+  const bool wide = layout.encode_rows == 32;
   switch (model.parts * 10 + model.d_pairs) {
-#ifndef GLASS_ONE
-    case 11: return Launch<1, 32>(model, batch, to);
-    case 31: return Launch<3, 32>(model, batch, to);
-    case 33: return Launch<3, 96>(model, batch, to);
-#endif
-    case 13: return Launch<1, 96>(model, batch, to);
+    case 11: return wide ? Launch<1, 32, 2>(model, batch, to) : Launch<1, 32, 1>(model, batch, to);
+    case 13: return wide ? Launch<1, 96, 2>(model, batch, to) : Launch<1, 96, 1>(model, batch, to);
+    case 31: return Launch<3, 32, 1>(model, batch, to);
+    case 33: return Launch<3, 96, 1>(model, batch, to);
     default: return "no encoder for this width";
   }
 }

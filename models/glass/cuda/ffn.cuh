@@ -3,7 +3,7 @@
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_FFN_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_FFN_CUH_
 
-#include "models/glass/cuda/tile.cuh"
+#include "models/glass/cuda/rows.cuh"
 
 namespace backstory::glass::cuda {
 
@@ -57,6 +57,82 @@ __device__ __forceinline__ void FfnShare(const void* w1, const void* w2, const P
   }
 }
 
+// A warp's weights of one unit, in shared memory ahead of their use. Every lane copies and later reads its own 16 bytes of a
+// fragment, so that no barrier is needed: waiting for its own copies is enough. Half the buffer is refilled while the other
+// half is multiplied.
+template <int kD>
+struct FfnBuffer {
+  static constexpr int kUp = 2 * (kD / 32), kDown = kD / 16;  // fragments of 512 bytes: of 16 hidden values
+  static constexpr int kBytes = (kUp + kDown) * 512;
+  uint4* at;  // of this lane: fragments are 32 apart
+
+  __device__ __forceinline__ void Copy(int to, const void* from, int64_t first, int count) const {
+#pragma unroll
+    for (int f = 0; f < count; ++f) {
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(at + (to + f) * 32)),
+                   "l"(static_cast<const uint4*>(from) + (first + f) * 32 + Lane())
+                   : "memory");
+    }
+  }
+  // Each is one group, empty where there is no such unit.
+  __device__ __forceinline__ void FetchUp(const void* w1, int unit, int end) const {
+    if (unit < end) Copy(0, w1, int64_t{unit} * kUp, kUp);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  __device__ __forceinline__ void FetchDown(const void* w2, int unit, int end) const {
+    if (unit < end) Copy(kUp, w2, int64_t{unit} * kDown, kDown);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  __device__ __forceinline__ void WaitForAllButOne() const { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+};
+
+// FfnShare in one part, in units of 16 hidden values, the first of which was fetched before.
+template <int kD, int kM>
+__device__ __forceinline__ void FfnShareAhead(const FfnBuffer<kD>& buffer, const void* w1, const void* w2, const Planes& z, int row,
+                                              int end, int first, int step, float (&out)[kM][kD / 8][4]) {
+  for (int unit = first; unit < end; unit += step) {
+    float hidden[kM][2][4] = {};
+    buffer.WaitForAllButOne();
+#pragma unroll
+    for (int p = 0; p < kD / 32; ++p) {
+      const uint4 b[2] = {buffer.at[p * 32], buffer.at[(kD / 32 + p) * 32]};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          uint32_t x[1][4];
+          LoadA<1>(z, row + 16 * m, 32 * p + 16 * half, x);
+#pragma unroll
+          for (int n = 0; n < 2; ++n) Mma(hidden[m][n], x[0], half == 0 ? b[n].x : b[n].z, half == 0 ? b[n].y : b[n].w);
+        }
+      }
+    }
+    buffer.FetchUp(w1, unit + step, end);
+    buffer.WaitForAllButOne();
+    uint32_t a[kM][4];
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t parts[1];
+        const float* pair = hidden[m][i / 2] + i % 2 * 2;
+        Split<1>(fmaxf(pair[0], 0.0f), fmaxf(pair[1], 0.0f), parts);
+        a[m][i] = parts[0];
+      }
+    }
+#pragma unroll
+    for (int pair = 0; pair < kD / 16; ++pair) {
+      const uint4 b = buffer.at[(FfnBuffer<kD>::kUp + pair) * 32];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        Mma(out[m][2 * pair], a[m], b.x, b.y);
+        Mma(out[m][2 * pair + 1], a[m], b.z, b.w);
+      }
+    }
+    buffer.FetchDown(w2, unit + step, end);
+  }
+}
+
 // This lane's places of a slab, written, or added to `out`.
 template <int kD>
 __device__ __forceinline__ void StoreSlab(const float (&out)[kD / 8][4], float* slab) {
@@ -76,6 +152,36 @@ __device__ __forceinline__ void AddSlab(const float* slab, float (&out)[kD / 8][
     const float2 b = *reinterpret_cast<const float2*>(slab + 8 * FfnSlab<kD>::kStride + 8 * n);
     out[n][0] += a.x, out[n][1] += a.y, out[n][2] += b.x, out[n][3] += b.y;
   }
+}
+
+// Shares of all warps of a block in kWarps / 2 slabs of kM tiles each; afterwards, a barrier behind, their sum is the
+// block's. The shares of warps w and w + kWarps / 2 are added first.
+template <int kD, int kM>
+__device__ __forceinline__ void GatherShares(float (&out)[kM][kD / 8][4], float* slabs) {
+  constexpr int kHalf = kWarps / 2;
+  float* slab = slabs + Warp() % kHalf * kM * FfnSlab<kD>::kFloats;
+#pragma unroll
+  for (int phase = 1; phase >= 0; --phase) {
+    if (Warp() / kHalf == phase) {
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        float* tile = slab + m * FfnSlab<kD>::kFloats;
+        if (phase == 0) AddSlab<kD>(tile, out[m]);
+        StoreSlab<kD>(out[m], tile);
+      }
+    }
+    __syncthreads();
+  }
+}
+template <int kD, int kM>
+__device__ __forceinline__ float4 SumOfShares(const float* slabs, int row, int column, float4 sum) {
+#pragma unroll
+  for (int s = 0; s < kWarps / 2; ++s) {
+    const float4 v = *reinterpret_cast<const float4*>(slabs + (s * kM + row / 16) * FfnSlab<kD>::kFloats +
+                                                      row % 16 * FfnSlab<kD>::kStride + column);
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  return sum;
 }
 
 }  // namespace backstory::glass::cuda

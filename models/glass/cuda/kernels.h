@@ -70,8 +70,7 @@ struct EncoderRow {
   uint16_t is_tier;
   uint32_t token;
 };
-// Which beams a cluster decodes: up to GroupRows of one user, or nothing (user < 0).
-inline int GroupRows(int parts) { return parts == 1 ? 32 : 16; }
+// Which beams a cluster decodes: up to 16 or 32 (Layout) of one user, or nothing (user < 0).
 struct Group {
   int32_t user, first;  // beam
 };
@@ -104,10 +103,21 @@ inline size_t KeyElements(const Model& m) {
          static_cast<size_t>(m.parts) * static_cast<size_t>(m.key_capacity) * 32;
 }
 
+// How a launch is laid out. Few users: more blocks for each, for time; many: fewer, for throughput. Three parts take tiles of
+// 16 rows alone.
+struct Layout {
+  int encode_rows = 16;  // of a block, 16 or 32
+  int group_rows = 16;   // of a cluster that decodes, 16 or 32
+  int cluster = 8;       // its blocks: 2, 4 or 8
+};
+// Shared memory of a decoder's block, at most.
+size_t StepBytes(const Model& model);
+constexpr size_t kSharedMax = 227 * 1024;
+
 // Encoder, and K and V of its output for every decoder layer.
-const char* LaunchEncode(const Model& model, const Batch& batch, void* stream);
-// Logits and their log-sum-exp of one position. cluster: blocks that share a group of beams, 8 or 16.
-const char* LaunchStep(const Model& model, const Batch& batch, int step, int cluster, void* stream);
+const char* LaunchEncode(const Model& model, const Batch& batch, const Layout& layout, void* stream);
+// Logits and their log-sum-exp of one position.
+const char* LaunchStep(const Model& model, const Batch& batch, const Layout& layout, int step, void* stream);
 // The best continuations of every user's beams.
 const char* LaunchSelect(const Model& model, const Batch& batch, int step, void* stream);
 

@@ -9,18 +9,10 @@
 namespace backstory::glass::cuda {
 namespace {
 
-#ifndef GLASS_CLUSTER
-#define GLASS_CLUSTER 8
-#endif
-constexpr int kCluster = GLASS_CLUSTER;  // blocks of a decoder step; part of the order of sums, so the same for every launch
-
 int RoundUpToPower(size_t n) { return static_cast<int>(std::bit_ceil(std::max<size_t>(n, 1))); }
 size_t Size(int n) { return static_cast<size_t>(n); }
 size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-int GroupsOf(const Model& model, size_t beam) {
-  const size_t rows = Size(GroupRows(model.parts));
-  return static_cast<int>((beam + rows - 1) / rows);
-}
+int GroupsOf(size_t beam, int rows) { return static_cast<int>((beam + Size(rows) - 1) / Size(rows)); }
 size_t InputHeader(const Batch& batch) {
   return Aligned(Size(batch.users) * sizeof(UserInput)) + Aligned(Size(batch.groups) * sizeof(Group));
 }
@@ -82,33 +74,70 @@ absl::Status Lane::GrowInputs(size_t bytes) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<const Lane::Program*> Lane::ProgramOf(int users, int groups) {
-  Program& program = programs_[{users, groups}];
+// Measured on an H100 (tests/bench/RESULTS.md): the fastest layout whose blocks run all at once, seven clusters of encoder
+// blocks in the narrow one and 15, 31 or 66 of 8, 4 or 2 decoder blocks.
+Layout Lane::LayoutOf(std::span<const CudaGlassRequest> requests) const {
+  constexpr int kNarrowUsers = 7, kClustersOf8 = 15, kClustersOf4 = 31;
+  const auto groups = [&](int rows) {
+    int sum = 0;
+    for (const CudaGlassRequest& request : requests) sum += GroupsOf(request.beam, rows);
+    return sum;
+  };
+  Layout layout;
+  if (model_.parts == 1) {
+    layout.encode_rows = requests.size() <= kNarrowUsers ? 16 : 32;
+    layout.group_rows = groups(16) <= kClustersOf8 ? 16 : 32;
+  }
+  const int clusters = groups(layout.group_rows);
+  layout.cluster = clusters <= kClustersOf8 ? 8 : clusters <= kClustersOf4 ? 4 : 2;
+  return layout;
+}
+
+absl::StatusOr<const Lane::Program*> Lane::ProgramOf(int users, int groups, const Layout& layout) {
+  const std::tuple<int, int, int> key{users, groups, layout.group_rows * 100 + layout.encode_rows * 10 + layout.cluster};
+  Program& program = programs_[key];
   if (program.graph != nullptr) return &program;
-  program.batch = batch_;
+  program.batch = batch_, program.layout = layout;
   Batch& b = program.batch;
-  b.users = users, b.groups = groups, b.rows_max = groups * GroupRows(model_.parts);
+  b.users = users, b.groups = groups, b.rows_max = groups * layout.group_rows;
   b.input = input_.as<char>();
   b.user = reinterpret_cast<const UserInput*>(b.input);
   b.group = reinterpret_cast<const Group*>(b.input + Aligned(Size(users) * sizeof(UserInput)));
   b.steps = reinterpret_cast<Step*>(output_);
   b.live = reinterpret_cast<int32_t*>(output_ + 3 * Size(b.rows_max) * sizeof(Step));
   if (absl::Status status = Capture(&program); !status.ok()) {
-    programs_.erase({users, groups});
+    programs_.erase(key);
     return status;
   }
   return &program;
 }
 
+const char* Lane::Launch(const Program& program) const {
+  const char* error = LaunchEncode(model_, program.batch, program.layout, stream_);
+  for (int step = 0; step < 3 && error == nullptr; ++step) {
+    error = LaunchStep(model_, program.batch, program.layout, step, stream_);
+    if (error == nullptr) error = LaunchSelect(model_, program.batch, step, stream_);
+  }
+  return error;
+}
+
 absl::Status Lane::Capture(Program* program) {
   const Batch& b = program->batch;
   const auto check = [&](cudaError_t error) { return device_->Check(error, "capturing a generative search"); };
+  // Once for nobody: a kernel's first launch may load code or make room for its stack, which no capture allows.
+  Program nobody = *program;
+  nobody.batch.users = nobody.batch.groups = 1;
+  nobody.batch.group = reinterpret_cast<const Group*>(b.input + Aligned(sizeof(UserInput)));
+  UserInput* user = pinned_input_.as<UserInput>();
+  *user = {};
+  user->rows = -1;
+  *pinned_input_.as<Group>(Aligned(sizeof(UserInput))) = {-1, 0};
+  if (auto s = check(cudaMemcpyAsync(input_.data(), user, 4096, cudaMemcpyHostToDevice, stream_)); !s.ok()) return s;
+  if (auto s = device_->CheckText(Launch(nobody), "launching a generative search"); !s.ok()) return s;
+  if (auto s = check(cudaStreamSynchronize(stream_)); !s.ok()) return s;
+
   if (auto s = check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal)); !s.ok()) return s;
-  const char* error = LaunchEncode(model_, b, stream_);
-  for (int step = 0; step < 3 && error == nullptr; ++step) {
-    error = LaunchStep(model_, b, step, kCluster, stream_);
-    if (error == nullptr) error = LaunchSelect(model_, b, step, stream_);
-  }
+  const char* error = Launch(*program);
   const size_t output = 3 * Size(b.rows_max) * sizeof(Step) + 3 * Size(b.users) * 4;
   const cudaError_t copied = cudaMemcpyAsync(pinned_output_.data(), output_, output, cudaMemcpyDeviceToHost, stream_);
   cudaGraph_t graph = nullptr;
@@ -162,7 +191,7 @@ size_t Lane::WriteInputs(std::span<const CudaGlassRequest> requests, const Progr
     copy(request.user->begin, &input.begin_at);
     copy(request.user->members, &input.members_at);
     if (request.trie != nullptr) input.trie = static_cast<const TrieOnCard*>(request.trie)->arrays;
-    const int rows = GroupRows(model_.parts);
+    const int rows = program.layout.group_rows;
     for (int first = 0; first < input.beam; first += rows) groups[n_groups++] = {u, first};
     row += (input.beam + rows - 1) / rows * rows;
   }
@@ -191,23 +220,24 @@ void Lane::ReadReplies(std::span<const CudaGlassRequest> requests, const Program
       before = std::move(beams);
     }
     replies[u].beams = std::move(before);
-    row += Size(GroupsOf(model_, requests[u].beam) * GroupRows(model_.parts));
+    row += Size(GroupsOf(requests[u].beam, program.layout.group_rows) * program.layout.group_rows);
   }
 }
 
 // Graph and inputs of a launch; `bytes`: what to copy to the card.
 absl::StatusOr<const Lane::Program*> Lane::Prepare(std::span<const CudaGlassRequest> requests, size_t* bytes) {
+  const Layout layout = LayoutOf(requests);
   int groups = 0;
   size_t room = 4096;
   for (const CudaGlassRequest& request : requests) {
-    groups += GroupsOf(model_, request.beam);
+    groups += GroupsOf(request.beam, layout.group_rows);
     room += request.user->bytes() + config_.slots() * sizeof(EncoderRow) + 2048;
   }
   const int users_rounded = RoundUpToPower(requests.size()), groups_rounded = RoundUpToPower(Size(groups));
   room += Size(users_rounded) * sizeof(UserInput) + Size(groups_rounded) * sizeof(Group);
   if (absl::Status status = device_->Select(); !status.ok()) return status;
   if (absl::Status status = GrowInputs(room); !status.ok()) return status;
-  const auto program = ProgramOf(users_rounded, groups_rounded);
+  const auto program = ProgramOf(users_rounded, groups_rounded, layout);
   if (program.ok()) *bytes = WriteInputs(requests, **program);
   return program;
 }
@@ -243,10 +273,10 @@ absl::StatusOr<Lane::Times> Lane::Time(std::span<const CudaGlassRequest> request
     mark();
     static_cast<void>(cudaGraphLaunch((*program)->graph, stream_));
     mark();
-    error = LaunchEncode(model_, (*program)->batch, stream_);
+    error = LaunchEncode(model_, (*program)->batch, (*program)->layout, stream_);
     mark();
     for (int step = 0; step < 3; ++step) {
-      if (error == nullptr) error = LaunchStep(model_, (*program)->batch, step, kCluster, stream_);
+      if (error == nullptr) error = LaunchStep(model_, (*program)->batch, (*program)->layout, step, stream_);
       mark();
       if (error == nullptr) error = LaunchSelect(model_, (*program)->batch, step, stream_);
       mark();

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -51,14 +52,17 @@ class Lane {
   absl::StatusOr<Times> Time(std::span<const CudaGlassRequest> requests, int repeats);
 
  private:
-  // Launches of up to `users` users and `groups` groups share a graph: what is missing exits at once.
+  // Launches of up to `users` users and `groups` groups of one layout share a graph: what is missing exits at once.
   struct Program {
     CUgraphExec_st* graph = nullptr;
     Batch batch;
+    Layout layout;
   };
   Lane(const Config& config, const Model& model, std::shared_ptr<grab::CudaDevice> device)
       : config_(config), model_(model), device_(std::move(device)) {}
-  absl::StatusOr<const Program*> ProgramOf(int users, int groups);
+  Layout LayoutOf(std::span<const CudaGlassRequest> requests) const;
+  absl::StatusOr<const Program*> ProgramOf(int users, int groups, const Layout& layout);
+  const char* Launch(const Program& program) const;
   absl::Status Capture(Program* program);
   absl::StatusOr<const Program*> Prepare(std::span<const CudaGlassRequest> requests, size_t* bytes);
   // Writes what the card reads to pinned memory: [users] UserInput, [groups] Group, then what they point to.
@@ -74,7 +78,7 @@ class Lane {
   grab::CudaBuffer memory_, input_, pinned_input_, pinned_output_;
   Batch batch_{};          // scratch
   char* output_ = nullptr;  // on the card: steps, then live
-  std::map<std::pair<int, int>, Program> programs_;
+  std::map<std::tuple<int, int, int>, Program> programs_;  // by users, groups and rows of a group
 };
 
 }  // namespace backstory::glass::cuda

@@ -9,7 +9,7 @@ namespace backstory::glass::cuda {
 namespace {
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
-constexpr int kSorted = 2048;            // so many keys are sorted as they are
+constexpr int kSorted = 256;             // so many keys are sorted as they are
 constexpr int kKept = 8192;              // so many keys are kept between passes; more are computed again
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 constexpr int kChildBits = 18, kIndexBits = 10 + kChildBits, kKeyBits = 32 + kIndexBits;
@@ -70,8 +70,10 @@ struct User {
   }
 };
 
-// Ascending, `size` a power of two.
+// Ascending, `size` a power of two. What one warp can take in a step needs no barrier of all.
 __device__ void Sort(Key* keys, int size) {
+  if (size <= 64 && threadIdx.x >= 32) size = 0;
+  const bool alone = size <= 64;
   for (int width = 2; width <= size; width *= 2) {
     for (int stride = width / 2; stride > 0; stride /= 2) {
       for (int i = threadIdx.x; i < size / 2; i += kThreads) {
@@ -79,9 +81,14 @@ __device__ void Sort(Key* keys, int size) {
         const Key a = keys[low], b = keys[high];
         if ((a > b) == ((low & width) == 0)) keys[low] = b, keys[high] = a;
       }
-      __syncthreads();
+      if (alone) {
+        __syncwarp();
+      } else {
+        __syncthreads();
+      }
     }
   }
+  __syncthreads();
 }
 
 // The bin of the `wanted`-th smallest, how many lie in bins before it, and how many in it. bins: counts; all threads.
@@ -109,6 +116,7 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const __grid_constant__
   extern __shared__ Key keys[];  // [kKept]
   __shared__ alignas(8) uint32_t bins[kBins];
   __shared__ uint32_t total, answer[3];
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");  // as JoinChain (tile.cuh)
   const UserInput& input = batch.user[blockIdx.x];
   if (input.rows < 0) return;
   const User user{m, batch, input, step, step == 0 ? 1 : batch.live[(step - 1) * batch.users + blockIdx.x]};
@@ -193,10 +201,17 @@ const char* LaunchSelect(const Model& model, const Batch& batch, int step, void*
   static std::atomic<uint64_t> allowed{0};
   constexpr int kBytes = kKept * sizeof(Key);
   cudaError_t error = backstory::cuda::Allow(SelectKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes, &allowed);
-  if (error == cudaSuccess) {
-    SelectKernel<<<batch.users, kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(model, batch, step);
-    error = cudaGetLastError();
-  }
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(batch.users));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, SelectKernel, model, batch, step);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

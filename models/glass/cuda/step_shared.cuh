@@ -17,23 +17,30 @@ struct StepShared {
   static constexpr int kRows = 16 * kM;
   static constexpr int kXStride = kD + 4;
   static constexpr int kQkvStride = 3 * kHeadDim + 4;
-  static constexpr int kPartBytes = kWarps * kPartFloats * 4;
-  static constexpr int kFfnBytes = kWarps * FfnSlab<kD>::kFloats * 4;
-  static constexpr int kSlabBytes = kFfnBytes > kPartBytes ? kFfnBytes : kPartBytes;
+  static constexpr bool kAhead = kS == 1;
+  static constexpr int Max(int a, int b) { return a > b ? a : b; }
   static constexpr int kX = 0;                                          // [kRows][kXStride] fp32: the same in all blocks
   static constexpr int kZ = kX + kRows * kXStride * 4;                  // planes, width kD
   static constexpr int kNear = kZ + PlaneBytes(kS, kRows, kD);          // planes: memory branch, for a gate that reads it
   static constexpr int kFar = kNear + PlaneBytes(kS, kRows, kD);        // planes: retrieved branch
   static constexpr int kInbox = kFar + PlaneBytes(kS, kRows, kD);       // [cluster][kRows / cluster][kD] fp32
-  static constexpr int kQkv = kInbox + kRows * kD * 4;                  // [kRows][kQkvStride] fp32: of one head
-  static constexpr int kSlabs = kQkv + kRows * kQkvStride * 4;          // shares of the FFN, parts of softmaxes
-  static constexpr int kRowInfo = kSlabs + kSlabBytes;                  // [kRows] Step
+  // One place for what a layer needs one after the other: a head's queries, keys and values [kRows][kQkvStride] fp32; parts of
+  // softmaxes; the FFN's weights; shares of the FFN.
+  static constexpr int kQkv = kInbox + kRows * kD * 4, kParts = kQkv, kFfn = kQkv;
+  static constexpr int kPlaceBytes =
+      Max(Max(kRows * kQkvStride * 4, kWarps * kPartFloats * 4),
+          Max(kAhead ? kWarps * FfnBuffer<kD>::kBytes : 0, kWarps / 2 * kM * FfnSlab<kD>::kFloats * 4));
+  static constexpr int kRowInfo = kQkv + kPlaceBytes;                   // [kRows] Step
   static constexpr int kBarriers = kRowInfo + kRows * 16;               // Mailbox
   static constexpr int kHeads = kBarriers + 128;                        // three sets of planes, width heads * 32
   __host__ __device__ static int HeadsBytes(int heads) { return PlaneBytes(kS, kRows, heads * kHeadDim); }
-  __host__ __device__ static int Counts(int heads) { return kHeads + 3 * HeadsBytes(heads); }  // [kRows][set_capacity] u16
+  // What is added to a row's logits, fp32: of memory, 0 or kHidden [key_capacity], the same for all rows; of places, ln(count)
+  // or kHidden [kRows][BiasStride].
+  __host__ __device__ static int MemoryBias(int heads) { return kHeads + 3 * HeadsBytes(heads); }
+  __host__ __device__ static int SetBias(const Model& m) { return MemoryBias(m.heads) + m.key_capacity * 4; }
+  __host__ __device__ static int BiasStride(const Model& m) { return m.set_capacity + 8; }
   static size_t Bytes(const Model& m) {
-    return static_cast<size_t>(Counts(m.heads)) + static_cast<size_t>(kRows) * static_cast<size_t>(m.set_capacity) * 2;
+    return static_cast<size_t>(SetBias(m) + (m.set_capacity > 0 ? kRows * BiasStride(m) * 4 : 0));
   }
 };
 
@@ -78,6 +85,7 @@ __device__ __forceinline__ uint4 AsBits(float4 v) {
 template <int kS>
 __device__ __forceinline__ void SendHead(const Mailbox& mail, Exchange exchange, const Planes& planes, int head) {
   const int chunks = kS * planes.rows * (kHeadDim / 8);
+#pragma unroll 1
   for (int i = threadIdx.x; i < chunks * static_cast<int>(mail.cluster - 1); i += kThreads) {
     const int chunk = i % chunks, row = chunk / 4 % planes.rows, part = chunk / 4 / planes.rows;
     const __nv_bfloat16* at = planes.At(part, row, head * kHeadDim + chunk % 4 * 8);

@@ -3,13 +3,13 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/dispatch.h"
+#include "kernels/dtype.h"
 #include "models/glass/network.h"
 #include "models/glass/weights.h"
 
@@ -18,11 +18,6 @@ namespace {
 
 constexpr int kHeadWidth = 32, kDMax = 96, kHeadsMax = 8, kSlotsMax = 256, kDensePlacesMax = 511;
 
-uint16_t ToBf16(float value) {  // to nearest, ties to even; weights are finite
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-float FromBf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 int RoundUp(int value, int to) { return (value + to - 1) / to * to; }
 size_t Size(int value) { return static_cast<size_t>(value); }
 
@@ -86,6 +81,7 @@ class Packer {
       m_.levels[l] = c_.levels[l], m_.offset[l] = static_cast<int>(c_.offset(l));
     }
     m_.set_capacity = c_.retrieved_items > 0 && m_.places <= kDensePlacesMax ? RoundUp(m_.places + 1, 32) : 0;
+    if (StepBytes(m_) > kSharedMax) m_.set_capacity = 0;
     m_.bos = static_cast<int>(c_.bos());
     m_.search = c_.retrieved_items > 0, m_.gate_reads_state = c_.gate_input == GateInput::kState;
     m_.first_step_epsilon = c_.first_step_epsilon;
