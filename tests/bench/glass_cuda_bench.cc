@@ -1,8 +1,9 @@
 // GLASS on a card at the released size: device times of a launch and of its kernels, and wall times of Search.
-//   glass_cuda_bench [--shapes 1x20,32x20] [--repeats N] [--json] [--mask] [--fp32-only | --bf16-only]
-//   glass_cuda_bench --verify VERSION_DIR    every golden case: beams in fp32 are the twin's, log-probabilities in bf16 near
-// d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, levels [64, 128, 128], vocabulary 328, 151 slots, a catalogue of 10,000 items,
-// users of 1,000 events. Weights are random; time does not depend on them. Device times lie between CUDA events.
+//   glass_cuda_bench [--shapes 1x20,32x20] [--repeats N] [--json] [--mask] [--throughput] [--fp32-only | --bf16-only]
+//   glass_cuda_bench --verify VERSION_DIR    every golden case: beams in fp32 are the twin's, log-probabilities in bf16
+//   near
+// d 96, 6 heads x 32, FFN 1024, 4 + 4 layers, levels [64, 128, 128], vocabulary 328, 151 slots, a catalogue of 10,000
+// items, users of 1,000 events. Weights are random; time does not depend on them. Device times lie between CUDA events.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -88,13 +89,16 @@ void Run(const World& w, const std::shared_ptr<grab::CudaDevice>& device, const 
          CudaPrecision precision, bool mask, std::map<std::string, double>* results) {
   const std::string name = precision == CudaPrecision::kFp32 ? "fp32" : "bf16";
   const CudaGlassOptions options{.precision = precision, .users_max = 256, .rows_max = 8192, .lanes = 1};
-  const auto weights = Must(cuda::UploadWeights(w.config, w.tensors, precision == CudaPrecision::kFp32 ? 3 : 1, device.get()));
+  const auto weights =
+      Must(cuda::UploadWeights(w.config, w.tensors, precision == CudaPrecision::kFp32 ? 3 : 1, device.get()));
   const auto lane = Must(cuda::Lane::Create(w.config, weights->model, {options.users_max, options.rows_max}, device));
   const auto glass = Must(CudaGlass::Create(w.config, w.tensors, device, options));
   const auto trie = Must(CudaTrie::Create(w.catalogue->trie(), device));
-  std::printf("%s: weights and tables %.1f MB, a lane %.1f MB\n", name.c_str(), static_cast<double>(weights->memory.bytes()) / 1e6,
-              static_cast<double>(lane->bytes()) / 1e6);
-  std::printf("users x beam   device   graph   encode  step1  select  step2  select  step3  select   wall  requests/s (device)\n");
+  std::printf("%s: weights and tables %.1f MB, a lane %.1f MB\n", name.c_str(),
+              static_cast<double>(weights->memory.bytes()) / 1e6, static_cast<double>(lane->bytes()) / 1e6);
+  std::printf(
+      "users x beam   device   graph   encode  step1  select  step2  select  step3  select   wall  requests/s "
+      "(device)\n");
   for (const Shape& shape : shapes) {
     if (shape.users * ((shape.beam + 31) / 32 * 32) > options.rows_max) continue;
     const auto requests = w.Requests(shape, SearchMode::kValid, trie.get());
@@ -102,9 +106,9 @@ void Run(const World& w, const std::shared_ptr<grab::CudaDevice>& device, const 
     const cuda::Lane::Times t = Must(lane->Time(requests, repeats));
     WallOf(*glass, requests, 3);
     const double wall = WallOf(*glass, requests, repeats);
-    std::printf("%5zu x %-5zu  %7.3f %7.3f  %7.3f %6.3f %6.3f %7.3f %6.3f %7.3f %6.3f %7.3f  %8.0f\n", shape.users, shape.beam,
-                t.whole, t.graph, t.encode, t.step[0], t.select[0], t.step[1], t.select[1], t.step[2], t.select[2], wall,
-                1e3 * static_cast<double>(shape.users) / t.whole);
+    std::printf("%5zu x %-5zu  %7.3f %7.3f  %7.3f %6.3f %6.3f %7.3f %6.3f %7.3f %6.3f %7.3f  %8.0f\n", shape.users,
+                shape.beam, t.whole, t.graph, t.encode, t.step[0], t.select[0], t.step[1], t.select[1], t.step[2],
+                t.select[2], wall, 1e3 * static_cast<double>(shape.users) / t.whole);
     const std::string key = name + " " + std::to_string(shape.users) + "x" + std::to_string(shape.beam);
     (*results)[key + " search"] = t.whole;
     (*results)[key + " encode"] = t.encode;
@@ -118,10 +122,12 @@ void Run(const World& w, const std::shared_ptr<grab::CudaDevice>& device, const 
 }
 
 // Lanes kept busy by a thread each: what overlaps, and what the host's share costs.
-void Throughput(const World& w, const std::shared_ptr<grab::CudaDevice>& device, CudaPrecision precision, size_t batch) {
+void Throughput(const World& w, const std::shared_ptr<grab::CudaDevice>& device, CudaPrecision precision,
+                size_t batch) {
   constexpr int kThreads = 4, kCalls = 50;
-  const auto glass = Must(CudaGlass::Create(
-      w.config, w.tensors, device, {.precision = precision, .users_max = batch, .rows_max = 512 + 32 * batch, .lanes = kThreads}));
+  const auto glass = Must(
+      CudaGlass::Create(w.config, w.tensors, device,
+                        {.precision = precision, .users_max = batch, .rows_max = 512 + 32 * batch, .lanes = kThreads}));
   const auto trie = Must(CudaTrie::Create(w.catalogue->trie(), device));
   const auto requests = w.Requests({batch, 20}, SearchMode::kValid, trie.get());
   const auto run = [&](int calls) {
@@ -139,7 +145,8 @@ void Throughput(const World& w, const std::shared_ptr<grab::CudaDevice>& device,
   run(kCalls);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   std::printf("%s, batches of %zu at beam 20, %d lanes: %.0f requests/s on the host's clock\n",
-              precision == CudaPrecision::kFp32 ? "fp32" : "bf16", batch, kThreads, kThreads * kCalls * static_cast<double>(batch) / seconds);
+              precision == CudaPrecision::kFp32 ? "fp32" : "bf16", batch, kThreads,
+              kThreads * kCalls * static_cast<double>(batch) / seconds);
 }
 
 // Beams of every golden case, with what the twin expects of it.
@@ -166,7 +173,8 @@ int Verify(const std::string& path, const std::shared_ptr<grab::CudaDevice>& dev
       History history(&catalogue);
       for (const Event& event : events) {
         const auto row = catalogue.RowOf(event.item_id);
-        if (event.time_us < golden.as_of_us && row.has_value() && IsBehaviour(loaded->config, event)) history.Append(*row);
+        if (event.time_us < golden.as_of_us && row.has_value() && IsBehaviour(loaded->config, event))
+          history.Append(*row);
       }
       const CudaUser user = MakeCudaUser(catalogue, history);
       CudaGlassRequest request{&user, golden.beam, SearchMode::kValid, trie.get()};
@@ -175,7 +183,8 @@ int Verify(const std::string& path, const std::shared_ptr<grab::CudaDevice>& dev
       ++users;
       bool all = reply.beams.size() == golden.expect.sids.size();
       std::map<Sid, double> expected;
-      for (size_t i = 0; i < golden.expect.sids.size(); ++i) expected[golden.expect.sids[i]] = golden.expect.log_probability[i];
+      for (size_t i = 0; i < golden.expect.sids.size(); ++i)
+        expected[golden.expect.sids[i]] = golden.expect.log_probability[i];
       for (size_t i = 0; i < std::min(reply.beams.size(), golden.expect.sids.size()); ++i) {
         const Sid sid = catalogue.sid(catalogue.Items(reply.beams[i].node)[0]);
         ++beams;
@@ -194,9 +203,12 @@ int Verify(const std::string& path, const std::shared_ptr<grab::CudaDevice>& dev
         ++failed;
       }
     }
-    std::printf("%s: %zu users, %zu with all beams the twin's in order; %zu of %zu beams in place, %zu in the twin's list, %zu first "
-                "ones; log-probability differs by at most %.2e, on average %.2e\n",
-                exact ? "fp32" : "bf16", users, orders, same, beams, overlap, first_same, worst, sum / static_cast<double>(std::max<size_t>(1, overlap)));
+    std::printf(
+        "%s: %zu users, %zu with all beams the twin's in order; %zu of %zu beams in place, %zu in the twin's list, %zu "
+        "first "
+        "ones; log-probability differs by at most %.2e, on average %.2e\n",
+        exact ? "fp32" : "bf16", users, orders, same, beams, overlap, first_same, worst,
+        sum / static_cast<double>(std::max<size_t>(1, overlap)));
     if (exact && !(worst <= kGoldenTolerance)) ++failed;
   }
   return failed;
@@ -214,14 +226,26 @@ int main(int argc, char** argv) {
   std::string verify, list = "1x20,1x50,1x256,1x512,8x20,32x20,128x20,256x20,32x256";
   for (int i = 1; i < argc; ++i) {
     const std::string option = argv[i];
-    if (option == "--shapes" && i + 1 < argc) list = argv[++i];
-    else if (option == "--repeats" && i + 1 < argc) repeats = std::atoi(argv[++i]);
-    else if (option == "--verify" && i + 1 < argc) verify = argv[++i];
-    else if (option == "--json") json = true;
-    else if (option == "--mask") mask = true;
-    else if (option == "--throughput") throughput = true;
-    else if (option == "--fp32-only") bf16 = false;
-    else if (option == "--bf16-only") fp32 = false;
+    if (option == "--shapes" && i + 1 < argc)
+      list = argv[++i];
+    else if (option == "--repeats" && i + 1 < argc)
+      repeats = std::atoi(argv[++i]);
+    else if (option == "--verify" && i + 1 < argc)
+      verify = argv[++i];
+    else if (option == "--json")
+      json = true;
+    else if (option == "--mask")
+      mask = true;
+    else if (option == "--throughput")
+      throughput = true;
+    else if (option == "--fp32-only")
+      bf16 = false;
+    else if (option == "--bf16-only")
+      fp32 = false;
+    else {
+      std::printf("%s: unknown option, or its value is missing\n", option.c_str());
+      return 2;
+    }
   }
   std::stringstream text(list);
   for (std::string item; std::getline(text, item, ',');) {
@@ -243,7 +267,8 @@ int main(int argc, char** argv) {
   }
   if (json) {
     std::string line;
-    for (const auto& [key, value] : results) line += (line.empty() ? "{\"" : ", \"") + key + "\": " + std::to_string(value);
+    for (const auto& [key, value] : results)
+      line += (line.empty() ? "{\"" : ", \"") + key + "\": " + std::to_string(value);
     std::printf("%s}\n", line.c_str());
   }
   return 0;

@@ -85,7 +85,8 @@ inline Version LoadVersion(const std::string& weights_name, const std::string& c
   Version v;
   const SafetensorsFile weights = Open(weights_name), items = Open(catalogue_name);
   v.config = ConfigOf(weights);
-  const std::vector<float> embeddings = Read<float>(items, "item.embedding"), prototypes = Read<float>(items, "prototype");
+  const std::vector<float> embeddings = Read<float>(items, "item.embedding"),
+                           prototypes = Read<float>(items, "prototype");
   v.config.embedding_width = static_cast<int>(items.Find("item.embedding")->shape[1]);
   EXPECT_TRUE(Validate(v.config).ok()) << Validate(v.config);
   EXPECT_TRUE(weights.AddTo(&v.tensors).ok());
@@ -106,14 +107,15 @@ inline Version LoadVersion(const std::string& weights_name, const std::string& c
   return v;
 }
 
-inline void ExpectNear(const std::vector<double>& want, const float* got, size_t n, double bound, const std::string& what) {
+inline void ExpectNear(const std::vector<double>& want, const float* got, size_t n, double bound,
+                       const std::string& what) {
   ASSERT_EQ(want.size(), n) << what;
   size_t worst = 0;
   for (size_t i = 1; i < n; ++i) {
     if (std::abs(want[i] - got[i]) > std::abs(want[worst] - got[worst])) worst = i;
   }
-  EXPECT_LE(std::abs(want[worst] - got[worst]), bound) << what << ": worst at " << worst << ", expected " << want[worst]
-                                                       << ", found " << got[worst];
+  EXPECT_LE(std::abs(want[worst] - got[worst]), bound)
+      << what << ": worst at " << worst << ", expected " << want[worst] << ", found " << got[worst];
 }
 
 struct Case {

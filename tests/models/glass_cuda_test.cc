@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/dtype.h"
@@ -23,8 +24,8 @@ std::shared_ptr<grab::CudaDevice> OpenCard(std::string* why) {
   *why = std::string(device.status().message());
   return nullptr;
 }
-#define CARD_OR_SKIP()            \
-  std::string why;                \
+#define CARD_OR_SKIP()              \
+  std::string why;                  \
   const auto card = OpenCard(&why); \
   if (card == nullptr) GTEST_SKIP() << why
 
@@ -78,8 +79,8 @@ INSTANTIATE_TEST_SUITE_P(All, GlassCudaConformance, testing::ValuesIn(Cases()), 
   return name;
 });
 
-// RandomTensors is well conditioned at the fixture's widths; wider matrices sum more terms, and unscaled attention then saturates.
-// Rounding would be all that scores of such a model show.
+// RandomTensors is well conditioned at the fixture's widths; wider matrices sum more terms, and unscaled attention then
+// saturates. Rounding would be all that scores of such a model show.
 TensorMap Conditioned(const Config& config, uint32_t seed) {
   const TensorMap random = RandomTensors(config, seed);
   const Config small = SmallConfig();
@@ -148,8 +149,8 @@ void ExpectBeams(const std::vector<Beam>& want, const std::vector<Beam>& got, do
   }
 }
 
-std::vector<CudaGlassReply> OnCard(const CudaGlass& glass, const World& w, const std::vector<size_t>& users, size_t beam,
-                                   SearchMode mode, const CudaTrie* trie) {
+std::vector<CudaGlassReply> OnCard(const CudaGlass& glass, const World& w, const std::vector<size_t>& users,
+                                   size_t beam, SearchMode mode, const CudaTrie* trie) {
   std::vector<CudaGlassRequest> requests;
   for (const size_t user : users) requests.push_back({&w.users[user], beam, mode, trie});
   std::vector<CudaGlassReply> replies(requests.size());
@@ -173,7 +174,8 @@ std::vector<std::pair<std::string, Config>> Architectures() {
     c->tier_similarity = TierSimilarity::kCosine, c->neighbours = 2, c->neighbour_below = 3, c->first_step_epsilon = 0;
   });
   add("wide", [](Config* c) { c->d = 72, c->heads = 5, c->d_kv = 20, c->ffn = 100, c->short_items = 40; });
-  add("eight_heads", [](Config* c) { c->d = 96, c->heads = 8, c->d_kv = 32, c->decoder_layers = 3, c->short_items = 80; });
+  add("eight_heads",
+      [](Config* c) { c->d = 96, c->heads = 8, c->d_kv = 32, c->decoder_layers = 3, c->short_items = 80; });
   add("one_layer", [](Config* c) { c->encoder_layers = 1, c->decoder_layers = 1, c->heads = 1; });
   add("many_places", [](Config* c) {
     c->levels = {40, 300, 700}, c->tokens = TokenLayout::kDense, c->vocabulary = 1043, c->retrieved_items = 60;
@@ -194,8 +196,8 @@ TEST(GlassCuda, BeamsOfEveryArchitectureAreTheCpusInFp32) {
         const auto replies = OnCard(*glass, w, {0, 1, 2, 3, 4}, beam, mode, trie.get());
         for (size_t user = 0; user < w.users.size(); ++user) {
           ExpectBeams(OnCpu(w, user, beam, mode), replies[user].beams, kFp32Bound,
-                      name + " mode " + std::to_string(static_cast<int>(mode)) + " beam " + std::to_string(beam) + " user " +
-                          std::to_string(user));
+                      name + " mode " + std::to_string(static_cast<int>(mode)) + " beam " + std::to_string(beam) +
+                          " user " + std::to_string(user));
         }
       }
     }
@@ -210,8 +212,8 @@ void ExpectSame(const CudaGlassReply& want, const CudaGlassReply& got, const std
   }
 }
 
-// What a user gets does not depend on who shares the launch, in which place, after which other launches: bit for bit in a
-// launch of few users and in one of many; between the two by rounding.
+// What a user gets does not depend on who shares the launch, in which place, after which other launches: bit for bit in
+// a launch of few users and in one of many; between the two by rounding.
 TEST(GlassCuda, AUserAloneIsTheUserInABatchBitForBit) {
   CARD_OR_SKIP();
   const World w = MakeWorld(SmallConfig(), 7, {3, 50, 0, 200, 17});
@@ -247,9 +249,33 @@ TEST(GlassCuda, AUserAloneIsTheUserInABatchBitForBit) {
   }
 }
 
-// How far scores move is measured by what rounding the weights alone to bf16 does to them on the CPU. The card rounds the other
-// operand of every product as well, and keys, values and shares of softmaxes: of the same size, so that the whole is about twice
-// that; four times is refused.
+TEST(GlassCuda, ThreadsShareLanesAndEachGetsItsOwnBeams) {
+  CARD_OR_SKIP();
+  const World w = MakeWorld(SmallConfig(), 8, {3, 50, 0, 200, 17});
+  const auto trie = *CudaTrie::Create(w.catalogue->trie(), card);
+  CudaGlassOptions options = Options(CudaPrecision::kFp32);
+  options.lanes = 2;
+  const auto glass = *CudaGlass::Create(w.config, w.tensors, card, options);
+  std::vector<std::vector<CudaGlassReply>> alone;
+  for (size_t user = 0; user < w.users.size(); ++user) {
+    alone.push_back(OnCard(*glass, w, {user}, 20, SearchMode::kValid, trie.get()));
+  }
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (size_t i = 0; i < 50; ++i) {
+        const size_t user = (t + i) % w.users.size();
+        const auto replies = OnCard(*glass, w, {user, (user + 1) % w.users.size()}, 20, SearchMode::kValid, trie.get());
+        ExpectSame(alone[user][0], replies[0], "thread " + std::to_string(t) + ", call " + std::to_string(i));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// How far scores move is measured by what rounding the weights alone to bf16 does to them on the CPU. The card rounds
+// the other operand of every product as well, and keys, values and shares of softmaxes: of the same size, so that the
+// whole is about twice that; four times is refused.
 TEST(GlassCuda, Bf16MovesScoresAsFarAsRoundingDoes) {
   CARD_OR_SKIP();
   for (const auto& [name, config] : Architectures()) {
@@ -284,8 +310,8 @@ TEST(GlassCuda, Bf16MovesScoresAsFarAsRoundingDoes) {
         moved += std::pow(on_card[beam.tokens] - beam.score, 2);
       }
     }
-    std::printf("  %s: scores move by %.1e, by %.1e where weights alone are rounded; %.0f of %.0f beams\n", name.c_str(),
-                std::sqrt(moved / found), std::sqrt(allowed / found), found, asked);
+    std::printf("  %s: scores move by %.1e, by %.1e where weights alone are rounded; %.0f of %.0f beams\n",
+                name.c_str(), std::sqrt(moved / found), std::sqrt(allowed / found), found, asked);
     EXPECT_LE(std::sqrt(moved), 4 * std::sqrt(allowed)) << name;
     EXPECT_GE(found, 0.8 * asked) << name;
   }

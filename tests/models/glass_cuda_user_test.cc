@@ -1,10 +1,9 @@
 // What a card is told of a user, against the buckets it stands for.
-#include "models/glass/cuda/user.h"
-
 #include <gtest/gtest.h>
 
 #include <map>
 
+#include "models/glass/cuda/user.h"
 #include "tests/models/glass_fixture.h"
 
 namespace backstory::glass {

@@ -12,8 +12,8 @@ namespace backstory::glass::cuda {
 
 constexpr int kHeadDim = 32, kKeyBlock = 32;
 
-// Keys of one head, as B operands read them: in both tables eight numbers in a row (16 bytes) are what a lane needs of a
-// block of 32.
+// Keys of one head, as B operands read them: in both tables eight numbers in a row (16 bytes) are what a lane needs of
+// a block of 32.
 //   k  [kS][keys][32]: dimension 8t + 2c + e at place 8c + 2t + e
 //   vt [kS][32][keys]: key 32b + 8t + 2c + e at place 32b + 8c + 2t + e
 template <int kS>
@@ -29,14 +29,14 @@ template <int kS>
 struct KeyBlock {
   uint4 k[kS == 1 ? 4 : 1], v[kS == 1 ? 4 : 1];
   __device__ __forceinline__ static uint4 K(const HeadKeys<kS>& keys, int block, int tile, int part) {
-    return LoadWritten(reinterpret_cast<const uint4*>(keys.k + part * keys.k_part +
-                                                  static_cast<int64_t>(block * kKeyBlock + 8 * tile + Lane() / 4) * kHeadDim +
-                                                  8 * (Lane() % 4)));
+    return LoadWritten(reinterpret_cast<const uint4*>(
+        keys.k + part * keys.k_part + static_cast<int64_t>(block * kKeyBlock + 8 * tile + Lane() / 4) * kHeadDim +
+        8 * (Lane() % 4)));
   }
   __device__ __forceinline__ static uint4 V(const HeadKeys<kS>& keys, int block, int tile, int part) {
     return LoadWritten(reinterpret_cast<const uint4*>(keys.vt + part * keys.vt_part +
-                                                  static_cast<int64_t>(8 * tile + Lane() / 4) * keys.capacity +
-                                                  block * kKeyBlock + 8 * (Lane() % 4)));
+                                                      static_cast<int64_t>(8 * tile + Lane() / 4) * keys.capacity +
+                                                      block * kKeyBlock + 8 * (Lane() % 4)));
   }
   __device__ __forceinline__ void Load(const HeadKeys<kS>& keys, int block, int blocks) {
     if constexpr (kS == 1) {
@@ -53,11 +53,13 @@ struct Softmax {
   float top[2] = {kHidden, kHidden}, sum[2] = {0, 0};  // of rows g and g + 8; sums of this lane's keys alone
 };
 
-// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. bias(tile t, half) returns what
-// to add to row g + 8 half, keys 32 block + 8 t + 2 c and the next: kHidden or less for one that is not seen.
+// o += softmax part of key block `block`, of which `ahead` was loaded. q: A operand of both k16 steps. bias(tile t,
+// half) returns what to add to row g + 8 half, keys 32 block + 8 t + 2 c and the next: kHidden or less for one that is
+// not seen.
 template <int kS, typename Bias>
 __device__ __forceinline__ void AttendBlock(const uint32_t (&q)[2][kS][4], const HeadKeys<kS>& keys, int block,
-                                            const KeyBlock<kS>& ahead, const Bias& bias, Softmax* softmax, float (&o)[4][4]) {
+                                            const KeyBlock<kS>& ahead, const Bias& bias, Softmax* softmax,
+                                            float (&o)[4][4]) {
   float s[4][4] = {};
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -171,7 +173,8 @@ __device__ __forceinline__ float2 MergeParts(const float* row, int parts, int st
     x += scale * o.x;
     y += scale * o.y;
   }
-  return sum > 0 ? make_float2(x / sum, y / sum) : make_float2(0, 0);
+  const float share = sum > 0 ? __fdividef(1.0f, sum) : 0.0f;
+  return make_float2(x * share, y * share);
 }
 
 // The accumulators of a 16 x 32 product as A operands of two k16 steps.

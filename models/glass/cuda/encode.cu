@@ -1,5 +1,6 @@
-// The encoder: a cluster of blocks per user, 16 or 32 rows a block, so that all blocks of a user exchange keys and values within
-// a layer without leaving the kernel. Weights stream from the L2 into registers: a block reads each once a layer.
+// The encoder: a cluster of blocks per user, 16 or 32 rows a block, so that all blocks of a user exchange keys and
+// values within a layer without leaving the kernel. Weights stream from the L2 into registers: a block reads each once
+// a layer.
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/cluster.cuh"
@@ -16,7 +17,8 @@ template <int kS, int kD, int kM>
 struct EncodeShared {
   static constexpr int kRows = 16 * kM, kStride = kD + 4, kSlabs = kWarps / 2;
   static constexpr bool kAhead = kS == 1;  // three parts of the FFN's weights would not fit
-  static constexpr int kFfnBytes = kSlabs * kM * FfnSlab<kD>::kFloats * 4, kBufferBytes = kAhead ? kWarps * FfnBuffer<kD>::kBytes : 0;
+  static constexpr int kFfnBytes = kSlabs * kM * FfnSlab<kD>::kFloats * 4,
+                       kBufferBytes = kAhead ? kWarps * FfnBuffer<kD>::kBytes : 0;
   static constexpr int kZAt = kRows * kStride * 4;
   static constexpr int kPartsAt = kZAt + PlaneBytes(kS, kRows, kD);   // of softmaxes; the tier token's hidden layer
   static constexpr int kFfnAt = kPartsAt + kWarps * kPartFloats * 4;  // the FFN's weights, then what its warps add up
@@ -30,7 +32,8 @@ struct EncodeShared {
 
 // Two n8 tiles of K or V of 16 rows into a HeadKeys table: dimensions 16 half .. 16 half + 15.
 template <int kS>
-__device__ __forceinline__ void StoreKeys(const float (&low)[4], const float (&high)[4], int first_key, int half, __nv_bfloat16* k, int64_t part) {
+__device__ __forceinline__ void StoreKeys(const float (&low)[4], const float (&high)[4], int first_key, int half,
+                                          __nv_bfloat16* k, int64_t part) {
   const int g = Lane() / 4, c = Lane() % 4;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
@@ -39,14 +42,14 @@ __device__ __forceinline__ void StoreKeys(const float (&low)[4], const float (&h
     Split<kS>(high[2 * row], high[2 * row + 1], odd);
 #pragma unroll
     for (int s = 0; s < kS; ++s) {
-      *reinterpret_cast<uint2*>(k + s * part + static_cast<int64_t>(first_key + g + 8 * row) * kHeadDim + 8 * c + 4 * half) =
-          make_uint2(even[s], odd[s]);
+      *reinterpret_cast<uint2*>(k + s * part + static_cast<int64_t>(first_key + g + 8 * row) * kHeadDim + 8 * c +
+                                4 * half) = make_uint2(even[s], odd[s]);
     }
   }
 }
 template <int kS>
-__device__ __forceinline__ void StoreValues(const float (&low)[4], const float (&high)[4], int first_key, int half, __nv_bfloat16* vt, int64_t part,
-                                            int capacity) {
+__device__ __forceinline__ void StoreValues(const float (&low)[4], const float (&high)[4], int first_key, int half,
+                                            __nv_bfloat16* vt, int64_t part, int capacity) {
   const int g = Lane() / 4, c = Lane() % 4;
 #pragma unroll
   for (int t = 0; t < 2; ++t) {
@@ -81,7 +84,8 @@ __device__ void TierToken(const Model& m, const float* features, float* hidden, 
   for (int j = Warp(); j < m.d; j += kWarps) {
     float sum = 0;
 #pragma unroll 1
-    for (int i = Lane(); i < m.bins_width; i += 32) sum += features[i] * __ldg(m.tier_w1 + static_cast<int64_t>(j) * m.bins_width + i);
+    for (int i = Lane(); i < m.bins_width; i += 32)
+      sum += features[i] * __ldg(m.tier_w1 + static_cast<int64_t>(j) * m.bins_width + i);
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     if (Lane() == 0) hidden[j] = fmaxf(0.0f, sum + m.tier_b1[j]);
   }
@@ -97,7 +101,8 @@ __device__ void TierToken(const Model& m, const float* features, float* hidden, 
 }
 
 template <int kS, int kD, int kM>
-__device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& user, int first, float* x, float* hidden) {
+__device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& user, int first, float* x,
+                         float* hidden) {
   constexpr int kStride = EncodeShared<kS, kD, kM>::kStride, kRows = 16 * kM;
   const auto* rows = reinterpret_cast<const EncoderRow*>(batch.input + user.rows_at);
   int tier_row = -1;
@@ -110,7 +115,8 @@ __device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& us
     const int r = i / (kD / 4), column = i % (kD / 4) * 4;
     float4 v = make_float4(0, 0, 0, 0);
     if (first + r < user.rows && r != tier_row) {
-      v = __ldg(reinterpret_cast<const float4*>(m.embedding + static_cast<int64_t>(rows[first + r].token) * kD + column));
+      v = __ldg(
+          reinterpret_cast<const float4*>(m.embedding + static_cast<int64_t>(rows[first + r].token) * kD + column));
     }
     *reinterpret_cast<float4*>(x + r * kStride + column) = v;
   }
@@ -123,8 +129,8 @@ __device__ void LoadRows(const Model& m, const Batch& batch, const UserInput& us
 
 // Two n8 tiles a job: K and V into the user's tables of `layer`, queries (if `q` has rows) into shared memory.
 template <int kS, int kD, int kM>
-__device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int layer, const void* packed, bool with_queries,
-                             const Planes& z, const Planes& q, int first) {
+__device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int layer, const void* packed,
+                             bool with_queries, const Planes& z, const Planes& q, int first) {
   const ByColumns<kS> w{static_cast<const uint4*>(packed), kD / 32};
   const int of_kind = 2 * m.heads;
   const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
@@ -152,9 +158,11 @@ __device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int l
           StorePair<kS>(q, row + 8, column + 8 * t, acc[t][i][2], acc[t][i][3]);
         }
       } else if (kind == 1) {
-        StoreKeys<kS>(acc[0][i], acc[1][i], first + 16 * i, half, HeadTable<kS>(m, batch.keys, user, layer, head), part);
+        StoreKeys<kS>(acc[0][i], acc[1][i], first + 16 * i, half, HeadTable<kS>(m, batch.keys, user, layer, head),
+                      part);
       } else {
-        StoreValues<kS>(acc[0][i], acc[1][i], first + 16 * i, half, HeadTable<kS>(m, batch.values, user, layer, head), part, m.key_capacity);
+        StoreValues<kS>(acc[0][i], acc[1][i], first + 16 * i, half, HeadTable<kS>(m, batch.values, user, layer, head),
+                        part, m.key_capacity);
       }
     }
   }
@@ -163,21 +171,23 @@ __device__ void ProjectHeads(const Model& m, const Batch& batch, int user, int l
 // Attention of all heads; their outputs take the queries' place. (tile, head) units are dealt to warps; where there are
 // twice as many warps, two share a unit's keys.
 template <int kS, int kM, typename BeforeMerge>
-__device__ void SelfAttention(const Model& m, const Batch& batch, int user, int layer, int rows, int first, const Planes& q,
-                              float* parts, const float* bias, const uint16_t* slots, const BeforeMerge& before_merge) {
+__device__ void SelfAttention(const Model& m, const Batch& batch, int user, int layer, int rows, int first,
+                              const Planes& q, float* parts, const float* bias, const uint16_t* slots,
+                              const BeforeMerge& before_merge) {
   const int units = kM * m.heads, splits = max(1, kWarps / units), blocks = (rows + kKeyBlock - 1) / kKeyBlock;
   const int g = Lane() / 4, c = Lane() % 4, split = Warp() / units;
   const int64_t part = static_cast<int64_t>(m.key_capacity) * kHeadDim;
   // A round of at most kWarps units at a time: their parts lie in shared memory.
 #pragma unroll 1
   for (int round = 0; round < units; round += kWarps) {
-    const int here = min(units - round, kWarps), unit = round + Warp() % units, tile = unit / m.heads, head = unit % m.heads;
+    const int here = min(units - round, kWarps), unit = round + Warp() % units, tile = unit / m.heads,
+              head = unit % m.heads;
     if (split < splits && unit < units) {
       uint32_t a[2][kS][4];
       LoadA<kS>(q, 16 * tile, head * kHeadDim, a[0]);
       LoadA<kS>(q, 16 * tile, head * kHeadDim + 16, a[1]);
-      const HeadKeys<kS> keys{HeadTable<kS>(m, batch.keys, user, layer, head), HeadTable<kS>(m, batch.values, user, layer, head),
-                              part, part, m.key_capacity};
+      const HeadKeys<kS> keys{HeadTable<kS>(m, batch.keys, user, layer, head),
+                              HeadTable<kS>(m, batch.values, user, layer, head), part, part, m.key_capacity};
       const float* of_head = bias + head * (2 * m.slots - 1) + m.slots - 1;
       const int own[2] = {slots[first + 16 * tile + g], slots[first + 16 * tile + g + 8]};
       Softmax softmax;
@@ -194,7 +204,8 @@ __device__ void SelfAttention(const Model& m, const Batch& batch, int user, int 
               const int key = block * kKeyBlock + 8 * t + 2 * c;
               const uint32_t pair = *reinterpret_cast<const uint32_t*>(slots + key);  // of two keys
               const float* of_row = of_head - own[half];
-              return make_float2(key < rows ? of_row[pair & 0xffff] : kHidden, key + 1 < rows ? of_row[pair >> 16] : kHidden);
+              return make_float2(key < rows ? of_row[pair & 0xffff] : kHidden,
+                                 key + 1 < rows ? of_row[pair >> 16] : kHidden);
             },
             &softmax, o);
       }
@@ -231,8 +242,8 @@ __device__ void AddOutput(const Model& m, const void* packed, const Planes& o, f
 
 // x += FFN: hidden units are dealt to warps, whose shares are added up pair by pair, then all.
 template <int kS, int kD, int kM>
-__device__ void AddFfn(const Model& m, const EncoderLayerWeights& w, const Planes& z, const FfnBuffer<kD>& buffer, float* slabs,
-                       float* x) {
+__device__ void AddFfn(const Model& m, const EncoderLayerWeights& w, const Planes& z, const FfnBuffer<kD>& buffer,
+                       float* slabs, float* x) {
   using At = EncodeShared<kS, kD, kM>;
   float out[kM][kD / 8][4] = {};
   if constexpr (At::kAhead) {
@@ -262,7 +273,8 @@ __global__ void __launch_bounds__(kThreads, 1) EncodeKernel(const __grid_constan
   const Planes q{reinterpret_cast<__nv_bfloat16*>(shared + At::kQAt), kRows, PlaneStride(m.heads * kHeadDim)};
   float* parts = reinterpret_cast<float*>(shared + At::kPartsAt);
   float* slabs = reinterpret_cast<float*>(shared + At::kFfnAt);
-  const FfnBuffer<kD> buffer{reinterpret_cast<uint4*>(shared + At::kFfnAt + (At::kAhead ? Warp() * FfnBuffer<kD>::kBytes : 0)) + Lane()};
+  const FfnBuffer<kD> buffer{
+      reinterpret_cast<uint4*>(shared + At::kFfnAt + (At::kAhead ? Warp() * FfnBuffer<kD>::kBytes : 0)) + Lane()};
   const auto fetch = [&](int layer) {
     if (!At::kAhead || layer >= m.encoder_layers) return;
     buffer.FetchUp(m.encoder[layer].w1, Warp(), m.ffn / 16);
@@ -324,7 +336,8 @@ const char* Launch(const Model& model, const Batch& batch, cudaStream_t stream) 
   const size_t bytes = EncodeShared<kS, kD, kM>::Bytes(model);
   const int blocks = model.key_capacity / (16 * kM);
   cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax, &allowed);
-  if (error == cudaSuccess) error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
+  if (error == cudaSuccess)
+    error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
   cudaLaunchAttribute attributes[1];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
@@ -345,11 +358,16 @@ const char* LaunchEncode(const Model& model, const Batch& batch, const Layout& l
   const auto to = static_cast<cudaStream_t>(stream);
   const bool wide = layout.encode_rows == 32;
   switch (model.parts * 10 + model.d_pairs) {
-    case 11: return wide ? Launch<1, 32, 2>(model, batch, to) : Launch<1, 32, 1>(model, batch, to);
-    case 13: return wide ? Launch<1, 96, 2>(model, batch, to) : Launch<1, 96, 1>(model, batch, to);
-    case 31: return Launch<3, 32, 1>(model, batch, to);
-    case 33: return Launch<3, 96, 1>(model, batch, to);
-    default: return "no encoder for this width";
+    case 11:
+      return wide ? Launch<1, 32, 2>(model, batch, to) : Launch<1, 32, 1>(model, batch, to);
+    case 13:
+      return wide ? Launch<1, 96, 2>(model, batch, to) : Launch<1, 96, 1>(model, batch, to);
+    case 31:
+      return Launch<3, 32, 1>(model, batch, to);
+    case 33:
+      return Launch<3, 96, 1>(model, batch, to);
+    default:
+      return "no encoder for this width";
   }
 }
 

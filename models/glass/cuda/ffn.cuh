@@ -1,5 +1,5 @@
-// w2 relu(w1 z) of 16 rows without its hidden layer ever leaving registers: a warp computes 32 hidden values of each row,
-// which as accumulators are the A operand of their share of the second product. Private to this folder.
+// w2 relu(w1 z) of 16 rows without its hidden layer ever leaving registers: a warp computes 32 hidden values of each
+// row, which as accumulators are the A operand of their share of the second product. Private to this folder.
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_FFN_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_FFN_CUH_
 
@@ -14,12 +14,12 @@ struct FfnSlab {
   static constexpr int kFloats = 16 * kStride;
 };
 
-// out[m] += the share that hidden values 32 u .. 32 u + 31 have in rows row + 16 m .., for units u = first, first + step, ..
-// < end; one warp. w1 [ffn][kD] by columns, w2 [kD][ffn] by rows: [ffn / 16][kD / 16][kS][lane] of 16 bytes, two n8 tiles of
-// one k16 step each.
+// out[m] += the share that hidden values 32 u .. 32 u + 31 have in rows row + 16 m .., for units u = first, first +
+// step, .. < end; one warp. w1 [ffn][kD] by columns, w2 [kD][ffn] by rows: [ffn / 16][kD / 16][kS][lane] of 16 bytes,
+// two n8 tiles of one k16 step each.
 template <int kS, int kD, int kM>
-__device__ __forceinline__ void FfnShare(const void* w1, const void* w2, const Planes& z, int row, int end, int first, int step,
-                                         float (&out)[kM][kD / 8][4]) {
+__device__ __forceinline__ void FfnShare(const void* w1, const void* w2, const Planes& z, int row, int end, int first,
+                                         int step, float (&out)[kM][kD / 8][4]) {
   const ByColumns<kS> up{static_cast<const uint4*>(w1), kD / 32};
   for (int unit = first; unit < end; unit += step) {
     float hidden[kM][4][4] = {};
@@ -38,7 +38,8 @@ __device__ __forceinline__ void FfnShare(const void* w1, const void* w2, const P
           for (int s = 0; s < kS; ++s) a[m][s][i] = parts[s];
         }
       }
-      const uint4* down = static_cast<const uint4*>(w2) + static_cast<int64_t>(2 * unit + half) * (kD / 16) * kS * 32 + Lane();
+      const uint4* down =
+          static_cast<const uint4*>(w2) + static_cast<int64_t>(2 * unit + half) * (kD / 16) * kS * 32 + Lane();
 #pragma unroll
       for (int pair = 0; pair < kD / 16; ++pair) {
         uint4 b[kS];
@@ -57,9 +58,9 @@ __device__ __forceinline__ void FfnShare(const void* w1, const void* w2, const P
   }
 }
 
-// A warp's weights of one unit, in shared memory ahead of their use. Every lane copies and later reads its own 16 bytes of a
-// fragment, so that no barrier is needed: waiting for its own copies is enough. Half the buffer is refilled while the other
-// half is multiplied.
+// A warp's weights of one unit, in shared memory ahead of their use. Every lane copies and later reads its own 16 bytes
+// of a fragment, so that no barrier is needed: waiting for its own copies is enough. Half the buffer is refilled while
+// the other half is multiplied.
 template <int kD>
 struct FfnBuffer {
   static constexpr int kUp = 2 * (kD / 32), kDown = kD / 16;  // fragments of 512 bytes: of 16 hidden values
@@ -88,8 +89,9 @@ struct FfnBuffer {
 
 // FfnShare in one part, in units of 16 hidden values, the first of which was fetched before.
 template <int kD, int kM>
-__device__ __forceinline__ void FfnShareAhead(const FfnBuffer<kD>& buffer, const void* w1, const void* w2, const Planes& z, int row,
-                                              int end, int first, int step, float (&out)[kM][kD / 8][4]) {
+__device__ __forceinline__ void FfnShareAhead(const FfnBuffer<kD>& buffer, const void* w1, const void* w2,
+                                              const Planes& z, int row, int end, int first, int step,
+                                              float (&out)[kM][kD / 8][4]) {
   for (int unit = first; unit < end; unit += step) {
     float hidden[kM][2][4] = {};
     buffer.WaitForAllButOne();

@@ -20,7 +20,7 @@ struct DecoderLayerWeights {
   const float *norm, *cross_norm, *ffn_norm;
   const void *qkv, *o, *w1, *w2;
   const void *memory_q, *memory_o, *retrieved_q, *retrieved_o;
-  const void* gate;    // [kD][2 kD]
+  const void* gate;     // [kD][2 kD]
   const float* gate_b;  // [kD]
   // K and V of every place and, behind them, of the pad (CudaUser).
   const void *set_k, *set_vt;  // [heads] HeadKeys tables of `set_capacity` keys; null where places are many
@@ -31,13 +31,13 @@ constexpr int kLayersMax = 16;
 struct Model {
   int parts, d, d_pairs, heads, ffn, vocabulary, slots, bins_width;  // bins_width = levels[0] * bins
   int encoder_layers, decoder_layers;
-  int key_capacity;             // of a user's encoder slots, a multiple of 32
-  int places, set_capacity;     // set_capacity: places + 1 rounded up to 32, or 0 where places are many
+  int key_capacity;          // of a user's encoder slots, a multiple of 32
+  int places, set_capacity;  // set_capacity: places + 1 rounded up to 32, or 0 where places are many
   bool search, gate_reads_state;
   int levels[3], offset[3], bos;
   double first_step_epsilon;
-  const float* embedding;  // [vocabulary][kD]
-  const void* head;        // packed by columns [vocabulary][kD]
+  const float* embedding;                              // [vocabulary][kD]
+  const void* head;                                    // packed by columns [vocabulary][kD]
   const float *tier_w1, *tier_b1, *tier_w2, *tier_b2;  // [d][bins_width], [d], [d][d], [d]
   const float* encoder_bias;                           // [heads][2 slots - 1]: by key slot - query slot + slots - 1
   const float* decoder_bias;                           // [heads][3]: by query - key position
@@ -55,14 +55,14 @@ struct TrieArrays {
 
 // What a launch reads of a user. Offsets count from Batch::input.
 struct UserInput {
-  int32_t rows;               // visible encoder slots
-  int32_t beam;               // wanted
-  int32_t first_row;          // of this user's beams among the launch's rows
-  int32_t mode;               // SearchMode
-  uint32_t rows_at;           // [rows] EncoderRow
-  uint32_t tier_at;           // [bins_width] fp32
-  uint32_t begin_at;          // [levels[0] + 1] uint32
-  uint32_t members_at;        // uint32
+  int32_t rows;         // visible encoder slots
+  int32_t beam;         // wanted
+  int32_t first_row;    // of this user's beams among the launch's rows
+  int32_t mode;         // SearchMode
+  uint32_t rows_at;     // [rows] EncoderRow
+  uint32_t tier_at;     // [bins_width] fp32
+  uint32_t begin_at;    // [levels[0] + 1] uint32
+  uint32_t members_at;  // uint32
   TrieArrays trie;
 };
 struct EncoderRow {
@@ -89,11 +89,11 @@ struct Batch {
   const Group* group;     // [groups]
   // Scratch. Keys: HeadKeys of every user, layer and head; encoder layers first.
   void *keys, *values;
-  float* self_kv;    // [decoder layer][position][rows_max][heads][64]
-  float* logits;     // [rows_max][vocabulary padded to 8]
-  float* lse;        // [rows_max]
-  Step* steps;       // [3][rows_max]
-  int32_t* live;     // [3][users]: beams after a step
+  float* self_kv;  // [decoder layer][position][rows_max][heads][64]
+  float* logits;   // [rows_max][vocabulary padded to 8]
+  float* lse;      // [rows_max]
+  Step* steps;     // [3][rows_max]
+  int32_t* live;   // [3][users]: beams after a step
   int rows_max;
 };
 
@@ -103,8 +103,8 @@ inline size_t KeyElements(const Model& m) {
          static_cast<size_t>(m.parts) * static_cast<size_t>(m.key_capacity) * 32;
 }
 
-// How a launch is laid out. Few users: more blocks for each, for time; many: fewer, for throughput. Three parts take tiles of
-// 16 rows alone.
+// How a launch is laid out. Few users: more blocks for each, for time; many: fewer, for throughput. Three parts take
+// tiles of 16 rows alone.
 struct Layout {
   int encode_rows = 16;  // of a block, 16 or 32
   int group_rows = 16;   // of a cluster that decodes, 16 or 32

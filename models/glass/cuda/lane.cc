@@ -46,9 +46,11 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(const Config& config, const M
   lane->pinned_output_ = *std::move(pinned);
   if (absl::Status status = lane->GrowInputs(size_t{1} << 20); !status.ok()) return status;
   // Keys that no user has written are read and weighed with zero: they must be numbers.
-  for (const cudaError_t error : {cudaMemset(lane->memory_.data(), 0, bytes), cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking),
-                                  cudaDeviceSynchronize()}) {
-    if (absl::Status status = lane->device_->Check(error, "making a lane of generative searches"); !status.ok()) return status;
+  for (const cudaError_t error :
+       {cudaMemset(lane->memory_.data(), 0, bytes), cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking),
+        cudaDeviceSynchronize()}) {
+    if (absl::Status status = lane->device_->Check(error, "making a lane of generative searches"); !status.ok())
+      return status;
   }
   return lane;
 }
@@ -74,8 +76,8 @@ absl::Status Lane::GrowInputs(size_t bytes) {
   return absl::OkStatus();
 }
 
-// Measured on an H100 (tests/bench/RESULTS.md): the fastest layout whose blocks run all at once, seven clusters of encoder
-// blocks in the narrow one and 15, 31 or 66 of 8, 4 or 2 decoder blocks.
+// Measured on an H100 (tests/bench/RESULTS.md): the fastest layout whose blocks run all at once, seven clusters of
+// encoder blocks in the narrow one and 15, 31 or 66 of 8, 4 or 2 decoder blocks.
 Layout Lane::LayoutOf(std::span<const CudaGlassRequest> requests) const {
   constexpr int kNarrowUsers = 7, kClustersOf8 = 15, kClustersOf4 = 31;
   const auto groups = [&](int rows) {
@@ -94,7 +96,8 @@ Layout Lane::LayoutOf(std::span<const CudaGlassRequest> requests) const {
 }
 
 absl::StatusOr<const Lane::Program*> Lane::ProgramOf(int users, int groups, const Layout& layout) {
-  const std::tuple<int, int, int> key{users, groups, layout.group_rows * 100 + layout.encode_rows * 10 + layout.cluster};
+  const std::tuple<int, int, int> key{users, groups,
+                                      layout.group_rows * 100 + layout.encode_rows * 10 + layout.cluster};
   Program& program = programs_[key];
   if (program.graph != nullptr) return &program;
   program.batch = batch_, program.layout = layout;
@@ -152,7 +155,8 @@ absl::Status Lane::Capture(Program* program) {
 
 void Lane::WriteRows(const CudaUser& user, UserInput* input, char* base, size_t* at) const {
   const bool has_tier = config_.bins() > 0, tier_first = has_tier && config_.tier_position == TierPosition::kFirst;
-  const size_t slots = config_.slots(), first_slot = slots - user.short_tokens.size() - (has_tier && !tier_first ? 1 : 0);
+  const size_t slots = config_.slots(),
+               first_slot = slots - user.short_tokens.size() - (has_tier && !tier_first ? 1 : 0);
   auto* rows = reinterpret_cast<EncoderRow*>(base + *at);
   input->rows_at = static_cast<uint32_t>(*at);
   int32_t n = 0;
@@ -185,7 +189,8 @@ size_t Lane::WriteInputs(std::span<const CudaGlassRequest> requests, const Progr
     input.rows = -1;
     if (Size(u) >= requests.size()) continue;
     const CudaGlassRequest& request = requests[Size(u)];
-    input.beam = static_cast<int32_t>(request.beam), input.mode = static_cast<int32_t>(request.mode), input.first_row = row;
+    input.beam = static_cast<int32_t>(request.beam), input.mode = static_cast<int32_t>(request.mode),
+    input.first_row = row;
     WriteRows(*request.user, &input, base, &at);
     copy(request.user->tier, &input.tier_at);
     copy(request.user->begin, &input.begin_at);
@@ -247,7 +252,8 @@ absl::Status Lane::Run(std::span<const CudaGlassRequest> requests, std::span<Cud
   const auto program = Prepare(requests, &bytes);
   if (!program.ok()) return program.status();
   const auto check = [&](cudaError_t error) { return device_->Check(error, "a generative search"); };
-  if (auto s = check(cudaMemcpyAsync(input_.data(), pinned_input_.data(), bytes, cudaMemcpyHostToDevice, stream_)); !s.ok()) {
+  if (auto s = check(cudaMemcpyAsync(input_.data(), pinned_input_.data(), bytes, cudaMemcpyHostToDevice, stream_));
+      !s.ok()) {
     return s;
   }
   if (auto s = check(cudaGraphLaunch((*program)->graph, stream_)); !s.ok()) return s;
@@ -296,7 +302,8 @@ absl::StatusOr<Lane::Times> Lane::Time(std::span<const CudaGlassRequest> request
   };
   Times times;
   times.graph = median(1), times.whole = median(0) + times.graph, times.encode = median(2);
-  for (size_t step = 0; step < 3; ++step) times.step[step] = median(3 + 2 * step), times.select[step] = median(4 + 2 * step);
+  for (size_t step = 0; step < 3; ++step)
+    times.step[step] = median(3 + 2 * step), times.select[step] = median(4 + 2 * step);
   return times;
 }
 

@@ -45,8 +45,8 @@ class Lane {
 
   // For benchmarks: runs the requests `repeats` times and again kernel by kernel. Medians in ms, between events.
   struct Times {
-    float whole = 0;   // inputs to the card, graph, beams to the host
-    float graph = 0;   // the graph alone, with the copy of the beams
+    float whole = 0;  // inputs to the card, graph, beams to the host
+    float graph = 0;  // the graph alone, with the copy of the beams
     float encode = 0, step[3] = {}, select[3] = {};
   };
   absl::StatusOr<Times> Time(std::span<const CudaGlassRequest> requests, int repeats);
@@ -68,7 +68,8 @@ class Lane {
   // Writes what the card reads to pinned memory: [users] UserInput, [groups] Group, then what they point to.
   size_t WriteInputs(std::span<const CudaGlassRequest> requests, const Program& program);
   void WriteRows(const CudaUser& user, UserInput* input, char* base, size_t* at) const;
-  void ReadReplies(std::span<const CudaGlassRequest> requests, const Program& program, std::span<CudaGlassReply> replies) const;
+  void ReadReplies(std::span<const CudaGlassRequest> requests, const Program& program,
+                   std::span<CudaGlassReply> replies) const;
   absl::Status GrowInputs(size_t bytes);
 
   const Config& config_;
@@ -76,8 +77,8 @@ class Lane {
   const std::shared_ptr<grab::CudaDevice> device_;
   CUstream_st* stream_ = nullptr;
   grab::CudaBuffer memory_, input_, pinned_input_, pinned_output_;
-  Batch batch_{};          // scratch
-  char* output_ = nullptr;  // on the card: steps, then live
+  Batch batch_{};                                          // scratch
+  char* output_ = nullptr;                                 // on the card: steps, then live
   std::map<std::tuple<int, int, int>, Program> programs_;  // by users, groups and rows of a group
 };
 

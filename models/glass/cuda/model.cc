@@ -20,7 +20,8 @@ class Card final : public CudaGlass {
       : config_(config), options_(options), device_(std::move(device)) {}
 
   absl::Status Load(const TensorMap& tensors) {
-    auto weights = cuda::UploadWeights(config_, tensors, options_.precision == CudaPrecision::kFp32 ? 3 : 1, device_.get());
+    auto weights =
+        cuda::UploadWeights(config_, tensors, options_.precision == CudaPrecision::kFp32 ? 3 : 1, device_.get());
     if (!weights.ok()) return weights.status();
     weights_ = *std::move(weights);
     for (int i = 0; i < options_.lanes; ++i) {
@@ -57,7 +58,9 @@ class Card final : public CudaGlass {
 
  private:
   absl::Status CheckRequest(const CudaGlassRequest& request, size_t i) const {
-    const auto wrong = [i](const std::string& what) { return absl::InvalidArgumentError(absl::StrCat("request ", i, ": ", what)); };
+    const auto wrong = [i](const std::string& what) {
+      return absl::InvalidArgumentError(absl::StrCat("request ", i, ": ", what));
+    };
     if (request.beam < 1 || request.beam > options_.beam_max) {
       return wrong(absl::StrCat("field beam is ", request.beam, ", must be 1..", options_.beam_max));
     }
@@ -77,7 +80,8 @@ class Card final : public CudaGlass {
     if (user->tier.size() != codes * config_.bins()) {
       return wrong(absl::StrCat("field tier has ", user->tier.size(), " numbers, must be ", codes * config_.bins()));
     }
-    if (config_.retrieved_items > 0 && (user->begin.size() != codes + 1 || user->begin.back() != user->members.size())) {
+    if (config_.retrieved_items > 0 &&
+        (user->begin.size() != codes + 1 || user->begin.back() != user->members.size())) {
       return wrong(absl::StrCat("field begin has ", user->begin.size(), " entries, must be ", codes + 1,
                                 " that end at the number of members"));
     }
@@ -122,7 +126,8 @@ absl::Status CheckOptions(const CudaGlassOptions& o) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const CudaTrie>> CudaTrie::Create(const Trie& trie, std::shared_ptr<grab::CudaDevice> device) {
+absl::StatusOr<std::shared_ptr<const CudaTrie>> CudaTrie::Create(const Trie& trie,
+                                                                 std::shared_ptr<grab::CudaDevice> device) {
   std::array<std::vector<uint16_t>, kLevels> codes;
   std::array<std::vector<uint32_t>, kLevels - 1> begin;
   const Trie::Children roots = trie.Next(0, 0);

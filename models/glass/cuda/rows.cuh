@@ -15,7 +15,10 @@ __device__ __forceinline__ uint4 LoadNow(const uint4* at) {
 // The same of memory that this kernel may have written itself.
 __device__ __forceinline__ uint4 LoadWritten(const uint4* at) {
   uint4 v;
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at)
+               : "memory");
   return v;
 }
 
@@ -59,8 +62,8 @@ struct Ahead {
   }
 };
 
-// z = x / sqrt(mean(x^2) + 1e-6) * g in parts; x [kRows][stride] fp32, d of kD columns mean something (the rest is zero, as
-// in g). A warp per row; its rows go side by side, so that their latencies overlap.
+// z = x / sqrt(mean(x^2) + 1e-6) * g in parts; x [kRows][stride] fp32, d of kD columns mean something (the rest is
+// zero, as in g). A warp per row; its rows go side by side, so that their latencies overlap.
 template <int kS, int kD, int kRows>
 __device__ __forceinline__ void NormRows(const float* x, int stride, int d, const float* g, const Planes& z) {
   static_assert(kD % 32 == 0);
@@ -79,7 +82,8 @@ __device__ __forceinline__ void NormRows(const float* x, int stride, int d, cons
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       const int pair = Lane() + 32 * p;
-      v[i][p] = r < kRows && pair < kD / 2 ? *reinterpret_cast<const float2*>(x + r * stride + 2 * pair) : make_float2(0, 0);
+      v[i][p] =
+          r < kRows && pair < kD / 2 ? *reinterpret_cast<const float2*>(x + r * stride + 2 * pair) : make_float2(0, 0);
       sum[i] += v[i][p].x * v[i][p].x + v[i][p].y * v[i][p].y;
     }
   }
@@ -91,11 +95,12 @@ __device__ __forceinline__ void NormRows(const float* x, int stride, int d, cons
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int r = Warp() + kWarps * i;
-    const float scale = 1.0f / sqrtf(sum[i] / static_cast<float>(d) + 1e-6f);
+    const float scale = rsqrtf(__fdividef(sum[i], static_cast<float>(d)) + 1e-6f);
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       const int pair = Lane() + 32 * p;
-      if (r < kRows && pair < kD / 2) StorePair<kS>(z, r, 2 * pair, v[i][p].x * scale * w[p].x, v[i][p].y * scale * w[p].y);
+      if (r < kRows && pair < kD / 2)
+        StorePair<kS>(z, r, 2 * pair, v[i][p].x * scale * w[p].x, v[i][p].y * scale * w[p].y);
     }
   }
 }

@@ -1,5 +1,6 @@
-// The best continuations of a user's beams, a block per user. A candidate is one 60-bit key: falling score, then parent,
-// then child, so that the order is total and ties go to the better parent, then the smaller token, as in beam_search.h.
+// The best continuations of a user's beams, a block per user. A candidate is one 60-bit key: falling score, then
+// parent, then child, so that the order is total and ties go to the better parent, then the smaller token, as in
+// beam_search.h.
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/launch.cuh"
@@ -9,8 +10,8 @@ namespace backstory::glass::cuda {
 namespace {
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
-constexpr int kSorted = 256;             // so many keys are sorted as they are
-constexpr int kKept = 8192;              // so many keys are kept between passes; more are computed again
+constexpr int kSorted = 256;  // so many keys are sorted as they are
+constexpr int kKept = 8192;   // so many keys are kept between passes; more are computed again
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 constexpr int kChildBits = 18, kIndexBits = 10 + kChildBits, kKeyBits = 32 + kIndexBits;
 using Key = unsigned long long;
@@ -37,7 +38,9 @@ struct User {
   const UserInput& input;
   int step, live;
 
-  __device__ const Step& Before(int beam) const { return batch.steps[(step - 1) * batch.rows_max + input.first_row + beam]; }
+  __device__ const Step& Before(int beam) const {
+    return batch.steps[(step - 1) * batch.rows_max + input.first_row + beam];
+  }
   __device__ Children ChildrenOf(int beam) const {
     if (input.mode == 0) return {0, static_cast<uint32_t>(m.vocabulary)};
     if (input.mode == 1) return {0, static_cast<uint32_t>(m.levels[step])};
@@ -59,7 +62,8 @@ struct User {
       const int row = input.first_row + beam;
       const float* logits = batch.logits + static_cast<int64_t>(row) * width;
       const float lse = batch.lse[row], score_before = step == 0 ? 0.0f : Before(beam).score;
-      for (uint32_t child = one ? threadIdx.x : threadIdx.x % 32; child < children.count; child += one ? kThreads : 32) {
+      for (uint32_t child = one ? threadIdx.x : threadIdx.x % 32; child < children.count;
+           child += one ? kThreads : 32) {
         float score = logits[Token(children, child)] - lse;
         if (step == 0 && m.first_step_epsilon > 0) {
           score = static_cast<float>(log(exp(static_cast<double>(score)) + m.first_step_epsilon));
@@ -188,8 +192,9 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const __grid_constant__
     out.node = input.mode == 2 ? children.first + child : 0;
     out.parent = static_cast<uint16_t>(parent);
     // A token outside level 1 reads the nearest bucket, as in the public code.
-    out.first_code = step > 0 ? user.Before(parent).first_code
-                              : static_cast<uint16_t>(min(max(static_cast<int>(out.token) - m.offset[0], 0), m.levels[0] - 1));
+    out.first_code =
+        step > 0 ? user.Before(parent).first_code
+                 : static_cast<uint16_t>(min(max(static_cast<int>(out.token) - m.offset[0], 0), m.levels[0] - 1));
     batch.steps[step * batch.rows_max + input.first_row + i] = out;
   }
   if (threadIdx.x == 0) batch.live[step * batch.users + blockIdx.x] = wanted;
@@ -200,7 +205,8 @@ __global__ void __launch_bounds__(kThreads) SelectKernel(const __grid_constant__
 const char* LaunchSelect(const Model& model, const Batch& batch, int step, void* stream) {
   static std::atomic<uint64_t> allowed{0};
   constexpr int kBytes = kKept * sizeof(Key);
-  cudaError_t error = backstory::cuda::Allow(SelectKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes, &allowed);
+  cudaError_t error =
+      backstory::cuda::Allow(SelectKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes, &allowed);
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

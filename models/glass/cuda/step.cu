@@ -1,6 +1,6 @@
-// One position of the decoder for up to 32 beams of a user: a cluster of blocks shares the layer's heads, keys and hidden
-// units, each block holding all rows, and exchanges through shared memory: a layer has four such exchanges. Weights stream
-// from the L2 into registers, each block reading its share.
+// One position of the decoder for up to 32 beams of a user: a cluster of blocks shares the layer's heads, keys and
+// hidden units, each block holding all rows, and exchanges through shared memory: a layer has four such exchanges.
+// Weights stream from the L2 into registers, each block reading its share.
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/launch.cuh"
@@ -37,7 +37,8 @@ __device__ void AddCross(const Block<kS, kD, kM>& b, int layer, bool search, uin
     const int row = i / 2 * 16 + g + i % 2 * 8;
     if (!working) continue;
     StorePair<kS>(far_planes, row, column, far[i / 2][i % 2 * 2], far[i / 2][i % 2 * 2 + 1]);
-    if (!b.m.gate_reads_state) StorePair<kS>(near_planes, row, column, near[i / 2][i % 2 * 2], near[i / 2][i % 2 * 2 + 1]);
+    if (!b.m.gate_reads_state)
+      StorePair<kS>(near_planes, row, column, near[i / 2][i % 2 * 2], near[i / 2][i % 2 * 2 + 1]);
   }
   __syncthreads();
   if (!working) return;
@@ -48,7 +49,7 @@ __device__ void AddCross(const Block<kS, kD, kM>& b, int layer, bool search, uin
   for (int m = 0; m < kM; ++m) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float open = 1.0f / (1.0f + __expf(-(gate[m][e] + __ldg(w.gate_b + column + e % 2))));
+      const float open = __fdividef(1.0f, 1.0f + __expf(-(gate[m][e] + __ldg(w.gate_b + column + e % 2))));
       b.x()[(16 * m + g + 8 * (e / 2)) * At::kXStride + column + e % 2] += (1 - open) * near[m][e] + open * far[m][e];
     }
   }
@@ -61,8 +62,8 @@ __device__ __forceinline__ void LoadHead(const Block<kS, kD, kM>& b, int layer, 
   if (static_cast<int>(b.rank) < b.m.heads) to.Load(w, (Warp() / 4 * b.m.heads + b.rank) * 4 + Warp() % 4, kD / 32);
 }
 
-// x += FFN: hidden units are dealt to blocks and warps, shares of a row are summed by the block that owns it, which then
-// sends the row to all.
+// x += FFN: hidden units are dealt to blocks and warps, shares of a row are summed by the block that owns it, which
+// then sends the row to all.
 template <int kS, int kD, int kM>
 __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>& next) {
   using At = StepShared<kS, kD, kM>;
@@ -76,7 +77,8 @@ __device__ void AddFfn(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 32>
                           b.cluster * kWarps, share);
     __syncthreads();  // slabs take the weights' place
   } else {
-    FfnShare<kS, kD, kM>(w.w1, w.w2, b.Narrow(At::kZ), 0, b.m.ffn / 32, b.rank + b.cluster * Warp(), b.cluster * kWarps, share);
+    FfnShare<kS, kD, kM>(w.w1, w.w2, b.Narrow(At::kZ), 0, b.m.ffn / 32, b.rank + b.cluster * Warp(), b.cluster * kWarps,
+                         share);
   }
   GatherShares<kD, kM>(share, b.slabs());
 #pragma unroll 1
@@ -154,8 +156,8 @@ __device__ void Logits(const Block<kS, kD, kM>& b) {
 }
 
 template <int kS, int kD, int kM>
-__global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant__ Model m, const Batch batch, int step,
-                                                          uint32_t cluster) {
+__global__ void __launch_bounds__(kThreads, 1)
+    StepKernel(const __grid_constant__ Model m, const Batch batch, int step, uint32_t cluster) {
   extern __shared__ __align__(128) char shared[];
   JoinChain();
   using At = StepShared<kS, kD, kM>;
@@ -164,8 +166,16 @@ __global__ void __launch_bounds__(kThreads, 1) StepKernel(const __grid_constant_
   const UserInput& input = batch.user[group.user];
   const int live = step == 0 ? 1 : batch.live[(step - 1) * batch.users + group.user];
   if (group.first >= live) return;
-  const Block<kS, kD, kM> b{m, batch, shared, input, group.user, step, input.first_row + group.first,
-                            min(live - group.first, At::kRows), backstory::cuda::ClusterRank(), cluster,
+  const Block<kS, kD, kM> b{m,
+                            batch,
+                            shared,
+                            input,
+                            group.user,
+                            step,
+                            input.first_row + group.first,
+                            min(live - group.first, At::kRows),
+                            backstory::cuda::ClusterRank(),
+                            cluster,
                             {SharedAddress(shared + At::kBarriers), backstory::cuda::ClusterRank(), cluster}};
   b.mail.Init();
   backstory::cuda::ClusterArrive();  // nobody writes into a block that has not begun
@@ -212,7 +222,8 @@ const char* Launch(const Model& model, const Batch& batch, int step, int cluster
   static std::atomic<uint64_t> allowed{0}, wide{0};
   const auto kernel = StepKernel<kS, kD, kM>;
   cudaError_t error = backstory::cuda::Allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedMax, &allowed);
-  if (error == cudaSuccess) error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
+  if (error == cudaSuccess)
+    error = backstory::cuda::Allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1, &wide);
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
@@ -225,7 +236,8 @@ const char* Launch(const Model& model, const Batch& batch, int step, int cluster
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, model, batch, step, static_cast<uint32_t>(cluster));
+  if (error == cudaSuccess)
+    error = cudaLaunchKernelEx(&config, kernel, model, batch, step, static_cast<uint32_t>(cluster));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
@@ -242,21 +254,30 @@ const char* LaunchRows(const Model& model, const Batch& batch, const Layout& lay
 
 size_t StepBytes(const Model& model) {
   switch (model.parts * 10 + model.d_pairs) {
-    case 11: return StepShared<1, 32, 2>::Bytes(model);
-    case 13: return StepShared<1, 96, 2>::Bytes(model);
-    case 31: return StepShared<3, 32, 1>::Bytes(model);
-    default: return StepShared<3, 96, 1>::Bytes(model);
+    case 11:
+      return StepShared<1, 32, 2>::Bytes(model);
+    case 13:
+      return StepShared<1, 96, 2>::Bytes(model);
+    case 31:
+      return StepShared<3, 32, 1>::Bytes(model);
+    default:
+      return StepShared<3, 96, 1>::Bytes(model);
   }
 }
 
 const char* LaunchStep(const Model& model, const Batch& batch, const Layout& layout, int step, void* stream) {
   const auto to = static_cast<cudaStream_t>(stream);
   switch (model.parts * 10 + model.d_pairs) {
-    case 11: return LaunchRows<1, 32>(model, batch, layout, step, to);
-    case 13: return LaunchRows<1, 96>(model, batch, layout, step, to);
-    case 31: return LaunchRows<3, 32>(model, batch, layout, step, to);
-    case 33: return LaunchRows<3, 96>(model, batch, layout, step, to);
-    default: return "no decoder for this width";
+    case 11:
+      return LaunchRows<1, 32>(model, batch, layout, step, to);
+    case 13:
+      return LaunchRows<1, 96>(model, batch, layout, step, to);
+    case 31:
+      return LaunchRows<3, 32>(model, batch, layout, step, to);
+    case 33:
+      return LaunchRows<3, 96>(model, batch, layout, step, to);
+    default:
+      return "no decoder for this width";
   }
 }
 

@@ -37,7 +37,8 @@ struct Block {
             PlaneStride(m.heads * kHeadDim)};
   }
   __device__ float* SelfKv(int layer, int position, int row, int head) const {
-    return batch.self_kv + (((static_cast<int64_t>(layer) * 3 + position) * batch.rows_max + row) * m.heads + head) * 2 * kHeadDim;
+    return batch.self_kv +
+           (((static_cast<int64_t>(layer) * 3 + position) * batch.rows_max + row) * m.heads + head) * 2 * kHeadDim;
   }
 };
 
@@ -61,8 +62,8 @@ __device__ void Begin(const Block<kS, kD, kM>& b) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < At::kRows * (kD / 4); i += kThreads) {
     const int r = i / (kD / 4), column = i % (kD / 4) * 4;
-    *reinterpret_cast<float4*>(b.x() + r * At::kXStride + column) =
-        __ldg(reinterpret_cast<const float4*>(b.m.embedding + static_cast<int64_t>(b.row_info()[r].token) * kD + column));
+    *reinterpret_cast<float4*>(b.x() + r * At::kXStride + column) = __ldg(
+        reinterpret_cast<const float4*>(b.m.embedding + static_cast<int64_t>(b.row_info()[r].token) * kD + column));
   }
   if (sets) {
     const auto* begin = reinterpret_cast<const uint32_t*>(b.batch.input + b.input.begin_at);
@@ -72,16 +73,19 @@ __device__ void Begin(const Block<kS, kD, kM>& b) {
       const int code = b.row_info()[r].first_code;
       const uint32_t from = begin[code], to = begin[code + 1];
       float* row = b.set_bias() + r * At::BiasStride(b.m);
-      for (uint32_t i = from + Lane(); i < to; i += 32) row[members[i] >> 12] = logf(static_cast<float>(members[i] & 4095));
+      for (uint32_t i = from + Lane(); i < to; i += 32)
+        row[members[i] >> 12] = logf(static_cast<float>(members[i] & 4095));
       if (from == to && Lane() == 0) row[b.m.places] = 0;
     }
   }
   __syncthreads();
 }
 
-// Attention of one row and head to itself and its beam's earlier positions: eight lanes, four dimensions each from `at`.
+// Attention of one row and head to itself and its beam's earlier positions: eight lanes, four dimensions each from
+// `at`.
 template <int kS, int kD, int kM>
-__device__ __forceinline__ void SelfRow(const Block<kS, kD, kM>& b, int layer, int head, int r, int at, const Planes& o) {
+__device__ __forceinline__ void SelfRow(const Block<kS, kD, kM>& b, int layer, int head, int r, int at,
+                                        const Planes& o) {
   const float* own = b.qkv() + r * StepShared<kS, kD, kM>::kQkvStride;
   const float* bias = b.m.decoder_bias + head * 3;
   const float4 q = *reinterpret_cast<const float4*>(own + at);
@@ -114,8 +118,9 @@ __device__ __forceinline__ void SelfRow(const Block<kS, kD, kM>& b, int layer, i
     sum += share;
     v.x += share * value[p].x, v.y += share * value[p].y, v.z += share * value[p].z, v.w += share * value[p].w;
   }
-  StorePair<kS>(o, r, head * kHeadDim + at, v.x / sum, v.y / sum);
-  StorePair<kS>(o, r, head * kHeadDim + at + 2, v.z / sum, v.w / sum);
+  const float of_sum = __fdividef(1.0f, sum);
+  StorePair<kS>(o, r, head * kHeadDim + at, v.x * of_sum, v.y * of_sum);
+  StorePair<kS>(o, r, head * kHeadDim + at + 2, v.z * of_sum, v.w * of_sum);
 }
 
 // Queries, keys and values of this block's heads; attention to the beam's own earlier positions; outputs to all blocks.
@@ -135,8 +140,8 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 
     for (int m = 0; m < kM; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        b.qkv()[(16 * m + Lane() / 4 + 8 * (i / 2)) * At::kQkvStride + kind * kHeadDim + 8 * t + 2 * (Lane() % 4) + i % 2] =
-            acc[m][i];
+        b.qkv()[(16 * m + Lane() / 4 + 8 * (i / 2)) * At::kQkvStride + kind * kHeadDim + 8 * t + 2 * (Lane() % 4) +
+                i % 2] = acc[m][i];
       }
     }
     __syncthreads();
@@ -146,7 +151,8 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 
       *reinterpret_cast<float4*>(b.SelfKv(layer, b.step, b.first_row + r, head) + column) =
           *reinterpret_cast<const float4*>(b.qkv() + r * At::kQkvStride + kHeadDim + column);
     }
-    if (threadIdx.x < At::kRows * kLanes) SelfRow(b, layer, head, threadIdx.x / kLanes, threadIdx.x % kLanes * kEach, o);
+    if (threadIdx.x < At::kRows * kLanes)
+      SelfRow(b, layer, head, threadIdx.x / kLanes, threadIdx.x % kLanes * kEach, o);
     __syncthreads();
     SendHead<kS>(b.mail, kSelfHeads, o, head);
   }
@@ -154,7 +160,8 @@ __device__ void SelfHeads(const Block<kS, kD, kM>& b, int layer, Ahead<kS, kD / 
 
 // x += o W^T in every block: less than an exchange would cost. `first`: this warp's first tile.
 template <int kS, int kD, int kM>
-__device__ void AddOutput(const Block<kS, kD, kM>& b, const void* packed, const Planes& o, Ahead<kS, kHeadsMax>& first) {
+__device__ void AddOutput(const Block<kS, kD, kM>& b, const void* packed, const Planes& o,
+                          Ahead<kS, kHeadsMax>& first) {
   using At = StepShared<kS, kD, kM>;
   const ByColumns<kS> w{static_cast<const uint4*>(packed), b.m.heads};
 #pragma unroll 1

@@ -8,7 +8,8 @@ namespace backstory::glass::cuda {
 
 // Attention of row r to the members of its set, where places are too many for a table of all: a warp per row.
 template <int kS, int kD, int kM>
-__device__ void GatherRow(const Block<kS, kD, kM>& b, const float* rows, int r, int head, const float* q, const Planes& o) {
+__device__ void GatherRow(const Block<kS, kD, kM>& b, const float* rows, int r, int head, const float* q,
+                          const Planes& o) {
   const auto* begin = reinterpret_cast<const uint32_t*>(b.batch.input + b.input.begin_at);
   const auto* members = reinterpret_cast<const uint32_t*>(b.batch.input + b.input.members_at);
   const int code = b.row_info()[r].first_code;
@@ -55,11 +56,11 @@ __device__ HeadKeys<kS> KeysOf(const Block<kS, kD, kM>& b, int layer, int branch
   return {static_cast<const __nv_bfloat16*>(k) + at, static_cast<const __nv_bfloat16*>(v) + at, part, part, capacity};
 }
 
-// One warp's share of a unit: queries of one tile, and keys split, split + splits, .. in blocks; a gathered unit's queries
-// are left at `part`.
+// One warp's share of a unit: queries of one tile, and keys split, split + splits, .. in blocks; a gathered unit's
+// queries are left at `part`.
 template <int kS, int kD, int kM>
-__device__ __forceinline__ void AttendUnit(const Block<kS, kD, kM>& b, int layer, int branch, int head, int tile, int split,
-                                           int splits, bool gathered, float* part) {
+__device__ __forceinline__ void AttendUnit(const Block<kS, kD, kM>& b, int layer, int branch, int head, int tile,
+                                           int split, int splits, bool gathered, float* part) {
   const DecoderLayerWeights& w = b.m.decoder[layer];
   const int g = Lane() / 4, c = Lane() % 4;
   const ByColumns<kS> wq{static_cast<const uint4*>(branch == 0 ? w.memory_q : w.retrieved_q), kD / 32};
@@ -87,9 +88,12 @@ __device__ __forceinline__ void AttendUnit(const Block<kS, kD, kM>& b, int layer
   for (int block = split; block < blocks; block += splits) {
     const KeyBlock<kS> now = next;
     next.Load(keys, block + splits, blocks);
-    AttendBlock<kS>(q, keys, block, now, [&](int t, int half) {
-      return *reinterpret_cast<const float2*>(bias + half * 8 * row_step + block * kKeyBlock + 8 * t);
-    }, &softmax, o);
+    AttendBlock<kS>(
+        q, keys, block, now,
+        [&](int t, int half) {
+          return *reinterpret_cast<const float2*>(bias + half * 8 * row_step + block * kKeyBlock + 8 * t);
+        },
+        &softmax, o);
   }
   StorePart(softmax, o, part + split * kPartFloats);
 }
@@ -105,7 +109,9 @@ __device__ void CrossHeads(const Block<kS, kD, kM>& b, int layer, bool search) {
   const int unit = b.rank + b.cluster * i_unit, branch = unit / b.m.heads, head = unit % b.m.heads;
   const bool working = i_unit < here, gathered = branch == 1 && b.m.set_capacity == 0;
   // Of row r of unit i; without parts, the queries of a gathered unit stand there.
-  const auto part_of = [&](int i, int r) { return b.parts() + (i * kM + r / 16) * splits * kPartFloats + r % 16 * kPartStride; };
+  const auto part_of = [&](int i, int r) {
+    return b.parts() + (i * kM + r / 16) * splits * kPartFloats + r % 16 * kPartStride;
+  };
   if (working) AttendUnit(b, layer, branch, head, tile, split, splits, gathered, part_of(i_unit, 16 * tile));
   __syncthreads();
   if (working && gathered) {

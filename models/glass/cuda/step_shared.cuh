@@ -1,5 +1,5 @@
-// Where things stand in a decoder block's shared memory, and how blocks of a cluster hand rows to each other. Private to
-// step.cu.
+// Where things stand in a decoder block's shared memory, and how blocks of a cluster hand rows to each other. Private
+// to step.cu.
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_STEP_SHARED_CUH_
 #define BACKSTORY_MODELS_GLASS_CUDA_STEP_SHARED_CUH_
 
@@ -19,23 +19,23 @@ struct StepShared {
   static constexpr int kQkvStride = 3 * kHeadDim + 4;
   static constexpr bool kAhead = kS == 1;
   static constexpr int Max(int a, int b) { return a > b ? a : b; }
-  static constexpr int kX = 0;                                          // [kRows][kXStride] fp32: the same in all blocks
-  static constexpr int kZ = kX + kRows * kXStride * 4;                  // planes, width kD
-  static constexpr int kNear = kZ + PlaneBytes(kS, kRows, kD);          // planes: memory branch, for a gate that reads it
-  static constexpr int kFar = kNear + PlaneBytes(kS, kRows, kD);        // planes: retrieved branch
-  static constexpr int kInbox = kFar + PlaneBytes(kS, kRows, kD);       // [cluster][kRows / cluster][kD] fp32
-  // One place for what a layer needs one after the other: a head's queries, keys and values [kRows][kQkvStride] fp32; parts of
-  // softmaxes; the FFN's weights; shares of the FFN.
+  static constexpr int kX = 0;                                     // [kRows][kXStride] fp32: the same in all blocks
+  static constexpr int kZ = kX + kRows * kXStride * 4;             // planes, width kD
+  static constexpr int kNear = kZ + PlaneBytes(kS, kRows, kD);     // planes: memory branch, for a gate that reads it
+  static constexpr int kFar = kNear + PlaneBytes(kS, kRows, kD);   // planes: retrieved branch
+  static constexpr int kInbox = kFar + PlaneBytes(kS, kRows, kD);  // [cluster][kRows / cluster][kD] fp32
+  // One place for what a layer needs one after the other: a head's queries, keys and values [kRows][kQkvStride] fp32;
+  // parts of softmaxes; the FFN's weights; shares of the FFN.
   static constexpr int kQkv = kInbox + kRows * kD * 4, kParts = kQkv, kFfn = kQkv;
   static constexpr int kPlaceBytes =
-      Max(Max(kRows * kQkvStride * 4, kWarps * kPartFloats * 4),
-          Max(kAhead ? kWarps * FfnBuffer<kD>::kBytes : 0, kWarps / 2 * kM * FfnSlab<kD>::kFloats * 4));
-  static constexpr int kRowInfo = kQkv + kPlaceBytes;                   // [kRows] Step
-  static constexpr int kBarriers = kRowInfo + kRows * 16;               // Mailbox
-  static constexpr int kHeads = kBarriers + 128;                        // three sets of planes, width heads * 32
+      Max(Max(kRows * kQkvStride * 4, kWarps* kPartFloats * 4),
+          Max(kAhead ? kWarps* FfnBuffer<kD>::kBytes : 0, kWarps / 2 * kM * FfnSlab<kD>::kFloats * 4));
+  static constexpr int kRowInfo = kQkv + kPlaceBytes;      // [kRows] Step
+  static constexpr int kBarriers = kRowInfo + kRows * 16;  // Mailbox
+  static constexpr int kHeads = kBarriers + 128;           // three sets of planes, width heads * 32
   __host__ __device__ static int HeadsBytes(int heads) { return PlaneBytes(kS, kRows, heads * kHeadDim); }
-  // What is added to a row's logits, fp32: of memory, 0 or kHidden [key_capacity], the same for all rows; of places, ln(count)
-  // or kHidden [kRows][BiasStride].
+  // What is added to a row's logits, fp32: of memory, 0 or kHidden [key_capacity], the same for all rows; of places,
+  // ln(count) or kHidden [kRows][BiasStride].
   __host__ __device__ static int MemoryBias(int heads) { return kHeads + 3 * HeadsBytes(heads); }
   __host__ __device__ static int SetBias(const Model& m) { return MemoryBias(m.heads) + m.key_capacity * 4; }
   __host__ __device__ static int BiasStride(const Model& m) { return m.set_capacity + 8; }
@@ -45,11 +45,12 @@ struct StepShared {
 };
 
 // Blocks of a cluster hand each other rows by stores that count at a barrier of the receiver (st.async): unlike
-// barrier.cluster, whose release and acquire cost some 1,300 cycles here, nobody waits for more than the bytes it reads.
+// barrier.cluster, whose release and acquire cost some 1,300 cycles here, nobody waits for more than the bytes it
+// reads.
 //
-// Each of the four exchanges of a layer has its own place and barrier, used once a layer. A place is safe to write again:
-// a block sends into exchange n + 1 of a layer only after what it got in exchange n, and in the FFN's first exchange every
-// block sends to every other, after it has read what the layer's earlier exchanges brought.
+// Each of the four exchanges of a layer has its own place and barrier, used once a layer. A place is safe to write
+// again: a block sends into exchange n + 1 of a layer only after what it got in exchange n, and in the FFN's first
+// exchange every block sends to every other, after it has read what the layer's earlier exchanges brought.
 enum Exchange { kSelfHeads, kCrossHeads, kFfnShares, kFfnRows, kExchanges };
 
 struct Mailbox {
@@ -89,7 +90,8 @@ __device__ __forceinline__ void SendHead(const Mailbox& mail, Exchange exchange,
   for (int i = threadIdx.x; i < chunks * static_cast<int>(mail.cluster - 1); i += kThreads) {
     const int chunk = i % chunks, row = chunk / 4 % planes.rows, part = chunk / 4 / planes.rows;
     const __nv_bfloat16* at = planes.At(part, row, head * kHeadDim + chunk % 4 * 8);
-    mail.Send(exchange, SharedAddress(at), (mail.rank + 1 + i / chunks) % mail.cluster, *reinterpret_cast<const uint4*>(at));
+    mail.Send(exchange, SharedAddress(at), (mail.rank + 1 + i / chunks) % mail.cluster,
+              *reinterpret_cast<const uint4*>(at));
   }
 }
 template <int kS>

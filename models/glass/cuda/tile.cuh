@@ -1,8 +1,8 @@
 // Products of a row tile on the tensor cores, from shared memory and packed weights. Private to this folder's kernels.
 //
-// kS is the number of bf16 parts a number is kept in. 1: rounded to bf16. 3: x = hi + mid + lo carries fp32's 24 bits, and
-// the six products of parts that matter (hi hi, hi mid, mid hi, mid mid, hi lo, lo hi) give a product of fp32 grade: what is
-// left out is below 2^-24 of it.
+// kS is the number of bf16 parts a number is kept in. 1: rounded to bf16. 3: x = hi + mid + lo carries fp32's 24 bits,
+// and the six products of parts that matter (hi hi, hi mid, mid hi, mid mid, hi lo, lo hi) give a product of fp32
+// grade: what is left out is below 2^-24 of it.
 //
 // A fragment of m16n8k16 holds, in lane 4 g + c, rows g and g + 8 and of every 8 columns the pair 2c, 2c + 1 (the PTX
 // manual's figure). Two neighbouring accumulators of an n8 tile therefore are the A operand of one further k16 step.
@@ -22,8 +22,8 @@ using backstory::cuda::SharedAddress;
 constexpr int kWarps = 12, kThreads = 32 * kWarps, kHeadsMax = 8;
 constexpr float kHidden = -1e30f;  // a logit that softmax takes to zero
 
-// At the start of a kernel of a chain: the next may take its place on the card at once, where it waits as this one does, until
-// everything before is done and seen.
+// At the start of a kernel of a chain: the next may take its place on the card at once, where it waits as this one
+// does, until everything before is done and seen.
 __device__ __forceinline__ void JoinChain() {
   asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
 }
@@ -47,7 +47,8 @@ __device__ __forceinline__ void Split(float x, float y, uint32_t (&parts)[kS]) {
 
 __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -107,8 +108,8 @@ struct ByColumns {
   }
 };
 
-// acc[m][n] += rows (16 m ..) of a, columns from `column` on, times n8 tiles first .. first + kN - 1 of w over `pairs` steps
-// of 32 from `w_pair` on.
+// acc[m][n] += rows (16 m ..) of a, columns from `column` on, times n8 tiles first .. first + kN - 1 of w over `pairs`
+// steps of 32 from `w_pair` on.
 template <int kS, int kM, int kN>
 __device__ __forceinline__ void Product(float (&acc)[kM][kN][4], const Planes& a, int column, const ByColumns<kS>& w,
                                         int first, int w_pair, int pairs, int row = 0) {

@@ -13,7 +13,8 @@ CudaUser MakeCudaUser(const Config& config, std::vector<uint32_t> short_tokens, 
   user.tier = std::move(tier);
   if (config.retrieved_items == 0) return user;
   std::array<uint32_t, kLevels> first_place{};
-  for (size_t l = 1; l < kLevels; ++l) first_place[l] = first_place[l - 1] + static_cast<uint32_t>(config.levels[l - 1]);
+  for (size_t l = 1; l < kLevels; ++l)
+    first_place[l] = first_place[l - 1] + static_cast<uint32_t>(config.levels[l - 1]);
   std::vector<uint32_t> places;
   user.begin.push_back(0);
   for (int code = 0; code < config.levels[0]; ++code) {

@@ -1,4 +1,5 @@
-// What a card reads of a user: the short window, tier features, and what each first-level code would retrieve. Plain C++.
+// What a card reads of a user: the short window, tier features, and what each first-level code would retrieve. Plain
+// C++.
 #ifndef BACKSTORY_MODELS_GLASS_CUDA_USER_H_
 #define BACKSTORY_MODELS_GLASS_CUDA_USER_H_
 
@@ -13,8 +14,8 @@
 
 namespace backstory::glass {
 
-// Immutable once made; depends on history, catalogue and configuration alone, so that it may be kept with a user's state
-// and shared by requests and threads.
+// Immutable once made; depends on history, catalogue and configuration alone, so that it may be kept with a user's
+// state and shared by requests and threads.
 struct CudaUser {
   // A distinct token that a code retrieves. `place` numbers the tokens of the three levels densely: codes of the levels
   // before, plus its own code.

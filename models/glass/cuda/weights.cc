@@ -54,8 +54,13 @@ class Block {
 class Packer {
  public:
   Packer(const Config& config, const TensorMap& tensors, const Weights& weights, int parts, CardWeights* out)
-      : c_(config), tensors_(tensors), weights_(weights), parts_(parts), d_pad_(RoundUp(config.d, 32) == 64 ? 96 : RoundUp(config.d, 32)),
-        out_(out), m_(out->model) {}
+      : c_(config),
+        tensors_(tensors),
+        weights_(weights),
+        parts_(parts),
+        d_pad_(RoundUp(config.d, 32) == 64 ? 96 : RoundUp(config.d, 32)),
+        out_(out),
+        m_(out->model) {}
 
   absl::StatusOr<grab::CudaBuffer> Run(grab::CudaDevice* device) {
     Shape();
@@ -93,7 +98,9 @@ class Packer {
     std::copy_n(Data(name), c_.d, row.begin());
     block_.Add(row, field);
   }
-  void Columns(int n, int k, const Element& element, const void* field) { block_.Add(PackByColumns(n, k, parts_, element), field); }
+  void Columns(int n, int k, const Element& element, const void* field) {
+    block_.Add(PackByColumns(n, k, parts_, element), field);
+  }
   // Matrices [inner][d] of all heads, one after the other.
   Element Heads(std::vector<const float*> matrices) const {
     return [this, matrices = std::move(matrices)](int n, int k) {
@@ -145,7 +152,8 @@ class Packer {
   void SelfAndFfn(const std::string& p, Layer* layer) {
     Row(p + ".self.norm", &layer->norm);
     Row(p + ".ffn.norm", &layer->ffn_norm);
-    Columns(3 * heads_width(), d_pad_, Heads({Data(p + ".self.q"), Data(p + ".self.k"), Data(p + ".self.v")}), &layer->qkv);
+    Columns(3 * heads_width(), d_pad_, Heads({Data(p + ".self.q"), Data(p + ".self.k"), Data(p + ".self.v")}),
+            &layer->qkv);
     Columns(d_pad_, heads_width(), Output(Data(p + ".self.o")), &layer->o);
     Columns(m_.ffn, d_pad_, Plain(Data(p + ".ffn.w1"), c_.ffn, c_.d), &layer->w1);
     block_.Add(PackByRows(d_pad_, m_.ffn, parts_, Plain(Data(p + ".ffn.w2"), c_.d, c_.ffn)), &layer->w2);
@@ -162,10 +170,13 @@ class Packer {
     Columns(heads_width(), d_pad_, Heads({Data(p + ".retrieved.q")}), &layer.retrieved_q);
     Columns(d_pad_, heads_width(), Output(Data(p + ".retrieved.o")), &layer.retrieved_o);
     const float* gate = Data(p + ".gate.w");
-    Columns(d_pad_, 2 * d_pad_, [=, this](int n, int k) {
-      const int half = k / d_pad_, of = k % d_pad_;
-      return n < c_.d && of < c_.d ? gate[Size(n * 2 * c_.d + half * c_.d + of)] : 0.0f;
-    }, &layer.gate);
+    Columns(
+        d_pad_, 2 * d_pad_,
+        [=, this](int n, int k) {
+          const int half = k / d_pad_, of = k % d_pad_;
+          return n < c_.d && of < c_.d ? gate[Size(n * 2 * c_.d + half * c_.d + of)] : 0.0f;
+        },
+        &layer.gate);
     Row(p + ".gate.b", &layer.gate_b);
   }
   void MemoryKv() {
@@ -192,10 +203,20 @@ class Packer {
       }
       std::copy_n(Data("token_embedding") + token * d, d, embedded.begin() + static_cast<int64_t>(place * d));
     }
-    kernels.gemm({.a = embedded.data(), .lda = d, .m = places, .b = &weights_.retrieved, .bias = weights_.retrieved_b.data(),
-                  .c = rows.data(), .ldc = d});
+    kernels.gemm({.a = embedded.data(),
+                  .lda = d,
+                  .m = places,
+                  .b = &weights_.retrieved,
+                  .bias = weights_.retrieved_b.data(),
+                  .c = rows.data(),
+                  .ldc = d});
     for (int i = 0; i < c_.decoder_layers; ++i) {
-      kernels.gemm({.a = rows.data(), .lda = d, .m = places, .b = &weights_.decoder[Size(i)].retrieved_kv, .c = kv.data(), .ldc = 2 * inner});
+      kernels.gemm({.a = rows.data(),
+                    .lda = d,
+                    .m = places,
+                    .b = &weights_.decoder[Size(i)].retrieved_kv,
+                    .c = kv.data(),
+                    .ldc = 2 * inner});
       // Dimension `dim` of K (0) or V (1).
       const auto at = [&](size_t place, int head, int which, int dim) {
         return dim < c_.d_kv ? kv[place * 2 * inner + Size(which) * inner + Size(head * c_.d_kv + dim)] : 0.0f;
@@ -207,8 +228,8 @@ class Packer {
       std::vector<float> wide(places * Size(c_.heads) * 2 * kHeadWidth);
       for (size_t x = 0; x < wide.size(); ++x) {
         const size_t place = x / (2 * kHeadWidth) / Size(c_.heads);
-        wide[x] = at(place, static_cast<int>(x / (2 * kHeadWidth) % Size(c_.heads)), static_cast<int>(x / kHeadWidth % 2),
-                     static_cast<int>(x % kHeadWidth));
+        wide[x] = at(place, static_cast<int>(x / (2 * kHeadWidth) % Size(c_.heads)),
+                     static_cast<int>(x / kHeadWidth % 2), static_cast<int>(x % kHeadWidth));
       }
       block_.Add(wide, &m_.decoder[i].set_rows);
     }
@@ -222,7 +243,8 @@ class Packer {
       for (size_t place = 0; place < places; ++place) {
         for (size_t dim = 0; dim < kHeadWidth; ++dim) {
           SplitToBf16(at(place, head, 0, static_cast<int>(dim)), parts_, split.data());
-          for (size_t s = 0; s < parts; ++s) k[(Size(head) * parts + s) * part + place * kHeadWidth + in_32(dim)] = split[s];
+          for (size_t s = 0; s < parts; ++s)
+            k[(Size(head) * parts + s) * part + place * kHeadWidth + in_32(dim)] = split[s];
           SplitToBf16(at(place, head, 1, static_cast<int>(dim)), parts_, split.data());
           for (size_t s = 0; s < parts; ++s) {
             vt[(Size(head) * parts + s) * part + dim * capacity + place / 32 * 32 + in_32(place % 32)] = split[s];
@@ -273,8 +295,8 @@ std::vector<uint16_t> PackByColumns(int n, int k, int parts, const Element& elem
       const int lane = row % 8 * 4 + column % 8 / 2, in_lane = column % 32 / 8 * 2 + column % 2;
       SplitToBf16(element(row, column), parts, split.data());
       for (int s = 0; s < parts; ++s) {
-        packed[((Size(row / 8) * Size(k / 32) + Size(column / 32)) * Size(parts) + Size(s)) * 256 + Size(lane * 8 + in_lane)] =
-            split[Size(s)];
+        packed[((Size(row / 8) * Size(k / 32) + Size(column / 32)) * Size(parts) + Size(s)) * 256 +
+               Size(lane * 8 + in_lane)] = split[Size(s)];
       }
     }
   }
@@ -288,8 +310,8 @@ std::vector<uint16_t> PackByRows(int n, int k, int parts, const Element& element
       const int lane = row % 8 * 4 + column % 8 / 2, in_lane = row % 16 / 8 * 4 + column % 16 / 8 * 2 + column % 2;
       SplitToBf16(element(row, column), parts, split.data());
       for (int s = 0; s < parts; ++s) {
-        packed[((Size(column / 16) * Size(n / 16) + Size(row / 16)) * Size(parts) + Size(s)) * 256 + Size(lane * 8 + in_lane)] =
-            split[Size(s)];
+        packed[((Size(column / 16) * Size(n / 16) + Size(row / 16)) * Size(parts) + Size(s)) * 256 +
+               Size(lane * 8 + in_lane)] = split[Size(s)];
       }
     }
   }

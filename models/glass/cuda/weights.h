@@ -19,11 +19,11 @@ namespace backstory::glass::cuda {
 void SplitToBf16(float value, int parts, uint16_t* out);
 
 using Element = std::function<float(int n, int k)>;
-// A matrix [n][k] (n a multiple of 8, k of 32) in the order of ByColumns (tile.cuh): for each n8 tile, each 32 of k and each
-// part, lane 4 g + c has of row g columns 2c, 2c + 1, 2c + 8, 2c + 9, and the same 16 further on.
+// A matrix [n][k] (n a multiple of 8, k of 32) in the order of ByColumns (tile.cuh): for each n8 tile, each 32 of k and
+// each part, lane 4 g + c has of row g columns 2c, 2c + 1, 2c + 8, 2c + 9, and the same 16 further on.
 std::vector<uint16_t> PackByColumns(int n, int k, int parts, const Element& element);
-// (n a multiple of 16, k of 32): for each 16 of k, each pair of n8 tiles and each part, lane 4 g + c has of row g columns
-// 2c, 2c + 1, 2c + 8, 2c + 9, and the same of row g + 8 (ffn.cuh).
+// (n a multiple of 16, k of 32): for each 16 of k, each pair of n8 tiles and each part, lane 4 g + c has of row g
+// columns 2c, 2c + 1, 2c + 8, 2c + 9, and the same of row g + 8 (ffn.cuh).
 std::vector<uint16_t> PackByRows(int n, int k, int parts, const Element& element);
 
 struct CardWeights {

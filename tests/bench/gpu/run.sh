@@ -21,4 +21,12 @@ if [ -x "$dir/grab_cuda_test" ]; then
   "$dir/grab_cuda_test" --gtest_brief=1 || failed=1
   "$dir/../bin/grab_cuda_bench" || failed=1
 fi
+if [ -x "$dir/glass_cuda_test" ]; then
+  echo "== GLASS on the card against the public outputs and the CPU, then beside its PyTorch twin"
+  "$dir/glass_cuda_test" --gtest_brief=1 || failed=1
+  timeout 150 compute-sanitizer --tool memcheck --error-exitcode 9 "$dir/glass_cuda_test" --gtest_brief=1 \
+    --gtest_filter='*small_short_7' 2>&1 | tail -3 || failed=1
+  "$dir/../bin/glass_cuda_bench" --mask --throughput || failed=1
+  PYTHONPATH=. python3 "$here/glass_peer.py" --ours "$dir/../bin/glass_cuda_bench" --parts search --dtypes bf16 || failed=1
+fi
 exit $failed
