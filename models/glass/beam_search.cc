@@ -66,10 +66,42 @@ float LogSumExp(const float* logits, size_t n) {
   return static_cast<float>(top + std::log(sum));
 }
 
+// What a token adds to the score of its beam. `total`: LogSumExp of its row of logits.
+float TokenScore(const Config& config, size_t step, float logit, float total) {
+  const float score = logit - total;
+  if (step > 0 || config.first_step_epsilon <= 0) return score;
+  return static_cast<float>(std::log(std::exp(static_cast<double>(score)) + config.first_step_epsilon));
+}
+
+// The sets that beams retrieve, each made once.
+class Sets {
+ public:
+  Sets(const Network& network, const BucketTokens& buckets) : network_(network), buckets_(buckets) {}
+  // A token outside level 1 reads the nearest bucket, as in the public code.
+  const RetrievedSet* Of(uint32_t first_token) {
+    const Config& config = network_.config();
+    if (config.retrieved_items == 0) return nullptr;
+    const int64_t code =
+        std::clamp<int64_t>(static_cast<int64_t>(first_token) - config.offset(0), 0, config.levels[0] - 1);
+    const auto [found, added] = by_code_.try_emplace(static_cast<uint16_t>(code), nullptr);
+    if (added) {
+      sets_.push_back(network_.Retrieve(buckets_(static_cast<uint16_t>(code))));
+      found->second = &sets_.back();
+    }
+    return found->second;
+  }
+
+ private:
+  const Network& network_;
+  const BucketTokens& buckets_;
+  std::map<uint16_t, const RetrievedSet*> by_code_;
+  std::deque<RetrievedSet> sets_;  // stable addresses
+};
+
 class Searching {
  public:
   Searching(const Network& network, const BucketTokens& buckets, const SearchOptions& options)
-      : network_(network), config_(network.config()), buckets_(buckets), options_(options) {
+      : network_(network), config_(network.config()), sets_(network, buckets), options_(options) {
     assert(options.mode != SearchMode::kValid || options.trie != nullptr);
   }
 
@@ -102,7 +134,7 @@ class Searching {
       sets.resize(beams.size());
       for (size_t i = 0; i < beams.size(); ++i) {
         tokens[i] = beams[i].tokens[step];
-        sets[i] = SetOf(beams[i].tokens[0]);
+        sets[i] = sets_.Of(beams[i].tokens[0]);
       }
     }
     return beams;
@@ -117,11 +149,7 @@ class Searching {
       const float* row = logits + w * vocabulary;
       const float total = LogSumExp(row, vocabulary);
       const auto offer = [&](uint32_t token, uint32_t node) {
-        float score = row[token] - total;
-        if (step == 0 && config_.first_step_epsilon > 0) {
-          score = static_cast<float>(std::log(std::exp(static_cast<double>(score)) + config_.first_step_epsilon));
-        }
-        score += beams[w].score;
+        float score = TokenScore(config_, step, row[token], total) + beams[w].score;
         if (std::isnan(score))
           score = -INFINITY;  // an order needs numbers; who asked sees that the score is not finite
         best.Offer({score, static_cast<uint32_t>(w), token, node});
@@ -153,25 +181,10 @@ class Searching {
     }
   }
 
-  // A token outside level 1 reads the nearest bucket, as in the public code.
-  const RetrievedSet* SetOf(uint32_t first_token) {
-    if (config_.retrieved_items == 0) return nullptr;
-    const int64_t code =
-        std::clamp<int64_t>(static_cast<int64_t>(first_token) - config_.offset(0), 0, config_.levels[0] - 1);
-    const auto [found, added] = by_code_.try_emplace(static_cast<uint16_t>(code), nullptr);
-    if (added) {
-      sets_.push_back(network_.Retrieve(buckets_(static_cast<uint16_t>(code))));
-      found->second = &sets_.back();
-    }
-    return found->second;
-  }
-
   const Network& network_;
   const Config& config_;
-  const BucketTokens& buckets_;
+  Sets sets_;
   const SearchOptions& options_;
-  std::map<uint16_t, const RetrievedSet*> by_code_;
-  std::deque<RetrievedSet> sets_;  // stable addresses
 };
 
 }  // namespace
@@ -197,6 +210,35 @@ std::vector<Beam> Search(const Network& network, const Memory& memory, const Buc
                          const SearchOptions& options) {
   assert(options.beam >= 1);
   return Searching(network, buckets, options).Run(memory);
+}
+
+std::vector<float> ScoresOf(const Network& network, const Memory& memory, const BucketTokens& buckets,
+                            std::span<const Beam> beams) {
+  if (beams.empty()) return {};
+  const Config& config = network.config();
+  const size_t vocabulary = static_cast<size_t>(config.vocabulary);
+  Decoder decoder(&network, &memory, beams.size());
+  Sets all(network, buckets);
+  std::vector<float> logits(beams.size() * vocabulary), scores(beams.size());
+  std::vector<uint32_t> tokens(1, config.bos()), parents(beams.size());  // all go on from the one first row
+  std::vector<const RetrievedSet*> sets;
+  for (size_t step = 0; step < kLevels; ++step) {
+    decoder.Step(tokens, sets, logits.data());
+    for (size_t b = 0; b < beams.size(); ++b) {
+      const float* row = logits.data() + (step == 0 ? 0 : b) * vocabulary;
+      scores[b] += TokenScore(config, step, row[beams[b].tokens[step]], LogSumExp(row, vocabulary));
+    }
+    if (step + 1 == kLevels) break;
+    decoder.Follow(parents);
+    tokens.resize(beams.size());
+    sets.resize(beams.size());
+    for (size_t b = 0; b < beams.size(); ++b) {
+      tokens[b] = beams[b].tokens[step];
+      sets[b] = all.Of(beams[b].tokens[0]);
+      parents[b] = static_cast<uint32_t>(b);
+    }
+  }
+  return scores;
 }
 
 std::vector<RecommendedItem> ItemsOf(const Catalogue& catalogue, std::span<const Beam> beams,

@@ -61,6 +61,11 @@ struct SearchOptions {
 std::vector<Beam> Search(const Network& network, const Memory& memory, const BucketTokens& buckets,
                          const SearchOptions& options);
 
+// Log-probabilities of given token triples [beams], without any search: what Search would have scored them. The scores in
+// `beams` are not read. For checking searches that round.
+std::vector<float> ScoresOf(const Network& network, const Memory& memory, const BucketTokens& buckets,
+                            std::span<const Beam> beams);
+
 struct RecommendOptions {
   size_t count = 10;
   size_t per_sid_max = SIZE_MAX;           // diversity: items of one SID

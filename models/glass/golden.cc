@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <utility>
 
@@ -138,45 +139,104 @@ std::string Difference(const std::string& what, const std::vector<T>& expected, 
   return absl::StrCat(what, ": expected ", expected.size(), " of them, found ", found.size());
 }
 
-// Beams that a search of this tolerance may give.
-std::string CompareBeams(const GoldenExpectation& expect, const GoldenExpectation& found, double tolerance,
-                         double* worst) {
-  if (expect.log_probability.size() != found.log_probability.size()) {
-    return absl::StrCat("sids: expected ", expect.sids.size(), " of them, found ", found.sids.size());
+std::string BeyondTolerance(const std::string& what, double expected, double found, double tolerance) {
+  return absl::StrCat(what, ": expected ", expected, ", found ", found, ", tolerance ", tolerance);
+}
+
+// A case as a searcher ran it.
+struct Run {
+  std::unique_ptr<History> history;
+  std::vector<Beam> beams;
+  GoldenExpectation found;
+};
+
+// What every searcher must give.
+std::string CompareHistory(const GoldenExpectation& expect, const GoldenExpectation& found) {
+  const std::string wrong = Difference("short_items", expect.short_items, found.short_items);
+  if (!wrong.empty()) return wrong;
+  if (expect.long_items != found.long_items) {
+    return absl::StrCat("long_items: expected ", expect.long_items, ", found ", found.long_items);
   }
-  std::map<Sid, double> expected;
-  double scale = 1;
-  for (size_t i = 0; i < expect.sids.size(); ++i) {
-    expected[expect.sids[i]] = expect.log_probability[i];
-    if (tolerance > kGoldenTolerance) scale = std::max(scale, std::abs(expect.log_probability[i]));
-  }
-  for (size_t i = 0; i < expect.log_probability.size(); ++i) {
-    double difference = std::abs(expect.log_probability[i] - found.log_probability[i]);
-    if (const auto same = expected.find(found.sids[i]); same != expected.end()) {
-      difference = std::max(difference, std::abs(same->second - found.log_probability[i]));
-    }
-    difference /= scale;
+  if (expect.log_probability.size() == found.log_probability.size()) return "";
+  return absl::StrCat("sids: expected ", expect.sids.size(), " of them, found ", found.sids.size());
+}
+
+// Of a search as exact as the expectation.
+std::string Compare(const GoldenExpectation& expect, const GoldenExpectation& found, double* worst) {
+  std::string wrong = CompareHistory(expect, found);
+  const bool ordered = expect.min_gap >= kGoldenGapMin;
+  if (wrong.empty() && ordered) wrong = Difference("sids", expect.sids, found.sids);
+  for (size_t i = 0; wrong.empty() && i < expect.log_probability.size(); ++i) {
+    const double difference = std::abs(expect.log_probability[i] - found.log_probability[i]);
     // Written so that a NaN is beyond every tolerance.
-    if (!(difference <= tolerance)) {
-      return absl::StrCat("log_probability[", i, "]: expected ", expect.log_probability[i], ", found ",
-                          found.log_probability[i], ", tolerance ", tolerance * scale);
+    if (!(difference <= kGoldenTolerance)) {
+      wrong = BeyondTolerance(absl::StrCat("log_probability[", i, "]"), expect.log_probability[i],
+                              found.log_probability[i], kGoldenTolerance);
     }
     *worst = std::max(*worst, difference);
   }
-  return "";
-}
-
-std::string Compare(const GoldenExpectation& expect, const GoldenExpectation& found, double tolerance, double* worst) {
-  std::string wrong = Difference("short_items", expect.short_items, found.short_items);
-  if (wrong.empty() && expect.long_items != found.long_items) {
-    wrong = absl::StrCat("long_items: expected ", expect.long_items, ", found ", found.long_items);
-  }
-  const bool ordered = expect.min_gap >= kGoldenGapMin && tolerance <= kGoldenTolerance;
-  if (wrong.empty() && ordered) wrong = Difference("sids", expect.sids, found.sids);
-  if (wrong.empty()) wrong = CompareBeams(expect, found, tolerance, worst);
   if (wrong.empty() && ordered) wrong = Difference("items", expect.items, found.items);
   if (wrong.empty() && ordered) wrong = Difference("item_sids", expect.item_sids, found.item_sids);
   return wrong;
+}
+
+// Of a search that rounds.
+std::string CompareRounded(const GoldenExpectation& expect, const Run& run, const Catalogue& catalogue,
+                           const Network& exact, double* worst) {
+  const GoldenExpectation& found = run.found;
+  std::string wrong = CompareHistory(expect, found);
+  if (!wrong.empty() || run.beams.empty()) return wrong;
+  double scale = 1;
+  for (const double expected : expect.log_probability) scale = std::max(scale, std::abs(expected));
+  const double tolerance = kGoldenToleranceBf16 * scale;
+  const std::vector<float> scores =
+      ScoresOf(exact, Encode(exact, *run.history, nullptr), BucketsOf(catalogue, *run.history), run.beams);
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(scores[i]) - found.log_probability[i]);
+    if (!(difference <= tolerance)) {
+      return BeyondTolerance("log_probability of " + SidText(found.sids[i]), static_cast<double>(scores[i]),
+                             found.log_probability[i], tolerance);
+    }
+    *worst = std::max(*worst, difference / scale);
+  }
+  if (found.log_probability[0] >= expect.log_probability[0] - tolerance) return "";
+  return BeyondTolerance("log_probability[0]", expect.log_probability[0], found.log_probability[0], tolerance);
+}
+
+absl::StatusOr<Run> RunCase(const Searcher& searcher, const Catalogue& catalogue, const GoldenCase& golden) {
+  const Config& config = catalogue.config();
+  std::vector<Event> events = golden.events;
+  std::sort(events.begin(), events.end(), CanonicalLess);
+  Run run;
+  run.history = std::make_unique<History>(&catalogue);
+  std::set<uint64_t> seen;
+  for (const Event& event : events) {
+    if (event.time_us >= golden.as_of_us) break;
+    seen.insert(event.item_id);
+    const auto row = catalogue.RowOf(event.item_id);
+    if (row.has_value() && IsBehaviour(config, event)) run.history->Append(*row, event.event_id, event.time_us);
+  }
+  for (const Behaviour& behaviour : run.history->short_window()) {
+    run.found.short_items.push_back(catalogue.item_id(behaviour.row));
+  }
+  run.found.long_items = run.history->long_size();
+  auto beams = EncodeAndSearch(searcher, catalogue, *run.history, golden.beam);
+  if (!beams.ok()) return beams.status();
+  run.beams = *std::move(beams);
+  for (const Beam& beam : run.beams) {
+    run.found.sids.push_back(catalogue.sid(catalogue.Items(beam.node)[0]));
+    run.found.log_probability.push_back(static_cast<double>(beam.score));
+  }
+  RecommendOptions recommend;
+  recommend.count = golden.count;
+  if (golden.exclude_seen) {
+    recommend.keep = [&](uint32_t row) { return !seen.contains(catalogue.item_id(row)); };
+  }
+  for (const RecommendedItem& item : ItemsOf(catalogue, run.beams, recommend)) {
+    run.found.items.push_back(catalogue.item_id(item.row));
+    run.found.item_sids.push_back(catalogue.sid(item.row));
+  }
+  return run;
 }
 
 }  // namespace
@@ -187,51 +247,25 @@ absl::StatusOr<std::vector<GoldenCase>> ParseGoldens(std::string_view text, std:
 
 absl::StatusOr<GoldenExpectation> RunGolden(const Searcher& searcher, const Catalogue& catalogue,
                                             const GoldenCase& golden) {
-  const Config& config = catalogue.config();
-  std::vector<Event> events = golden.events;
-  std::sort(events.begin(), events.end(), CanonicalLess);
-  History history(&catalogue);
-  std::set<uint64_t> seen;
-  for (const Event& event : events) {
-    if (event.time_us >= golden.as_of_us) break;
-    seen.insert(event.item_id);
-    const auto row = catalogue.RowOf(event.item_id);
-    if (row.has_value() && IsBehaviour(config, event)) history.Append(*row, event.event_id, event.time_us);
-  }
-  GoldenExpectation found;
-  for (const Behaviour& behaviour : history.short_window())
-    found.short_items.push_back(catalogue.item_id(behaviour.row));
-  found.long_items = history.long_size();
-  const auto beams = EncodeAndSearch(searcher, catalogue, history, golden.beam);
-  if (!beams.ok()) return beams.status();
-  for (const Beam& beam : *beams) {
-    found.sids.push_back(catalogue.sid(catalogue.Items(beam.node)[0]));
-    found.log_probability.push_back(static_cast<double>(beam.score));
-  }
-  RecommendOptions recommend;
-  recommend.count = golden.count;
-  if (golden.exclude_seen) {
-    recommend.keep = [&](uint32_t row) { return !seen.contains(catalogue.item_id(row)); };
-  }
-  for (const RecommendedItem& item : ItemsOf(catalogue, *beams, recommend)) {
-    found.items.push_back(catalogue.item_id(item.row));
-    found.item_sids.push_back(catalogue.sid(item.row));
-  }
-  return found;
+  auto run = RunCase(searcher, catalogue, golden);
+  if (!run.ok()) return run.status();
+  return std::move(run->found);
 }
 
 absl::StatusOr<GoldenReport> CheckGoldens(const Searcher& searcher, const Catalogue& catalogue,
-                                          const std::vector<GoldenCase>& goldens, double tolerance) {
+                                          const std::vector<GoldenCase>& goldens, const Network* exact) {
   GoldenReport report;
   for (const GoldenCase& golden : goldens) {
     double worst = 0;
-    const auto found = RunGolden(searcher, catalogue, golden);
-    if (!found.ok()) return found.status();
-    if (const std::string wrong = Compare(golden.expect, *found, tolerance, &worst); !wrong.empty()) {
+    const auto run = RunCase(searcher, catalogue, golden);
+    if (!run.ok()) return run.status();
+    const std::string wrong = exact == nullptr ? Compare(golden.expect, run->found, &worst)
+                                               : CompareRounded(golden.expect, *run, catalogue, *exact, &worst);
+    if (!wrong.empty()) {
       return absl::FailedPreconditionError(absl::StrCat("golden case \"", golden.name, "\": ", wrong));
     }
     ++report.cases;
-    report.beams += found->sids.size();
+    report.beams += run->found.sids.size();
     if (worst >= report.worst) report.worst = worst, report.worst_case = golden.name;
   }
   return report;

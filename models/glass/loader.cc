@@ -134,8 +134,8 @@ absl::Status ReadNetwork(const VerifiedFiles& files, const LoadOptions& options,
   }
   out->network = *std::move(network);
   out->parameter_bytes = tensors.ParameterCount() * sizeof(float);
-  const auto check = [&](double tolerance) {
-    auto report = CheckGoldens(*out->searcher, *out->catalogue, *goldens, tolerance);
+  const auto check = [&](const Network* exact) {
+    auto report = CheckGoldens(*out->searcher, *out->catalogue, *goldens, exact);
     if (!report.ok()) {
       return absl::Status(report.status().code(), absl::StrCat(files.directory, ": ", report.status().message()));
     }
@@ -143,8 +143,9 @@ absl::Status ReadNetwork(const VerifiedFiles& files, const LoadOptions& options,
     return absl::OkStatus();
   };
   out->searcher = MakeCpuSearcher(out->network, options.pool);
-  if (auto s = check(kGoldenTolerance); !s.ok()) return s;
+  if (auto s = check(nullptr); !s.ok()) return s;
   if (options.precision == Dtype::kF32 && !options.serve_with) return absl::OkStatus();
+  const std::shared_ptr<const Network> exact = out->network;
   if (options.precision != Dtype::kF32) {
     auto rounded = Network::Create(out->config, tensors, options.precision);
     if (!rounded.ok()) return rounded.status();
@@ -156,7 +157,7 @@ absl::Status ReadNetwork(const VerifiedFiles& files, const LoadOptions& options,
     if (!searcher.ok()) return searcher.status();
     out->searcher = *std::move(searcher);
   }
-  return check(kGoldenToleranceBf16);
+  return check(exact.get());
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ struct LoadOptions {
   // What the CPU's layers multiply as (network.h).
   Dtype precision = Dtype::kF32;
   // Makes what searches, if set. Whatever is not the CPU in fp32 is loaded after that has met the goldens at full
-  // sharpness, and must meet them within kGoldenToleranceBf16.
+  // sharpness, and must meet them as one that rounds (golden.h).
   SearcherFactory serve_with;
 };
 

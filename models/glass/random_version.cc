@@ -1,5 +1,6 @@
 #include "models/glass/random_version.h"
 
+#include <cmath>
 #include <filesystem>
 #include <random>
 #include <span>
@@ -83,14 +84,18 @@ class Drawer {
     for (float& value : values) value = (name.ends_with("norm") ? 1.0f : 0.0f) + normal(random_);
     map_->Add(name, std::move(shape), std::move(values)).IgnoreError();  // names are distinct, sizes fit
   }
+  // Spread by the width of what comes in, so that outputs have one size whatever it is.
+  void Matrix(const std::string& name, int64_t out, int64_t in, float gain) {
+    Add(name, {out, in}, gain / std::sqrt(static_cast<float>(in)));
+  }
   void Attention(const std::string& prefix, int64_t d, int64_t inner) {
-    for (const char* part : {".q", ".k", ".v"}) Add(prefix + part, {inner, d}, 0.15f);
-    Add(prefix + ".o", {d, inner}, 0.15f);
+    for (const char* part : {".q", ".k", ".v"}) Matrix(prefix + part, inner, d, 0.7f);
+    Matrix(prefix + ".o", d, inner, 0.7f);
   }
   void Ffn(const std::string& prefix, int64_t d, int64_t ffn) {
     Add(prefix + ".ffn.norm", {d}, 0.1f);
-    Add(prefix + ".ffn.w1", {ffn, d}, 0.2f);
-    Add(prefix + ".ffn.w2", {d, ffn}, 0.2f);
+    Matrix(prefix + ".ffn.w1", ffn, d, 1);
+    Matrix(prefix + ".ffn.w2", d, ffn, 1);
   }
 
  private:
@@ -131,15 +136,15 @@ TensorMap RandomTensors(const Config& c, uint32_t seed) {
   TensorMap map;
   Drawer draw(seed, &map);
   const int64_t d = c.d, inner = static_cast<int64_t>(c.inner());
-  draw.Add("token_embedding", {c.vocabulary, d}, 0.6f);
+  draw.Matrix("token_embedding", c.vocabulary, d, 3);
   if (c.bins() > 0) {
     draw.Add("tier.w1", {d, c.levels[0] * static_cast<int64_t>(c.bins())}, 0.4f);
     draw.Add("tier.b1", {d}, 0.1f);
-    draw.Add("tier.w2", {d, d}, 0.2f);
+    draw.Matrix("tier.w2", d, d, 1);
     draw.Add("tier.b2", {d}, 0.1f);
   }
   if (c.retrieved_items > 0) {
-    draw.Add("retrieved.w", {d, d}, 0.2f);
+    draw.Matrix("retrieved.w", d, d, 1);
     draw.Add("retrieved.b", {d}, 0.1f);
   }
   const auto start = [&](const std::string& prefix, bool first) {
@@ -159,7 +164,7 @@ TensorMap RandomTensors(const Config& c, uint32_t seed) {
     draw.Attention(p + ".memory", d, inner);
     if (c.retrieved_items > 0) {
       draw.Attention(p + ".retrieved", d, inner);
-      draw.Add(p + ".gate.w", {d, 2 * d}, 0.3f);
+      draw.Matrix(p + ".gate.w", d, 2 * d, 2);
       draw.Add(p + ".gate.b", {d}, 0.3f);
     }
     draw.Ffn(p, d, c.ffn);

@@ -31,7 +31,7 @@ struct VersionParts {
   int64_t sid_columns = static_cast<int64_t>(kLevels);
 };
 
-// Every tensor of the configuration, N(0, 1 / fan in) or so: well conditioned. Same configuration and seed, same numbers
+// Every tensor of the configuration, spread by its fan-in: well conditioned, also for bf16. Same configuration and seed, same numbers
 // with the same standard library.
 TensorMap RandomTensors(const Config& config, uint32_t seed);
 TensorMap QuantiserTensors(const VersionParts& parts);

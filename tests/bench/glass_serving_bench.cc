@@ -7,7 +7,7 @@
 //   its
 //               work. The append itself is not counted
 //   first       no state yet: the history is read from RocksDB
-// Run: build/release/bin/glass_serving_bench [requests]. Weights are random; time does not depend on them.
+// Run: build/release/bin/glass_serving_bench [requests [f32|bf16]]. Weights are random; time does not depend on them.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -61,11 +61,14 @@ struct Bench {
   std::map<std::string, double> stage_ms;
   uint64_t appended = 0;
 
-  void Start() {
+  void Start(const std::string& precision) {
     const std::string models = (scratch.path() / "models").string();
     glass::MustWrite(ReleasedSize(), models + "/released/1");
     server = std::make_unique<ServerProcess>(ServerProcess::Options{
-        .store = scratch.path() / "store", .models = models, .arguments = {"--create-store"}, .environment = {}});
+        .store = scratch.path() / "store",
+        .models = models,
+        .arguments = {"--create-store", "--device", "cpu", "-p", "precision=" + precision},
+        .environment = {}});
     if (!server->Start()) std::fprintf(stderr, "%s\n", server->log().c_str()), std::exit(1);
     retrieval = v1::Retrieval::NewStub(server->Connect());
     client = std::make_unique<SystemClient>(server->Connect());
@@ -118,10 +121,11 @@ struct Bench {
   }
 };
 
-void Run(int requests) {
+void Run(int requests, const std::string& precision) {
   PrintMachine();
+  std::printf("precision %s\n", precision.c_str());
   Bench bench;
-  bench.Start();
+  bench.Start(precision);
   std::vector<double> ms;
   for (int u = 0; u < kUsers; ++u) ms.push_back(bench.Recommend(u));
   bench.Report("first", ms);
@@ -137,4 +141,4 @@ void Run(int requests) {
 }  // namespace
 }  // namespace backstory
 
-int main(int argc, char** argv) { backstory::Run(argc > 1 ? std::atoi(argv[1]) : 500); }
+int main(int argc, char** argv) { backstory::Run(argc > 1 ? std::atoi(argv[1]) : 500, argc > 2 ? argv[2] : "f32"); }

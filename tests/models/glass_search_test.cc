@@ -111,6 +111,17 @@ TEST_P(GlassSearch, AWideBeamIsExhaustiveSearch) {
   for (const auto& [score, sid] : want) ASSERT_NEAR(by_sid.at(sid), score, 1e-3);
 }
 
+TEST_P(GlassSearch, ScoresOfGivenBeamsAreTheSearchs) {
+  const World world(GetParam());
+  std::vector<Beam> beams = world.Search(20);
+  std::reverse(beams.begin(), beams.end());
+  const std::vector<float> scores =
+      ScoresOf(*world.network, world.Encode(), BucketsOf(*world.catalogue, world.history), beams);
+  ASSERT_EQ(scores.size(), beams.size());
+  for (size_t i = 0; i < beams.size(); ++i) EXPECT_EQ(scores[i], beams[i].score) << i;
+  EXPECT_TRUE(ScoresOf(*world.network, world.Encode(), BucketsOf(*world.catalogue, world.history), {}).empty());
+}
+
 TEST_P(GlassSearch, ThreadsChangeNothing) {
   const World world(GetParam());
   const Memory memory = world.Encode();
