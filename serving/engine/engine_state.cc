@@ -52,7 +52,8 @@ std::string EngineImpl::StateKeyOf(const ServedModel& served) const {
 }
 
 std::vector<std::shared_ptr<const ServedModel>> EngineImpl::ModelsWithStateOf(const UserKey& user) const {
-  const std::vector<std::string> keys = cache_.StateKeysOf(user);
+  std::vector<std::string> keys = cache_.StateKeysOf(user);
+  for (std::string& key : keys) key.erase(std::min(key.find('@'), key.size()));  // whatever the anchor
   std::vector<std::shared_ptr<const ServedModel>> models;
   if (keys.empty()) return models;
   std::set<std::string> taken;  // versions that share state are served by one of them
