@@ -182,10 +182,14 @@ absl::Status EngineImpl::WarmUp(const std::shared_ptr<const ServedModel>& served
   if (absl::Status status = ranker_.Probe(served); !status.ok()) return status;
   const size_t records_max = static_cast<size_t>(launch_.Int("warmup_requests_max"));
   if (options_.repository.root.empty() || records_max == 0) return absl::OkStatus();
-  absl::StatusOr<std::vector<RankQuery>> queries =
-      ReadRequestLog(absl::StrCat(options_.repository.root, "/", served->name, "/warmup.jsonl"), records_max);
+  size_t unreadable = 0;
+  absl::StatusOr<std::vector<RankQuery>> queries = ReadRequestLog(
+      absl::StrCat(options_.repository.root, "/", served->name, "/warmup.jsonl"), records_max, &unreadable);
   if (absl::IsNotFound(queries.status())) return absl::OkStatus();
   if (!queries.ok()) return queries.status();
+  // A line that a dying server left half written says nothing about this version.
+  metrics_->GetCounter("backstory_warmup_lines_unreadable_total", "Lines of warmup.jsonl passed over in a load")
+      ->Add(static_cast<double>(unreadable));
   for (RankQuery& query : *queries) {
     PreparedRank rank;
     rank.query = std::move(query);
