@@ -66,6 +66,14 @@ int WaitForEnd(const sigset_t& signals) {
   }
 }
 
+// Whether a signal that ends the server has come, and waits.
+bool EndIsPending() {
+  sigset_t pending;
+  sigemptyset(&pending);
+  sigpending(&pending);
+  return sigismember(&pending, SIGTERM) == 1 || sigismember(&pending, SIGINT) == 1;
+}
+
 rpc::ServerConfig Configuration(const Options& options) {
   rpc::ServerConfig config;
   if (auto s = options.flags.Build(&config); !s.ok()) FailCommand(kExitConfig, std::string(s.message()));
@@ -100,7 +108,7 @@ void Serve(const Options& options) {
   CheckOk(log.status());
   (*log)->Write(rpc::LogLevel::kInfo, "starting",
                 {{"version", std::string(kBuildVersion)}, {"store", config.store().directory()}});
-  auto stack = ServingStack::Open(config, {nullptr, nullptr, log->get()});
+  auto stack = ServingStack::Open(config, {nullptr, nullptr, log->get(), true, EndIsPending});
   CheckOk(stack.status(), "store " + config.store().directory());
   auto server =
       rpc::Server::Start(config, (*stack)->engine.get(), SystemClock(), &(*stack)->metrics, log->get(),
@@ -108,6 +116,13 @@ void Serve(const Options& options) {
   CheckOk(server.status());
   const absl::Status loaded = (*stack)->engine->LoadModels();
   LogVersions((*stack)->engine->models(), log->get());
+  if (EndIsPending()) {
+    (*log)->Write(rpc::LogLevel::kInfo, "stopped while loading models", {});
+    WaitForEnd(signals);  // takes it, before it is let through
+    pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+    CheckOk((*server)->Drain(), "drain");
+    return;
+  }
   CheckOk(loaded, "models " + config.models().directory());
   (*server)->SetServing(true);
   const double seconds = 1e-6 * static_cast<double>(SystemClock()->MonotonicMicros() - start_us);

@@ -63,6 +63,7 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Open(const rpc::Serv
   stack->experiments = *std::move(experiments);
   options->repository.keep_choices = extra.keep_choices;
   options->pool = stack->pool.get();
+  options->repository.stop_loading = extra.stop_loading;
   options->assigner = extra.assigner != nullptr ? std::move(extra.assigner) : stack->experiments.assigner;
   options->exposure_sink =
       extra.exposure_sink != nullptr ? std::move(extra.exposure_sink) : stack->experiments.exposures;

@@ -2,6 +2,7 @@
 #ifndef BACKSTORY_SERVING_CLI_SERVING_STACK_H_
 #define BACKSTORY_SERVING_CLI_SERVING_STACK_H_
 
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -22,7 +23,8 @@ struct StackOptions {
   std::shared_ptr<const Assigner> assigner;
   std::shared_ptr<ExposureSink> exposure_sink;
   rpc::Log* log = nullptr;
-  bool keep_choices = true;  // of RepositoryOptions
+  bool keep_choices = true;            // of RepositoryOptions
+  std::function<bool()> stop_loading;  // of RepositoryOptions
 };
 
 // Members are destroyed in reverse order: the engine first, the store last.

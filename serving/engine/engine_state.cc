@@ -54,7 +54,8 @@ std::string EngineImpl::StateKeyOf(const ServedModel& served) const {
 }
 
 std::vector<std::shared_ptr<const ServedModel>> EngineImpl::ModelsWithStateOf(const UserKey& user) const {
-  const std::vector<std::string> keys = cache_.StateKeysOf(user);
+  std::vector<std::string> keys = cache_.StateKeysOf(user);
+  for (std::string& key : keys) key.erase(std::min(key.find('@'), key.size()));  // whatever the anchor
   std::vector<std::shared_ptr<const ServedModel>> models;
   if (keys.empty()) return models;
   std::set<std::string> taken;  // versions that share state are served by one of them
@@ -235,10 +236,14 @@ absl::Status EngineImpl::ScoreRecorded(const std::shared_ptr<const ServedModel>&
   if (absl::Status status = ranker_.Probe(served); !status.ok()) return status;
   const size_t records_max = static_cast<size_t>(launch_.Int("warmup_requests_max"));
   if (options_.repository.root.empty() || records_max == 0) return absl::OkStatus();
-  absl::StatusOr<std::vector<RankQuery>> queries =
-      ReadRequestLog(absl::StrCat(options_.repository.root, "/", served->name, "/warmup.jsonl"), records_max);
+  size_t unreadable = 0;
+  absl::StatusOr<std::vector<RankQuery>> queries = ReadRequestLog(
+      absl::StrCat(options_.repository.root, "/", served->name, "/warmup.jsonl"), records_max, &unreadable);
   if (absl::IsNotFound(queries.status())) return absl::OkStatus();
   if (!queries.ok()) return queries.status();
+  // A line that a dying server left half written says nothing about this version.
+  metrics_->GetCounter("backstory_warmup_lines_unreadable_total", "Lines of warmup.jsonl passed over in a load")
+      ->Add(static_cast<double>(unreadable));
   for (RankQuery& query : *queries) {
     PreparedRank rank;
     rank.query = std::move(query);

@@ -63,7 +63,9 @@ absl::Status ModelRepository::LoadAtStart() {
   }
   absl::Status first;
   for (const auto& [model, versions] : *listing) {
-    if (absl::Status status = LoadModelAtStart(model); !status.ok() && first.ok()) first = status;
+    absl::Status status = LoadModelAtStart(model);
+    if (absl::IsCancelled(status)) return status;
+    if (!status.ok() && first.ok()) first = std::move(status);
   }
   return first;
 }
@@ -79,6 +81,9 @@ absl::Status ModelRepository::LoadModelAtStart(const std::string& model) {
   }
   absl::Status stable;
   for (const auto& [label, version] : *labels) {
+    if (options_.stop_loading && options_.stop_loading()) {
+      return absl::CancelledError(absl::StrCat("told to stop before loading ", model, "/", version));
+    }
     const absl::Status status = Load(model, version);
     if (status.ok()) {
       std::lock_guard lock(mutex_);

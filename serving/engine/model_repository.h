@@ -44,6 +44,7 @@ struct RepositoryOptions {
   std::string default_model;  // empty: the only model of the wanted kind, if there is exactly one
   bool keep_choices =
       true;  // false: labels and calibrations chosen here are not written to `root` (tools that read it)
+  std::function<bool()> stop_loading;  // asked before each version that LoadAtStart loads; none: never
 };
 
 // Thread-safe. A request pins the version it got by holding the pointer; unloading drops the repository's reference
@@ -59,7 +60,7 @@ class ModelRepository {
 
   // Finds the versions on disk. For each model loads those its LABELS file names, or the newest version and labels it
   // "stable". A version that fails is FAILED with its reason and the rest goes on; the first failure is returned only
-  // if some model ends without a "stable" version.
+  // if some model ends without a "stable" version. CANCELLED if told to stop.
   absl::Status LoadAtStart();
 
   // READY when it returns OK. Loading a READY version does nothing. On failure what served before keeps serving.

@@ -54,6 +54,13 @@ absl::Status WriteSynced(const std::string& path, const std::string& text) {
   return ::fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("cannot sync", path);
 }
 
+absl::Status SyncDirectory(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return ErrnoStatus("cannot open", path);
+  auto close = absl::MakeCleanup([fd] { ::close(fd); });
+  return ::fsync(fd) == 0 ? absl::OkStatus() : ErrnoStatus("cannot sync", path);
+}
+
 // Lines of two words, the first ones all different. No file: no lines.
 absl::StatusOr<std::map<std::string, std::string>> ReadPairs(
     const fs::path& path, std::string_view expected,
@@ -79,7 +86,8 @@ absl::Status WritePairs(const std::string& path, const std::map<std::string, std
   const std::string aside = path + ".new";
   if (absl::Status status = WriteSynced(aside, text); !status.ok()) return status;
   if (std::rename(aside.c_str(), path.c_str()) != 0) return ErrnoStatus("cannot rename to", path);
-  return absl::OkStatus();
+  // Without this a power loss may bring the old file back after the move was acknowledged.
+  return SyncDirectory(fs::path(path).parent_path().string());
 }
 
 }  // namespace

@@ -139,10 +139,11 @@ absl::StatusOr<RankQuery> QueryFromJsonLine(std::string_view line) {
   }
 }
 
-absl::StatusOr<std::vector<RankQuery>> ReadRequestLog(const std::string& path, size_t records_max) {
+absl::StatusOr<std::vector<RankQuery>> ReadRequestLog(const std::string& path, size_t records_max, size_t* unreadable) {
   std::ifstream file(path);
   if (!file) return absl::NotFoundError(absl::StrCat("no request log ", path));
   std::vector<RankQuery> queries;
+  absl::Status first;
   std::string line;
   for (size_t number = 1; queries.size() < records_max && std::getline(file, line); ++number) {
     if (line.empty()) continue;
@@ -151,10 +152,14 @@ absl::StatusOr<std::vector<RankQuery>> ReadRequestLog(const std::string& path, s
                                           : QueryFromJsonLine(line);
     const absl::Status status = query.ok() ? ValidateRankQuery(*query) : query.status();
     if (!status.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", std::string(status.message())));
+      first.Update(absl::InvalidArgumentError(absl::StrCat(path, ":", number, ": ", std::string(status.message()))));
+      if (unreadable == nullptr) return first;
+      ++*unreadable;
+      continue;
     }
     queries.push_back(*std::move(query));
   }
+  if (queries.empty() && !first.ok()) return first;
   return queries;
 }
 

@@ -72,22 +72,34 @@ int64_t AnchorOf(const UserHead& head, int64_t events_max) {
   return (from + kAnchorEvents - 1) / kAnchorEvents * kAnchorEvents;
 }
 
+int64_t AnchorOf(const HistoryStore::Snapshot& snapshot, int64_t view_us, int64_t events_max) {
+  UserHead seen = snapshot.head;
+  const auto future = std::partition_point(snapshot.events.begin(), snapshot.events.end(),
+                                           [view_us](const Event& event) { return event.time_us < view_us; });
+  seen.events -= std::min<uint64_t>(seen.events, static_cast<uint64_t>(snapshot.events.end() - future));
+  return AnchorOf(seen, events_max);
+}
+
 absl::Status UserState::Build(const grab::Model& model, HistoryStore::Snapshot snapshot, int64_t view_us,
                               ItemReader* items, CacheReport* report, const BetweenSteps& between) {
-  const size_t covered = static_cast<size_t>(static_cast<int64_t>(snapshot.head.events) -
-                                             (AnchorOf(snapshot.head, events_max_) - snapshot.head.first_index));
+  anchor_ = AnchorOf(snapshot, view_us, events_max_);
+  const size_t covered =
+      static_cast<size_t>(static_cast<int64_t>(snapshot.head.events) - (anchor_ - snapshot.head.first_index));
   std::vector<Event> events = std::move(snapshot.events);
   if (events.size() < covered) {
     return absl::DataLossError(absl::StrCat("history read gave ", events.size(), " events where the head promises ",
                                             covered, "; run `backstory store verify`"));
   }
   events.erase(events.begin(), events.end() - static_cast<ptrdiff_t>(covered));
+  times_.clear();
+  for (const Event& event : events) times_.push_back(event.time_us);
+  dropped_us_ = INT64_MAX;
   const auto future = std::partition_point(events.begin(), events.end(),
                                            [view_us](const Event& event) { return event.time_us < view_us; });
   pending_.assign(std::make_move_iterator(future), std::make_move_iterator(events.end()));
   events.erase(future, events.end());
   head_ = snapshot.head;
-  anchor_ = AnchorOf(head_, events_max_);
+  DropBeyondAnchor();
   partial_ = anchor_ > head_.first_index;
   first_covered_us_ = events.empty() ? INT64_MIN : events.front().time_us;
   view_us_ = view_us;
@@ -102,8 +114,10 @@ absl::Status UserState::Build(const grab::Model& model, HistoryStore::Snapshot s
 absl::Status UserState::BuildFrom(const grab::Model& model, const UserHead& head, std::vector<Event> events,
                                   int64_t view_us, ItemReader* items, CacheReport* report,
                                   const BetweenSteps& between) {
+  // What the read was not to see must not move the anchor: the history begins where it began then.
   UserHead seen = head;
-  const size_t skipped = static_cast<size_t>(AnchorOf(head, events_max_) - head.first_index);
+  seen.events = events.size();
+  const size_t skipped = static_cast<size_t>(AnchorOf(seen, events_max_) - head.first_index);
   events.erase(events.begin(), events.begin() + static_cast<ptrdiff_t>(std::min(skipped, events.size())));
   seen.events = events.size();
   seen.first_index = 0;
@@ -113,18 +127,49 @@ absl::Status UserState::BuildFrom(const grab::Model& model, const UserHead& head
   return status;
 }
 
-bool UserState::CanExtend(const HistoryTail& tail) const {
+bool UserState::CanExtend(const HistoryTail& tail, int64_t view_us) const {
   if (tail.rebuild || tail.head.epoch != head_.epoch || tail.head.first_index != head_.first_index) return false;
-  if (AnchorOf(tail.head, events_max_) != anchor_) return false;
+  const auto fresh = std::partition_point(tail.events.begin(), tail.events.end(),
+                                          [view_us](const Event& event) { return event.time_us < view_us; });
+  const auto seen = std::lower_bound(times_.begin(), times_.end(), view_us);
+  if (view_us > dropped_us_ ||
+      AnchorWith(static_cast<size_t>((seen - times_.begin()) + (fresh - tail.events.begin()))) != anchor_) {
+    return false;
+  }
   if (partial_ && tail.oldest_changed_us <= first_covered_us_) return false;
   return head_.events + tail.events.size() == tail.head.events;
+}
+
+// The anchor of a view that sees `events` of those that are here.
+int64_t UserState::AnchorWith(size_t events) const {
+  UserHead seen = head_;
+  seen.events = static_cast<uint64_t>(anchor_ - head_.first_index) + events;
+  return AnchorOf(seen, events_max_);
+}
+
+bool UserState::Covers(int64_t view_us) const {
+  const auto seen = std::lower_bound(times_.begin(), times_.end(), view_us);
+  return view_us <= dropped_us_ && AnchorWith(static_cast<size_t>(seen - times_.begin())) == anchor_;
+}
+
+// A view of this anchor sees events_max events at most: a state of the far past need not hold all that came after.
+void UserState::DropBeyondAnchor() {
+  const size_t events_max = static_cast<size_t>(events_max_);
+  const size_t joined = times_.size() - pending_.size();
+  const size_t kept = events_max > joined ? events_max - joined : 0;
+  if (kept >= pending_.size()) return;
+  dropped_us_ = pending_[kept].time_us;
+  const auto first = std::partition_point(pending_.begin(), pending_.end(),
+                                          [this](const Event& event) { return event.time_us < dropped_us_; });
+  times_.resize(times_.size() - static_cast<size_t>(pending_.end() - first));
+  pending_.erase(first, pending_.end());
 }
 
 bool UserState::Verify() const { return PageHashes(joined_.rows, 0, 0) == page_hash_; }
 
 absl::Status UserState::Extend(const grab::Model& model, HistoryTail tail, int64_t view_us, ItemReader* items,
                                CacheReport* report, const BetweenSteps& between) {
-  assert(CanExtend(tail));
+  assert(CanExtend(tail, view_us));
   const size_t joined_before = joined_.rows.size();
   size_t first_changed = Join(model.config().tokenizer, std::move(tail.events), std::max(view_us, view_us_));
   first_changed = std::min(first_changed, ForgetKnown(items));
@@ -138,6 +183,10 @@ absl::Status UserState::Extend(const grab::Model& model, HistoryTail tail, int64
 // Joins what is before the new view; returns the first changed row.
 size_t UserState::Join(const TokenizerConfig& config, std::vector<Event> fresh, int64_t view_us) {
   view_us_ = view_us;
+  while (!fresh.empty() && fresh.back().time_us >= dropped_us_) fresh.pop_back();
+  const auto known = static_cast<ptrdiff_t>(times_.size());
+  for (const Event& event : fresh) times_.push_back(event.time_us);
+  std::inplace_merge(times_.begin(), times_.begin() + known, times_.end());
   std::vector<Event> all;
   all.reserve(pending_.size() + fresh.size());
   std::merge(std::make_move_iterator(pending_.begin()), std::make_move_iterator(pending_.end()),
@@ -147,6 +196,7 @@ size_t UserState::Join(const TokenizerConfig& config, std::vector<Event> fresh, 
       std::partition_point(all.begin(), all.end(), [view_us](const Event& event) { return event.time_us < view_us; });
   const size_t ready = static_cast<size_t>(future - all.begin());
   pending_.assign(std::make_move_iterator(future), std::make_move_iterator(all.end()));
+  DropBeyondAnchor();
   if (ready == 0) return joined_.rows.size();
   newest_joined_us_ = std::max(newest_joined_us_, all[ready - 1].time_us);
   if (!partial_) first_covered_us_ = std::min(first_covered_us_, all.front().time_us);
@@ -214,7 +264,7 @@ void UserState::Rehash(size_t from) {
 }
 
 void UserState::CountBytes() {
-  bytes_ = sizeof(UserState) + joined_.Bytes() + VectorBytes(pending_) + VectorBytes(page_hash_) +
+  bytes_ = sizeof(UserState) + joined_.Bytes() + VectorBytes(pending_) + VectorBytes(times_) + VectorBytes(page_hash_) +
            unknown_items_.size() * 64;
   for (const ChannelRows& channel : tokens_.channels) {
     bytes_ += VectorBytes(channel.time_us) + VectorBytes(channel.action) + VectorBytes(channel.tie) +

@@ -27,8 +27,11 @@ inline constexpr int64_t kAnchorEvents = 4096;
 inline constexpr size_t kHashPageRows = 128;
 
 // Index of the first event that a state covers: the first retained one, or the first multiple of 4,096 that leaves at
-// most `events_max` events.
+// most `events_max` events. `head.events` = the events that the view sees: those at or after it must not move where its
+// history begins.
 int64_t AnchorOf(const UserHead& head, int64_t events_max);
+// The same of a view of a snapshot that reaches back to it.
+int64_t AnchorOf(const HistoryStore::Snapshot& snapshot, int64_t view_us, int64_t events_max);
 
 // Rows of a state that one request sees.
 struct StateView {
@@ -47,16 +50,19 @@ class UserState {
 
   // `between` is called between the steps of long work (extend_steps.h).
 
-  // From scratch: `snapshot` holds every live event from AnchorOf(snapshot.head) on (more is fine, they are dropped),
-  // of any time. Events at or after `view_us` are kept aside until the view moves past them.
+  // From scratch: `snapshot` holds every live event from AnchorOf(snapshot, view_us, events_max) on (more is fine).
+  // Events at or after `view_us` are kept aside until the view moves past them, those that only views of a later
+  // anchor see are dropped.
   absl::Status Build(const grab::Model& model, HistoryStore::Snapshot snapshot, int64_t view_us, ItemReader* items,
                      CacheReport* report, const BetweenSteps& between = {});
   // From a read restricted by as_of, of all retained events.
   absl::Status BuildFrom(const grab::Model& model, const UserHead& head, std::vector<Event> events, int64_t view_us,
                          ItemReader* items, CacheReport* report, const BetweenSteps& between = {});
 
-  // Whether Extend can take this tail; if not, Build.
-  bool CanExtend(const HistoryTail& tail) const;
+  // Whether Extend can take this tail and give this view; if not, Build.
+  bool CanExtend(const HistoryTail& tail, int64_t view_us) const;
+  // Whether a view's history begins where the state begins. Only then may the state be asked for it.
+  bool Covers(int64_t view_us) const;
   // Whether the rolling hashes still cover the rows that K/V was computed from; a state that fails is rebuilt, not
   // extended.
   bool Verify() const;
@@ -93,6 +99,8 @@ class UserState {
   absl::Status Update(const grab::Model& model, size_t first_changed, ItemReader* items, CacheReport* report,
                       const BetweenSteps& between);
   size_t Join(const TokenizerConfig& config, std::vector<Event> fresh, int64_t view_us);
+  void DropBeyondAnchor();
+  int64_t AnchorWith(size_t events) const;
   size_t ForgetKnown(ItemReader* items);
   void Rehash(size_t from);
   void CountBytes();
@@ -100,11 +108,13 @@ class UserState {
   const int64_t events_max_;
   UserHead head_;
   int64_t anchor_ = 0;
-  int64_t view_us_ = 0;            // events before it are in joined_
-  int64_t newest_joined_us_ = -1;  // of any joined event
-  bool partial_ = false;           // the anchor lies after the first retained event
-  int64_t first_covered_us_ = 0;   // of the first event; an event before it is outside of a partial state
-  std::vector<Event> pending_;     // events at or after view_us_, canonical order
+  int64_t view_us_ = 0;             // events before it are in joined_
+  int64_t newest_joined_us_ = -1;   // of any joined event
+  bool partial_ = false;            // the anchor lies after the first retained event
+  int64_t first_covered_us_ = 0;    // of the first event; an event before it is outside of a partial state
+  std::vector<Event> pending_;      // events at or after view_us_, canonical order
+  std::vector<int64_t> times_;      // of all events here, joined and pending, ascending
+  int64_t dropped_us_ = INT64_MAX;  // events at or after it are not here: a view that sees them has a later anchor
   JoinedHistory joined_;
   TokenizedHistory tokens_;
   std::vector<uint64_t> page_hash_;  // rolling hash of joined_.rows at the end of every full page of 128 rows

@@ -33,6 +33,7 @@ UserStateProvider::UserStateProvider(HistoryStore* store, Catalog* catalog, User
       cache_(cache),
       clock_(clock),
       metrics_(metrics),
+      times_(store),
       rows_reused_(metrics->GetCounter("backstory_state_rows_total", "K/V rows by where they came from",
                                        {{"origin", "reused"}})),
       rows_computed_(metrics->GetCounter("backstory_state_rows_total", "K/V rows by where they came from",
@@ -44,6 +45,24 @@ UserStateProvider::UserStateProvider(HistoryStore* store, Catalog* catalog, User
 
 std::string UserStateProvider::StateKey(const ServedModel& served, uint64_t parameter_hash) {
   return absl::StrCat(served.model->state_id(), ":", absl::Hex(parameter_hash, absl::kZeroPad16));
+}
+
+// Where a state begins follows from the events before its view: nullopt if only the store could tell and the request
+// does not wait.
+absl::StatusOr<std::optional<std::string>> UserStateProvider::CacheKey(const StateRequest& request,
+                                                                       const UserHead& head) {
+  std::string key = StateKey(*request.served, request.parameter_hash);
+  if (static_cast<int64_t>(head.events) <= request.events_max) return key;
+  UserHead seen = head;
+  if (request.view_us <= head.newest_us) {
+    const auto before = times_.CountBefore(request.user, head, request.view_us, request.may_wait);
+    if (!before.ok()) return before.status();
+    if (!before->has_value()) return std::nullopt;
+    seen.events = **before;
+  }
+  const int64_t anchor = AnchorOf(seen, request.events_max);
+  if (anchor > head.first_index) absl::StrAppend(&key, "@", anchor);
+  return key;
 }
 
 absl::StatusOr<StateAnswer> UserStateProvider::Acquire(const StateRequest& request) {
@@ -63,7 +82,17 @@ absl::StatusOr<StateAnswer> UserStateProvider::Acquire(const StateRequest& reque
   const bool uncached =
       request.known_by_us != AsOf::kAnyIngestTime || request.view_us > clock_->WallMicros() + kViewAheadMaxUs;
   if (!uncached) {
-    const auto entry = cache_->Get(request.user, StateKey(*request.served, request.parameter_hash));
+    absl::StatusOr<std::optional<std::string>> key;
+    {
+      Stopwatch watch(clock_, &answer.store_us);
+      key = CacheKey(request, *head);
+    }
+    if (!key.ok()) return key.status();
+    if (!key->has_value()) {
+      answer.busy = answer.long_work = true;
+      return answer;
+    }
+    const auto entry = cache_->Get(request.user, **key);
     if (TryCached(request, entry, &answer)) {
       Count(answer);
       return answer;
@@ -102,7 +131,7 @@ bool UserStateProvider::TryCached(const StateRequest& request, const std::shared
   if (!StatePin::TryAcquire(entry, &pin)) return false;
   const UserState* state = pin.state();
   const TokenizerConfig& config = request.served->model->config().tokenizer;
-  if (state == nullptr || !state->IsOf(answer->head)) return false;
+  if (state == nullptr || !state->IsOf(answer->head) || !state->Covers(request.view_us)) return false;
   if (state->NeedsAdvance(config, request.view_us, *catalog_, request.user.ns)) return false;
   auto view = state->ViewOf(config, request.view_us);
   if (!view.has_value()) return false;
@@ -124,7 +153,7 @@ absl::Status UserStateProvider::BringUpToDate(const StateRequest& request, std::
     tail = store_->Tail(request.user, (*state)->head().seq);
   }
   if (!tail.ok()) return tail.status();
-  if (!(*state)->CanExtend(*tail)) return Rebuild(request, state, answer);
+  if (!(*state)->CanExtend(*tail, request.view_us)) return Rebuild(request, state, answer);
   if (!request.may_wait && tail->events.size() > request.quick_events) {
     answer->busy = answer->long_work = true;
     return absl::OkStatus();
@@ -146,11 +175,20 @@ absl::Status UserStateProvider::Rebuild(const StateRequest& request, std::unique
   }
   *state = nullptr;  // free the old one first
   HistoryRange range;
-  range.newest = static_cast<uint64_t>(request.events_max) + kAnchorEvents;
+  // A look back may begin anywhere; otherwise only events that came since the head was read could be too many.
+  const bool past = request.view_us <= answer->head.newest_us;
+  range.newest = past ? UINT64_MAX : static_cast<uint64_t>(request.events_max) + kAnchorEvents;
   absl::StatusOr<HistoryStore::Snapshot> snapshot;
   {
     Stopwatch watch(clock_, &answer->store_us);
     snapshot = store_->Read(request.user, range);
+    if (snapshot.ok() && snapshot->events.size() == range.newest &&
+        (snapshot->events.front().time_us >= request.view_us ||
+         snapshot->events.size() <
+             snapshot->head.events - static_cast<uint64_t>(AnchorOf(*snapshot, request.view_us, request.events_max) -
+                                                           snapshot->head.first_index))) {
+      snapshot = store_->Read(request.user, {});
+    }
   }
   if (!snapshot.ok()) return snapshot.status();
   auto fresh = std::make_unique<UserState>(*request.served->model, request.events_max);
@@ -173,10 +211,7 @@ absl::Status UserStateProvider::BuildUncached(const StateRequest& request, State
   auto state = std::make_unique<UserState>(*request.served->model, request.events_max);
   ItemReader items(catalog_, request.user.ns);
   answer->report = {};
-  UserHead seen = snapshot->head;
-  // What the store did not know then must not move the anchor: the history begins where it began then.
-  if (request.known_by_us != AsOf::kAnyIngestTime) seen.events = snapshot->events.size();
-  const absl::Status status = state->BuildFrom(*request.served->model, seen, std::move(snapshot->events),
+  const absl::Status status = state->BuildFrom(*request.served->model, snapshot->head, std::move(snapshot->events),
                                                request.view_us, &items, &answer->report, request.between);
   if (!status.ok()) return status;
   answer->head = snapshot->head;

@@ -5,11 +5,13 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "serving/engine/clock.h"
+#include "serving/engine/event_times.h"
 #include "serving/engine/metrics.h"
 #include "serving/engine/served_model.h"
 #include "serving/engine/user_state_cache.h"
@@ -27,15 +29,15 @@ struct StateRequest {
   // holds a pin (two callers that wait for each other's pins would never end).
   bool may_wait = true;
   size_t quick_events = 64;  // more new events than this are long work
-  BetweenSteps between;  // see extend_steps.h; long work is done in one go without it
+  BetweenSteps between;      // see extend_steps.h; long work is done in one go without it
 };
 
 struct StateAnswer {
   bool busy = false;
   bool long_work = false;  // busy because the state takes long, not because others have it
-  StatePin pin;    // empty if the user has no events
-  StateView view;  // of view_us
-  UserHead head;   // what the state knows
+  StatePin pin;            // empty if the user has no events
+  StateView view;          // of view_us
+  UserHead head;           // what the state knows
   CacheReport report;
   int64_t store_us = 0;  // time spent in the store
 };
@@ -47,7 +49,8 @@ class UserStateProvider {
 
   // Statuses are the store's or the model's; a failed state is dropped.
   absl::StatusOr<StateAnswer> Acquire(const StateRequest& request);
-  // Key of the states that a model and STATE parameters share.
+  // Key of the states that a model and STATE parameters share. A cached state that does not begin with the first event
+  // has "@" and its anchor after it: views of one user that begin elsewhere have states of their own.
   static std::string StateKey(const ServedModel& served, uint64_t parameter_hash);
   // States handed out since the start, by CacheReport::source.
   struct Totals {
@@ -56,6 +59,7 @@ class UserStateProvider {
   const Totals& totals() const { return totals_; }
 
  private:
+  absl::StatusOr<std::optional<std::string>> CacheKey(const StateRequest& request, const UserHead& head);
   bool TryCached(const StateRequest& request, const std::shared_ptr<CacheEntry>& entry, StateAnswer* answer);
   absl::Status BringUpToDate(const StateRequest& request, std::unique_ptr<UserState>* state, StateAnswer* answer);
   absl::Status Rebuild(const StateRequest& request, std::unique_ptr<UserState>* state, StateAnswer* answer);
@@ -67,6 +71,7 @@ class UserStateProvider {
   UserStateCache* const cache_;
   Clock* const clock_;
   Metrics* const metrics_;
+  EventTimes times_;
   Totals totals_;
   Counter* const rows_reused_;
   Counter* const rows_computed_;

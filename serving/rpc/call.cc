@@ -97,10 +97,9 @@ Caller CallerOf(const grpc::CallbackServerContext& context) {
 CallContext MakeCallContext(const ServiceContext& service, const grpc::CallbackServerContext& context) {
   CallContext out;
   const auto now = std::chrono::steady_clock::now();
-  const auto deadline =
-      ResolveDeadline(context.deadline(), std::chrono::system_clock::now(), now, service.deadlines);
-  out.deadline_us = service.clock->MonotonicMicros() +
-                    std::chrono::duration_cast<std::chrono::microseconds>(deadline - now).count();
+  const auto deadline = ResolveDeadline(context.deadline(), std::chrono::system_clock::now(), now, service.deadlines);
+  out.deadline_us =
+      service.clock->MonotonicMicros() + std::chrono::duration_cast<std::chrono::microseconds>(deadline - now).count();
   out.cancel = std::make_shared<CancelToken>();
   return out;
 }
@@ -119,6 +118,19 @@ absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller,
   if (!overrides) return absl::OkStatus();
   return service.roles->Require(caller, Role::kOverride,
                                 absl::StrCat("parameters in ", std::string(MethodName(method))));
+}
+
+absl::Status CheckAnswerSize(const ServiceContext& service, Method method, const google::protobuf::Message& answer) {
+  const size_t bytes = answer.ByteSizeLong();
+  if (bytes <= service.message_bytes_max) return absl::OkStatus();
+  const std::string_view what = method == Method::kGetHistory  ? "lower newest, or raise from_us"
+                                : method == Method::kRecommend ? "lower count or explain_top"
+                                : method == Method::kRank || method == Method::kRankStream
+                                    ? "send fewer candidates or lower explain_top"
+                                    : "ask for less; what the call was to change is changed";
+  return absl::InvalidArgumentError(absl::StrCat("the answer would have ", bytes,
+                                                 " bytes, limits.max_message_bytes is ", service.message_bytes_max,
+                                                 ": ", std::string(what)));
 }
 
 CallScope::CallScope(const ServiceContext* service, Method method, grpc::CallbackServerContext* context,
@@ -146,11 +158,9 @@ grpc::Status CallScope::End(const absl::Status& status, size_t response_bytes) {
   if (!status.ok()) {
     const std::string method(MethodName(method_));
     const std::string code(CodeName(out.error_code()));
-    service_->log->WriteLimited(method + code, LevelOf(status.code()), "call failed",
-                                {{"method", method},
-                                 {"code", code},
-                                 {"reason", std::string(status.message())},
-                                 {"seconds", seconds}});
+    service_->log->WriteLimited(
+        method + code, LevelOf(status.code()), "call failed",
+        {{"method", method}, {"code", code}, {"reason", std::string(status.message())}, {"seconds", seconds}});
   }
   return out;
 }

@@ -27,6 +27,10 @@ CallContext WithPatience(const ServiceContext& service, const grpc::CallbackServ
 // What Rank, Recommend and each request of RankStream need beyond a valid message: parameter overrides ask for a role.
 absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, bool overrides, Method method);
 
+// INVALID_ARGUMENT naming what to lower if an answer is larger than the server may send; gRPC would break it off without
+// a word about either.
+absl::Status CheckAnswerSize(const ServiceContext& service, Method method, const google::protobuf::Message& answer);
+
 // Bookkeeping of one call: gate, metrics, log line of a failure, pushback trailer. Leaves the gate when destroyed.
 class CallScope {
  public:
@@ -53,7 +57,9 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
  public:
   UnaryCall(const ServiceContext* service, Method method, grpc::CallbackServerContext* context,
             const grpc::ByteBuffer* in, grpc::ByteBuffer* out)
-      : call_context_(MakeCallContext(*service, *context)),
+      : service_(service),
+        method_(method),
+        call_context_(MakeCallContext(*service, *context)),
         scope_(service, method, context, in->Length()),
         request_(google::protobuf::Arena::CreateMessage<Request>(&arena_)),
         response_(google::protobuf::Arena::CreateMessage<Response>(&arena_)),
@@ -68,7 +74,8 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
     grpc::ByteBuffer bytes(*in);
     return ParseMessage(&bytes, request_);
   }
-  void End(const absl::Status& status) {
+  void End(absl::Status status) {
+    if (status.ok()) status = CheckAnswerSize(*service_, method_, *response_);
     if (status.ok()) *out_ = SerializeMessage(*response_);
     const grpc::Status final_status = scope_.End(status, status.ok() ? out_->Length() : 0);
     Finish(final_status);
@@ -77,6 +84,8 @@ class UnaryCall final : public grpc::ServerUnaryReactor {
   void OnDone() override { delete this; }
 
  private:
+  const ServiceContext* const service_;
+  const Method method_;
   const CallContext call_context_;
   CallScope scope_;
   google::protobuf::Arena arena_;

@@ -26,7 +26,20 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
   return std::string(std::istreambuf_iterator<char>(file), {});
 }
 
-// Written aside, synced, renamed: whoever reads `path` sees the old or the new text.
+// A name in a directory survives a power loss only once the directory is synced.
+bool SyncDirectoryOf(const std::string& path) {
+  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  const int fd = open(parent.empty() ? "." : parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool good = fsync(fd) == 0;
+  const int error = errno;
+  close(fd);
+  errno = error;
+  return good;
+}
+
+// Written aside, synced, renamed, the name synced: whoever reads `path` sees the old or the new text, and what was
+// acknowledged (a kill switch, say) holds after a power loss.
 absl::Status WriteText(const std::string& path, const std::string& text) {
   const std::string aside = path + ".new";
   const int fd = open(aside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -37,7 +50,7 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
     good = written >= 0;
     done += good ? static_cast<size_t>(written) : 0;
   }
-  good = good && fsync(fd) == 0 && std::rename(aside.c_str(), path.c_str()) == 0;
+  good = good && fsync(fd) == 0 && std::rename(aside.c_str(), path.c_str()) == 0 && SyncDirectoryOf(path);
   const int error = errno;
   if (fd >= 0) close(fd);
   if (good) return absl::OkStatus();

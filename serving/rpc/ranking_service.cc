@@ -61,7 +61,8 @@ class RankStreamCall final : public StreamCall {
     return absl::InvalidArgumentError("request_id must not be in flight already on this stream");
   }
 
-  void Answer(const std::shared_ptr<Slot>& slot, const absl::Status& status) {
+  void Answer(const std::shared_ptr<Slot>& slot, absl::Status status) {
+    if (status.ok()) status = CheckAnswerSize(*service_, method_, slot->response);
     service_->metrics->StreamMessage(method_, ToGrpc(status).error_code());
     if (!status.ok()) ErrorToWire(status, slot->response.mutable_error());
     Reply(SerializeMessage(slot->response));

@@ -220,7 +220,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   impl->service = {impl->handlers.get(), clock, impl->metrics.get(), log, &impl->roles,
                    {std::chrono::milliseconds(limits.default_deadline_ms()),
                     std::chrono::milliseconds(limits.max_deadline_ms())},
-                   impl->blocking.get(), &impl->gate};
+                   limits.max_message_bytes(), impl->blocking.get(), &impl->gate};
   impl->unknown_methods = std::make_unique<UnknownMethods>(&impl->service);
 
   std::vector<std::unique_ptr<grpc::Service>> own;

@@ -52,6 +52,7 @@ struct ServiceContext {
   Log* log = nullptr;
   const RoleTable* roles = nullptr;
   DeadlinePolicy deadlines;
+  size_t message_bytes_max = SIZE_MAX;  // limits.max_message_bytes
   Executor* blocking = nullptr;
   Gate* gate = nullptr;
 };

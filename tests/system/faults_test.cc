@@ -1,5 +1,8 @@
 // The real server against a jumping clock, replays, damage and SIGTERM (R3, R9, R17, R18).
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -69,6 +72,31 @@ TEST(Faults, DrainAnswersEverythingAccepted) {
   for (int c = 0; c < 4; ++c) stored += static_cast<uint64_t>(client.Get("drain-" + std::to_string(c)).second.events_size());
   // Every refused append was one that the server did not take: each caller ended with one.
   EXPECT_EQ(stored, acked) << "acknowledged appends survived the drain, and nothing else was kept";
+}
+
+// The warm-up file is a pipe: the load waits in it until the test has sent the signal.
+TEST(Faults, ASignalDuringTheLoadEndsTheServerBeforeItIsReady) {
+  ScratchDir scratch;
+  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  const std::filesystem::path pipe = server.models() / "grab-tiny" / "warmup.jsonl";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  std::atomic<bool> ended{false};
+  bool ready = true;
+  std::thread start([&] {
+    ready = server.Start();
+    ended = true;
+  });
+  int fd = -1;
+  while (!ended && (fd = open(pipe.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC)) < 0) std::this_thread::yield();
+  server.Signal(SIGTERM);
+  if (fd >= 0) close(fd);
+  start.join();
+  EXPECT_GE(fd, 0) << server.log();
+  EXPECT_FALSE(ready) << "the port file is written when the server is ready";
+  const ExitState end = server.Wait();
+  EXPECT_TRUE(end.exited && end.code == 0) << server.log();
+  EXPECT_NE(server.log().find("stopped while loading models"), std::string::npos) << server.log();
+  EXPECT_EQ(server.log().find("\"ready\""), std::string::npos) << server.log();
 }
 
 TEST(Faults, ReplaysAndReorderingEndInTheSameHistory) {

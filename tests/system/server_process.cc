@@ -115,6 +115,7 @@ bool ServerProcess::Start() {
     int status = 0;
     if (waitpid(pid_, &status, WNOHANG) == pid_) {
       pid_ = -1;
+      ended_ = StateOf(status);
       return false;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -128,7 +129,7 @@ void ServerProcess::Signal(int signal) {
 }
 
 ExitState ServerProcess::Wait() {
-  if (pid_ <= 0) return {};
+  if (pid_ <= 0) return std::exchange(ended_, {});
   int status = 0;
   waitpid(pid_, &status, 0);
   pid_ = -1;

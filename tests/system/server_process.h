@@ -55,7 +55,7 @@ class ServerProcess {
   // Forks, and waits until the server says that it is ready or ends. False: log() says why.
   bool Start();
   void Signal(int signal);
-  ExitState Wait();
+  ExitState Wait();  // also of a process whose end Start saw
   void Kill();  // SIGKILL and Wait
   bool running() const { return pid_ > 0; }
   const std::filesystem::path& models() const { return options_.models; }
@@ -73,6 +73,7 @@ class ServerProcess {
   Options options_;
   ScratchDir scratch_;
   pid_t pid_ = -1;
+  ExitState ended_;  // of a process whose end Start saw
   int port_ = 0, admin_port_ = 0, metrics_port_ = 0;
 };
 

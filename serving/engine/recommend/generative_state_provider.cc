@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "serving/engine/user_state.h"
 
 namespace backstory {
 namespace {
@@ -37,9 +38,11 @@ absl::StatusOr<GenerativeStateAnswer> GenerativeStateProvider::Acquire(const Gen
     Count(answer);
     return answer;
   }
-  const bool uncached =
+  absl::StatusOr<bool> uncached =
       request.known_by_us != AsOf::kAnyIngestTime || request.view_us > clock_->WallMicros() + kViewAheadMaxUs;
-  if (uncached) return BuildUncached(request, std::move(catalogue), std::move(answer));
+  if (!*uncached) uncached = BeginsElsewhere(request, *head, &answer);
+  if (!uncached.ok()) return uncached.status();
+  if (*uncached) return BuildUncached(request, std::move(catalogue), std::move(answer));
   const auto entry = cache_->Get(request.user, StateKey(*request.model, request.parameter_hash));
   if (StatePin::TryAcquire(entry, &answer.pin)) {
     const GenerativeState* state = answer.pin.generative();
@@ -65,6 +68,21 @@ absl::StatusOr<GenerativeStateAnswer> GenerativeStateProvider::Acquire(const Gen
   answer.pin = std::move(lease).Downgrade();
   Count(answer);
   return answer;
+}
+
+// Whether what came at or after the view has moved where the present history of a long user begins (AnchorOf).
+absl::StatusOr<bool> GenerativeStateProvider::BeginsElsewhere(const GenerativeStateRequest& request,
+                                                              const UserHead& head, GenerativeStateAnswer* answer) {
+  if (static_cast<int64_t>(head.events) <= request.events_max || request.view_us > head.newest_us) return false;
+  HistoryRange after;
+  after.from_us = request.view_us;
+  const int64_t start_us = clock_->MonotonicMicros();
+  const absl::StatusOr<HistoryStore::Snapshot> snapshot = store_->Read(request.user, after);
+  answer->store_us += clock_->MonotonicMicros() - start_us;
+  if (!snapshot.ok()) return snapshot.status();
+  UserHead seen = snapshot->head;
+  seen.events -= snapshot->events.size();
+  return AnchorOf(seen, request.events_max) != AnchorOf(snapshot->head, request.events_max);
 }
 
 absl::Status GenerativeStateProvider::BringUpToDate(const GenerativeStateRequest& request,

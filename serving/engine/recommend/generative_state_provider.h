@@ -42,6 +42,8 @@ class GenerativeStateProvider {
   static std::string StateKey(const GenerativeModel& model, uint64_t parameter_hash);
 
  private:
+  absl::StatusOr<bool> BeginsElsewhere(const GenerativeStateRequest& request, const UserHead& head,
+                                       GenerativeStateAnswer* answer);
   absl::Status BringUpToDate(const GenerativeStateRequest& request, std::unique_ptr<GenerativeState>* state,
                              GenerativeStateAnswer* answer);
   absl::StatusOr<HistoryStore::Snapshot> Read(const GenerativeStateRequest& request, AsOf as_of, uint64_t newest,

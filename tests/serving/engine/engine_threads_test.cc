@@ -18,7 +18,7 @@ TEST(EngineThreadsTest, CallersAppendsCancelsAndSwaps) {
                   {{"cache_bytes", "1048576"}, {"queue_requests", "10000"}, {"shed_batch_queue_fill", "1"}}, 3);
   ASSERT_TRUE(harness.engine->models().Load("fake", "2").ok());
   constexpr int kCallers = 3, kCalls = 300;
-  std::atomic<int> answered{0}, cancelled{0};
+  std::atomic<int> answered{0}, cancelled{0}, early{0};
   std::atomic<uint64_t> next_event{1};
   std::atomic<bool> done{false};
   std::vector<std::thread> threads;
@@ -42,8 +42,11 @@ TEST(EngineThreadsTest, CallersAppendsCancelsAndSwaps) {
         query.criticality = static_cast<Criticality>(random() % 3);
         if (random() % 5 == 0) query.cancel = std::make_shared<CancelToken>();
         const std::shared_ptr<CancelToken> cancel = query.cancel;
-        harness.engine->Rank(query, [&](absl::StatusOr<RankReply> reply) {
+        const bool before = cancel != nullptr && random() % 2 == 0;
+        if (before) ++early, cancel->Cancel();
+        harness.engine->Rank(query, [&, before](absl::StatusOr<RankReply> reply) {
           ++answered;
+          EXPECT_FALSE(before && reply.ok()) << "cancelled before it was asked";
           if (absl::IsCancelled(reply.status())) {
             ++cancelled;
           } else if (reply.ok()) {
@@ -68,6 +71,8 @@ TEST(EngineThreadsTest, CallersAppendsCancelsAndSwaps) {
   done = true;
   swapper.join();
   EXPECT_EQ(answered, kCallers * kCalls);
+  EXPECT_GT(early, 0);
+  EXPECT_GE(cancelled, early) << "and nothing was shed: the queue holds them all";
   EXPECT_EQ(harness.engine->Stats().queued, 0u);
   EXPECT_EQ(harness.engine->Stats().running, 0u);
 }

@@ -2,14 +2,27 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
 #include "serving/engine/repository_files.h"
 #include "tests/serving/engine/harness.h"
+
+namespace {
+std::atomic<int> directory_syncs{0};
+}
+// Takes the C library's place in this test: counts the directories that are synced.
+extern "C" int fsync(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) == 0 && S_ISDIR(status.st_mode)) ++directory_syncs;
+  return static_cast<int>(syscall(SYS_fsync, fd));
+}
 
 namespace backstory::testing {
 namespace {
@@ -43,7 +56,7 @@ class ModelRepositoryTest : public ::testing::Test {
   }
   std::unique_ptr<ModelRepository> Open(bool keep_choices = true) {
     return std::make_unique<ModelRepository>(
-        RepositoryOptions{root_, "", keep_choices},
+        RepositoryOptions{root_, "", keep_choices, stop_loading_},
         [this](const ModelSource& source) -> absl::StatusOr<std::shared_ptr<const ServedModel>> {
           loaded_.push_back(source.version);
           if (broken_.contains(source.version)) return absl::DataLossError("golden case 3 is off by 0.2");
@@ -58,11 +71,34 @@ class ModelRepositoryTest : public ::testing::Test {
   }
 
   const std::string root_;
+  std::function<bool()> stop_loading_;
   MemoryMetrics metrics_;
   std::vector<std::string> loaded_, unloaded_;
   std::set<std::string> broken_;
   std::function<absl::Status(const ServedModel&)> warm_;
 };
+
+// A label or calibration that was acknowledged is still there after a power loss: its name is synced, not its bytes
+// alone.
+TEST_F(ModelRepositoryTest, AcknowledgedChoicesSyncTheirDirectory) {
+  AddVersion("1");
+  auto repository = Open();
+  ASSERT_TRUE(repository->Load("fake", "1").ok());
+  int before = directory_syncs;
+  ASSERT_TRUE(repository->SetLabel("fake", "stable", "1").ok());
+  EXPECT_EQ(directory_syncs, before + 1);
+  before = directory_syncs;
+  ASSERT_TRUE(repository->SetCalibration("fake", "1", 2).ok());
+  EXPECT_EQ(directory_syncs, before + 1);
+}
+
+TEST_F(ModelRepositoryTest, TheLoadAtStartStopsBetweenVersions) {
+  for (const char* version : {"1", "2"}) AddVersion(version);
+  std::ofstream(root_ + "/fake/LABELS") << "canary 1\nstable 2\n";
+  stop_loading_ = [this] { return !loaded_.empty(); };
+  EXPECT_EQ(Open()->LoadAtStart().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(loaded_, ElementsAre("1"));
+}
 
 TEST_F(ModelRepositoryTest, StartsWithTheNewestCompleteVersion) {
   AddVersion("9");

@@ -517,6 +517,32 @@ TEST_F(RecommendTest, ALookBackOfALongUserSeesTheHistoryThatWasSeenThen) {
   }
 }
 
+// Nor do the events that came later move it: with and without a state of the present, the answer is that of then.
+TEST_F(RecommendTest, WhatCameLaterDoesNotMoveWhereTheHistoryBegan) {
+  Start({{"state_events_max", "4096"}}, {});
+  Append("zoe", Ratings(5000, 1, kNow - 5000 * kSecond, 5));
+  RecommendQuery past = For("zoe");
+  past.spec.exclude_seen = false;
+  past.request.now_us = kNow + kSecond;
+  const auto online = Recommend(past);
+  ASSERT_TRUE(online.ok()) << online.status();
+  clock_.Advance(5000 * kSecond);
+  Append("zoe", Ratings(4000, 5001, kNow + 2 * kSecond, 5));
+  RecommendQuery present = For("zoe");
+  present.spec.exclude_seen = false;
+  for (int round = 0; round < 2; ++round) {
+    const auto again = Recommend(past);
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->common.rows_visible, online->common.rows_visible);
+    ASSERT_EQ(again->items.size(), online->items.size());
+    for (size_t i = 0; i < online->items.size(); ++i) {
+      EXPECT_EQ(again->items[i].item_id, online->items[i].item_id);
+      EXPECT_EQ(again->items[i].log_probability, online->items[i].log_probability);
+    }
+    ASSERT_TRUE(Recommend(present).ok());
+  }
+}
+
 TEST_F(RecommendTest, UnderPressureBeamsGetFewer) {
   Start({{"queue_requests", "4"}, {"degrade_queue_fill", "0.1"}, {"degrade_beam", "2"}}, {});
   std::vector<RecommendReply> replies;

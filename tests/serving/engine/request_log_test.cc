@@ -146,6 +146,19 @@ TEST_F(RequestLogTest, WarmUpScoresRecordedRequests) {
     EXPECT_EQ(model->scores, 3);  // a made-up one and two recorded
     EXPECT_EQ((*engine)->Stats().cached_users, 1u);
   }
+  {
+    std::ofstream(root + "/fake/warmup.jsonl") << ToJsonLine(Query("a", {1, 2}), {}) << "\n{\"user\":\n"
+                                               << ToJsonLine(Query("b", {1}), {}) << "\n";
+    model->scores = 0;
+    auto engine = Engine::Create(options, &store, &catalog, loader, &clock, &metrics);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_EQ(model->scores, 3) << "what follows the broken line is scored too";
+    EXPECT_EQ(metrics.Value("backstory_warmup_lines_unreadable_total"), 1);
+    std::ofstream(root + "/fake/warmup.jsonl") << "{\n{\n";
+    const absl::Status none = Engine::Create(options, &store, &catalog, loader, &clock, &metrics).status();
+    EXPECT_THAT(std::string(none.message()), HasSubstr("warmup.jsonl:1: "));
+    std::ofstream(root + "/fake/warmup.jsonl") << ToJsonLine(Query("a", {1, 2}), {}) << "\n";
+  }
   model->nan_scores = true;
   const absl::Status status = Engine::Create(options, &store, &catalog, loader, &clock, &metrics).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInternal);

@@ -39,7 +39,7 @@ class UserStateTest : public ::testing::Test {
   }
   bool Extend(UserState* state) {
     HistoryTail tail = *store_.Tail(user_, state->head().seq);
-    if (!state->CanExtend(tail)) return false;
+    if (!state->CanExtend(tail, kNow)) return false;
     ItemReader items(&catalog_, user_.ns);
     const absl::Status status = state->Extend(model_, std::move(tail), kNow, &items, &report_);
     EXPECT_TRUE(status.ok()) << status;
@@ -143,6 +143,71 @@ TEST_F(UserStateTest, WhatWasKnownThenBeginsWhereItBeganThen) {
   EXPECT_EQ(again->scores.at(0).raw_logit, then->scores.at(0).raw_logit);
 }
 
+// The same without a known-by time: what came after a view does not move where its history begins, whatever is cached,
+// and two views with different beginnings each keep their state.
+TEST_F(UserStateTest, ALookBackOfALongUserBeginsWhereItBeganThen) {
+  Harness harness({{"1", Served(std::make_shared<FakeModel>(FakeConfig()))}}, {{"state_events_max", "4096"}});
+  harness.Append("a", Many(5000, kNow - 20'000 * kSecond));
+  const auto then = harness.Rank(Query("a"));
+  ASSERT_TRUE(then.ok()) << then.status();
+  EXPECT_EQ(then->rows_visible.at(0), 904u) << "from event 4,096 on";
+  harness.clock.Advance(10'000 * kSecond);
+  std::vector<Event> later = Many(4000, kNow + kSecond);
+  for (Event& event : later) event.event_id += 10'000;
+  harness.Append("a", later);
+  const RankQuery past = Query("a", {1, 2, 3}, kNow), present = Query("a");
+  Harness cold(&harness, {{"1", Served(std::make_shared<FakeModel>(FakeConfig()))}}, {{"state_events_max", "4096"}});
+  for (Harness* engine : {&harness, &cold}) {
+    for (int round = 0; round < 3; ++round) {
+      const auto again = engine->Rank(past);
+      ASSERT_TRUE(again.ok()) << again.status();
+      EXPECT_EQ(again->rows_visible, then->rows_visible) << round;
+      EXPECT_EQ(again->scores.at(0).raw_logit, then->scores.at(0).raw_logit) << round;
+      const auto now = engine->Rank(present);
+      ASSERT_TRUE(now.ok()) << now.status();
+      EXPECT_EQ(now->rows_visible.at(0), 808u) << "from event 8,192 on";
+      if (round == 0) continue;
+      EXPECT_EQ(again->cache.source, "hit");
+      EXPECT_EQ(now->cache.source, "hit");
+    }
+  }
+}
+
+// Through a user's past in order, each view has what a state built for it alone has, and the work is that of the rows,
+// not of rows times views.
+TEST_F(UserStateTest, AWalkThroughALongPastReadsAndComputesLittle) {
+  Harness harness({{"1", Served(std::make_shared<FakeModel>(FakeConfig()))}}, {{"state_events_max", "4096"}});
+  harness.clock.Advance(20'000 * kSecond);
+  harness.Append("a", Many(13'000, kNow));
+  uint64_t computed = 0;
+  for (int64_t event = 50; event < 13'000; event += 50) {
+    const auto reply = harness.Rank(Query("a", {1, 2, 3}, kNow + event * kSecond));
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    computed += reply->cache.rows_computed;
+    UserHead seen;
+    seen.events = static_cast<uint64_t>(event);
+    ASSERT_EQ(reply->rows_visible.at(0), static_cast<uint64_t>(event - AnchorOf(seen, 4096))) << event;
+    if (event % 1000 != 0) continue;
+    RankQuery alone = Query("a", {1, 2, 3}, kNow + event * kSecond);
+    alone.as_of.known_by_us = harness.clock.WallMicros();  // a state of its own
+    EXPECT_EQ(harness.Rank(alone)->scores.at(0).raw_logit, reply->scores.at(0).raw_logit) << event;
+  }
+  EXPECT_LE(computed, 2u * 13'000) << "each row once for each channel";
+  // A late event in that past moves the beginnings after it.
+  harness.Append("a", {Shown(90'000, kNow + 10 * kSecond + 1, 3)});
+  for (const int64_t event : {4095, 4096, 12'000, 5'000, 40}) {
+    RankQuery query = Query("a", {1, 2, 3}, kNow + event * kSecond);
+    const auto reply = harness.Rank(query);
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    query.as_of.known_by_us = harness.clock.WallMicros();
+    const auto alone = harness.Rank(query);
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    EXPECT_EQ(alone->cache.source, "uncached");
+    EXPECT_EQ(alone->rows_visible, reply->rows_visible) << event;
+    EXPECT_EQ(alone->scores.at(0).raw_logit, reply->scores.at(0).raw_logit) << event;
+  }
+}
+
 // A read that gives less than the head promises must not become a state.
 TEST_F(UserStateTest, AShortReadIsDataLoss) {
   Append(Many(10, kNow - 100 * kSecond));
@@ -157,19 +222,19 @@ TEST_F(UserStateTest, TailsThatDoNotFitAreRefused) {
   Append(Many(10, kNow - 100 * kSecond));
   auto state = Build();
   HistoryTail tail = *store_.Tail(user_, state->head().seq);
-  EXPECT_TRUE(state->CanExtend(tail));
+  EXPECT_TRUE(state->CanExtend(tail, kNow));
   HistoryTail other = tail;
   other.rebuild = true;
-  EXPECT_FALSE(state->CanExtend(other));
+  EXPECT_FALSE(state->CanExtend(other, kNow));
   other = tail;
   ++other.head.epoch;
-  EXPECT_FALSE(state->CanExtend(other));
+  EXPECT_FALSE(state->CanExtend(other, kNow));
   other = tail;
   ++other.head.events;  // promises an event that it does not carry
-  EXPECT_FALSE(state->CanExtend(other));
+  EXPECT_FALSE(state->CanExtend(other, kNow));
   other = tail;
   other.head.first_index = 4096;
-  EXPECT_FALSE(state->CanExtend(other));
+  EXPECT_FALSE(state->CanExtend(other, kNow));
 }
 
 TEST_F(UserStateTest, BytesGrowWithRows) {

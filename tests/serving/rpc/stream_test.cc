@@ -323,5 +323,52 @@ TEST(AppendStream, DrainAnswersWhatWasReadAndSaysSo) {
   EXPECT_EQ(context->GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1u);
 }
 
+// Batches that wait for the only thread when the drain begins are committed and acknowledged.
+TEST(AppendStream, DrainAnswersWhatStillWaits) {
+  RpcServer::Options options;
+  options.config.mutable_limits()->set_blocking_threads(1);
+  RpcServer server(options);
+  auto channel = RpcServer::Connect(server.address());
+  server.gate.Close();
+  std::thread loader([&] {  // holds the thread: the warm-up waits at the gate
+    v1::LoadModelRequest request;
+    request.set_model("fake");
+    request.set_version("2");
+    v1::LoadModelResponse response;
+    auto admin = v1::Models::NewStub(RpcServer::Connect(server.admin_address()));
+    EXPECT_TRUE(admin->Load(Deadline().get(), request, &response).ok());
+  });
+  server.gate.AwaitWaiting();
+  auto context = Deadline();
+  auto stream = v1::History::NewStub(channel)->AppendStream(context.get());
+  for (uint64_t b = 1; b <= 3; ++b) ASSERT_TRUE(stream->Write(Batch(b, "u", Exposures(b * 10, 5))));
+  v1::RankResponse unused;
+  v1::RankRequest bad = RankFor("u");
+  bad.set_now_us(-1);
+  auto ranking = v1::Ranking::NewStub(channel);
+  // On the same connection and after the batches: when this is answered, the server has those.
+  EXPECT_EQ(ranking->Rank(Deadline().get(), bad, &unused).error_code(), StatusCode::INVALID_ARGUMENT);
+  std::thread drain([&] { EXPECT_TRUE(server.server->Drain().ok()); });
+  while (ranking->Rank(Deadline().get(), bad, &unused).error_code() != StatusCode::UNAVAILABLE) {
+    std::this_thread::yield();
+  }
+  server.gate.Open();
+  v1::AppendStreamResponse ack;
+  uint64_t seen = 0;
+  while (stream->Read(&ack)) {
+    EXPECT_EQ(ack.batch_id(), ++seen);
+    EXPECT_FALSE(ack.has_error()) << ack.error().message();
+    ASSERT_EQ(ack.users_size(), 1);
+    EXPECT_EQ(ack.users(0).accepted(), 5u);
+  }
+  EXPECT_EQ(seen, 3u);
+  EXPECT_EQ(stream->Finish().error_code(), StatusCode::UNAVAILABLE);
+  drain.join();
+  loader.join();
+  const auto stored = server.store.history->Read({"default", "u"}, {});
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_EQ(stored->events.size(), 15u) << "acknowledged, so kept";
+}
+
 }  // namespace
 }  // namespace backstory::testing
