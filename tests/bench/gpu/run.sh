@@ -18,8 +18,11 @@ echo "== timing"
 python3 "$here/attend_bench.py" --lib ours="$dir/libattend_bench.so" || failed=1
 if [ -x "$dir/grab_cuda_test" ]; then
   echo "== GRAB on the card against the CPU, then the whole scoring pass, prefill and append"
-  "$dir/grab_cuda_test" --gtest_brief=1 || failed=1
+  for test in grab_cuda_test grab_history_attend_test grab_cuda_prefill_test grab_cuda_tokens_test grab_cuda_state_test; do
+    "$dir/$test" --gtest_brief=1 || failed=1
+  done
   "$dir/../bin/grab_cuda_bench" || failed=1
+  "$dir/../bin/grab_cuda_state_bench" || failed=1
   echo "== the same pass by PyTorch"
   python3 "$here/pass_bench.py" || failed=1
 fi
