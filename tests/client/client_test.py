@@ -381,6 +381,23 @@ class RequestTest(WithoutServer):
         with self.assertRaisesRegex(ValueError, "rank_candidates"):
             wire.recommend_request("ns", "ann", 5, rank_candidates=9)
 
+    def test_a_time_that_is_not_in_microseconds_is_refused(self):
+        from backstory.types import to_us
+
+        class Nanoseconds:  # int() takes it, as it takes numpy's datetime64[ns]
+            def __int__(self):
+                return 1_600_000_000_000_000_000
+
+        self.assertEqual((to_us(START), to_us(float(START)), to_us(None)), (START, START, 0))
+        times = [Nanoseconds(), 1.5, "3"]
+        if importlib.util.find_spec("numpy"):
+            import numpy
+            times.append(numpy.datetime64("2024-01-01", "ns"))
+            self.assertEqual(to_us(numpy.int64(START)), START)
+        for each in times:
+            with self.assertRaisesRegex(TypeError, "microseconds"):
+                to_us(each)
+
     def test_a_row_without_its_time_is_refused(self):
         # On the wire 0 means the server's clock: such a row would see its own future.
         from backstory import table

@@ -1,6 +1,7 @@
 """What goes in and what comes out, as plain Python values. Times are microseconds since the Unix epoch."""
 import dataclasses
 import datetime
+import operator
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 UserId = Union[str, int]
@@ -188,11 +189,17 @@ class UpsertResult:
 
 
 def to_us(time: Optional[Time]) -> int:
-    """Microseconds of an int or an aware datetime; 0 for None."""
+    """Microseconds of an int or an aware datetime; 0 for None. ValueError for a datetime without a zone, TypeError for all else."""
     if time is None:
         return 0
     if isinstance(time, datetime.datetime):
         if time.tzinfo is None:
             raise ValueError("a datetime without a time zone is ambiguous: give it one, or microseconds")
         return round((time - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)) / datetime.timedelta(microseconds=1))
-    return int(time)
+    if isinstance(time, float) and time.is_integer():
+        return int(time)  # a pandas column with gaps holds these
+    # Not int(time): numpy's datetime64[ns] would pass for microseconds, 1,000 times too late.
+    try:
+        return operator.index(time)
+    except TypeError:
+        raise TypeError(f"time must be microseconds (int) or an aware datetime, is {type(time).__name__}") from None
