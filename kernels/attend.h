@@ -15,7 +15,7 @@
 // Numerics of fp32 pages: fp32 throughout. bf16 pages: scale log2(e) q is rounded to bf16 once, weights are rounded to
 // bf16 where they meet V, and all else is fp32: dot products of bf16 pairs, bias, softmax, row sums (of the unrounded
 // weights), the self key's K and V. Against exact arithmetic on the same rounded q, K, V the weights' rounding adds
-//   |dO| <= 2^-9 sum_j p_j |v_j| <= 2^-9 max |v|        and nothing to LSE.
+//   |dO| <= 2^-8 sum_j p_j |v_j| <= 2^-8 max |v|        and nothing to LSE.
 // Either way the reduction of a query row goes over its self key first, then its pages in order, columns in
 // 16-wide panels, so its bits depend on its own key list alone: not on other rows of the tile, on threads, or on
 // invisible rows beside the visible ones. exp has a relative error <= 2e-7 down to 2^-126 of the row's running maximum

@@ -12,7 +12,7 @@ namespace backstory {
 // zero-padded to whole pairs. Products are exact, sums are fp32.
 enum class Dtype : uint8_t { kF32, kBf16 };
 
-// The upper half of a float: 8 significant bits, relative rounding error <= 2^-9.
+// The upper half of a float: 8 significant bits, relative rounding error <= 2^-8.
 using Bf16 = uint16_t;
 
 inline float FromBf16(Bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }

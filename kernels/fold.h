@@ -40,7 +40,7 @@ class FoldCodes {
 
 // K' = K + (pos[rank] + time[bucket]) of the rows of page `page` that the runs show, rounded to what the page is stored
 // in; other rows keep their values, and V is not touched. In bf16 a key is thus rounded twice:
-// |error of a logit| <= 2^-9 scale sum |q| |k + bias| beside that of k itself.
+// |error of a logit| <= 2^-8 scale sum |q| |k + bias| beside that of k itself.
 struct FoldBiasArgs {
   PageShape shape;
   const void* from = nullptr;  // K of the page
