@@ -78,7 +78,7 @@ std::vector<ParameterSpec> ProcessSpecs() {
        4,
        "what models keep K/V and their layers' weights in and multiply as; bf16 halves a state's memory and, on a "
        "machine "
-       "with AVX512_BF16, scoring time, for rounding 2^-9; states of the two are not shared",
+       "with AVX512_BF16, scoring time, for rounding by up to 2^-8; states of the two are not shared",
        {"f32", "bf16"}},
       {"device", kProcess, std::string("auto"), 0, 0, 16,
        "what scores: auto (a Hopper card if there is one), cpu, or cuda:N"},
