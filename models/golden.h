@@ -28,8 +28,9 @@ inline constexpr size_t kGoldenCandidatesMax = 10'000;
 inline constexpr double kGoldenTolerance = 1e-4;
 
 // The same of a model that computes in bf16 and is held against logits of exact arithmetic: each operand of a product
-// is off by up to 2^-8 of itself, 2^-9 in the mean and independently, so a product's error is near sqrt(2 / 3) 2^-9 = 1.6e-3
-// of its rms; two dozen products deep that is 8e-3, and three of it covers the largest of a few hundred logits.
+// is off by up to 2^-8 of itself, 2^-9 in the mean and independently, so a product's error is near sqrt(2 / 3) 2^-9
+// = 1.6e-3 of its rms; two dozen products deep that is 8e-3, and three of it covers the largest of a few hundred
+// logits.
 inline constexpr double kGoldenToleranceBf16 = 2.5e-2;
 
 struct GoldenCase {

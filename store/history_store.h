@@ -132,8 +132,8 @@ class HistoryStore {
   // `before_us`, rounded down to a multiple of `granularity_us` (a multiple of one hour, the stored cell).
   virtual absl::StatusOr<ItemCounts> CountsBefore(std::string_view ns, uint64_t item_id, int64_t before_us,
                                                   int64_t granularity_us) = 0;
-  // CountsBefore of many items at once: visit(i, counts) for every i below item_ids.size(), in any order. `visit` must be
-  // quick and not call the store. After an error some were not visited.
+  // CountsBefore of many items at once: visit(i, counts) for every i below item_ids.size(), in any order. `visit` must
+  // be quick and not call the store. After an error some were not visited.
   using CountsVisit = std::function<void(size_t i, const ItemCounts& counts)>;
   virtual absl::Status ManyCountsBefore(std::string_view ns, std::span<const uint64_t> item_ids, int64_t before_us,
                                         int64_t granularity_us, const CountsVisit& visit) {

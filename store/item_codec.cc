@@ -98,7 +98,8 @@ bool DecodeItem(std::string_view bytes, Item* item) {
     item->strings[std::string(name)] = text;
   }
   if (version >= kItemVersionEmbedded) {
-    if (!reader.ReadBytes(&text) || text.empty() || text.size() % 4 != 0 || text.size() / 4 > kEmbeddingMax) return false;
+    if (!reader.ReadBytes(&text) || text.empty() || text.size() % 4 != 0 || text.size() / 4 > kEmbeddingMax)
+      return false;
     for (size_t i = 0; i < text.size(); i += 4) {
       uint32_t bits = 0;
       for (size_t byte = 0; byte < 4; ++byte) bits |= uint32_t{static_cast<uint8_t>(text[i + byte])} << (8 * byte);

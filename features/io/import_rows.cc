@@ -63,10 +63,9 @@ std::vector<std::pair<std::string, size_t>>* ListOf(std::string_view field, std:
 
 std::string_view RowReader::CsvFieldName(CsvField field) {
   static constexpr std::array<std::string_view, kCsvFields> kNames = {
-      "user",          "kind",          "event_id",   "revision", "tombstone", "time_us", "item_id",
-      "request_id",    "position",      "scene",      "action",   "value",     "label",   "exposure_id",
-      "label_time_us", "embedding_ids", "categories", "sid",      "year",      "title",   "text",
-      "embedding",     "embedding_space"};
+      "user",       "kind",  "event_id", "revision", "tombstone", "time_us",     "item_id",        "request_id",
+      "position",   "scene", "action",   "value",    "label",     "exposure_id", "label_time_us",  "embedding_ids",
+      "categories", "sid",   "year",     "title",    "text",      "embedding",   "embedding_space"};
   return kNames[field];
 }
 

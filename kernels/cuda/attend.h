@@ -8,8 +8,8 @@
 // or none (FOLDED: its id names a scratch page whose K holds the bias already). TABLE pages are the CPU's: fold them.
 //
 // Bound: 4 M N d_h heads flop on the tensor cores, 2,048 cycles per page and tile of 128 rows at d_h 128 (half at 64),
-// beside 1,024 of the exponential unit. An H100 does 558 TFLOP/s of its 989 at d_h 128 and 411 at d_h 64 with eight users
-// (cuDNN 618 and 452); where the time goes: tests/bench/RESULTS.md.
+// beside 1,024 of the exponential unit. An H100 does 558 TFLOP/s of its 989 at d_h 128 and 411 at d_h 64 with eight
+// users (cuDNN 618 and 452); where the time goes: tests/bench/RESULTS.md.
 //
 // Numerics: bf16 inputs, fp32 logits, sums and outputs; P is rounded to bf16 for P V only, row sums take unrounded P. A
 // row's bits depend on its own inputs and its problem's page list and split size alone, not on other rows, other
@@ -95,8 +95,9 @@ struct AttendPlan {
 
 // Pages per split, a function of the page count and of what the caller keeps fixed, so that a row's bits do not depend
 // on what else is in the launch. With `tiles` unknown (0): four splits, of at least four pages. Else as many as let
-// `tiles` fill the blocks, since a few candidates are faster with more splits and many with one (tests/bench/RESULTS.md),
-// of at most 32 pages, so that one long history does not hold up the others. At most eight splits are made.
+// `tiles` fill the blocks, since a few candidates are faster with more splits and many with one
+// (tests/bench/RESULTS.md), of at most 32 pages, so that one long history does not hold up the others. At most eight
+// splits are made.
 int SplitPages(int pages, int tiles = 0, int blocks = 132);
 
 struct PlanOptions {

@@ -25,10 +25,10 @@ __device__ __forceinline__ uint32_t InBlock(uint32_t shared_address, uint32_t ra
 }
 // Stores to the same place in block `rank`, where eight bytes count towards `full`.
 __device__ __forceinline__ void SendPair(float2 pair, uint32_t to, BarrierAt full, uint32_t rank) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
-                   InBlock(to, rank)),
-               "f"(pair.x), "f"(pair.y), "r"(InBlock(full.address, rank))
-               : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(InBlock(to, rank)),
+      "f"(pair.x), "f"(pair.y), "r"(InBlock(full.address, rank))
+      : "memory");
 }
 // BarrierAt::Wait for what other blocks' arrivals publish.
 __device__ __forceinline__ void WaitForCluster(BarrierAt barrier, uint32_t parity) {

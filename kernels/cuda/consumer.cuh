@@ -227,7 +227,8 @@ class Consumer {
   const AttendBarriers<Shape> barriers_;
   const uint32_t q_word_, k_word_, v_word_;  // descriptors of this group's first Q, the first K and V
   const float scale_ = a_.scale * kLog2E;    // to powers of two
-  const uint32_t zero_ = static_cast<uint32_t>(a_.kv_heads) >> 31;  // the compiler must not merge p with the next page's
+  const uint32_t zero_ =
+      static_cast<uint32_t>(a_.kv_heads) >> 31;  // the compiler must not merge p with the next page's
   const ThreadRows<kD> rows_{a_, warp_ * 16 + static_cast<int>(threadIdx.x) % 32 / 4};
   Ring<Shape::kStages> k_, v_;
   Ring<Shape::kQStages> q_;

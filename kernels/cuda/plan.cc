@@ -19,8 +19,8 @@ constexpr int kItemPages = 1;
 int Cost(const WorkItem& item) { return item.page_end - item.page_begin + kItemPages; }
 
 int SplitPagesOf(const Problem& problem, const PlanOptions& options) {
-  const int wanted = options.split_pages > 0 ? options.split_pages
-                                             : SplitPages(problem.pages, options.tiles, options.blocks);
+  const int wanted =
+      options.split_pages > 0 ? options.split_pages : SplitPages(problem.pages, options.tiles, options.blocks);
   return std::max(wanted, (problem.pages + kSplitsMax - 1) / kSplitsMax);
 }
 int Splits(int pages, int split_pages) { return std::max(1, (pages + split_pages - 1) / split_pages); }

@@ -61,8 +61,8 @@ struct SearchOptions {
 std::vector<Beam> Search(const Network& network, const Memory& memory, const BucketTokens& buckets,
                          const SearchOptions& options);
 
-// Log-probabilities of given token triples [beams], without any search: what Search would have scored them. The scores in
-// `beams` are not read. For checking searches that round.
+// Log-probabilities of given token triples [beams], without any search: what Search would have scored them. The scores
+// in `beams` are not read. For checking searches that round.
 std::vector<float> ScoresOf(const Network& network, const Memory& memory, const BucketTokens& buckets,
                             std::span<const Beam> beams);
 

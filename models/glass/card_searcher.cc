@@ -74,7 +74,8 @@ absl::Status CardSearcher::Search(std::span<const UserSearch> requests, std::spa
     on_cpu.insert(on_cpu.end(), on_card.begin(), on_card.end());
     status = absl::OkStatus();
   }
-  for (size_t i = 0; i < on_cpu.size() && status.ok(); ++i) status = SearchOnCpu(requests[on_cpu[i]], &beams[on_cpu[i]]);
+  for (size_t i = 0; i < on_cpu.size() && status.ok(); ++i)
+    status = SearchOnCpu(requests[on_cpu[i]], &beams[on_cpu[i]]);
   return status;
 }
 

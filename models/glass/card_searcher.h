@@ -1,5 +1,5 @@
-// Searches on a card, for requests that come one by one from many threads: those that wait are searched together. The CPU
-// does what the card cannot (explanations) or fails at. Plain C++: what runs on the card is behind CudaGlass.
+// Searches on a card, for requests that come one by one from many threads: those that wait are searched together. The
+// CPU does what the card cannot (explanations) or fails at. Plain C++: what runs on the card is behind CudaGlass.
 #ifndef BACKSTORY_MODELS_GLASS_CARD_SEARCHER_H_
 #define BACKSTORY_MODELS_GLASS_CARD_SEARCHER_H_
 
@@ -31,7 +31,8 @@ struct CardSearcherOptions {
   std::function<void(size_t users)> launched, fell_back;
 };
 
-// Tries of the catalogues that are searched: copied to the card when first needed, gone with the catalogue. Thread-safe.
+// Tries of the catalogues that are searched: copied to the card when first needed, gone with the catalogue.
+// Thread-safe.
 class CardTries {
  public:
   using Make = std::function<absl::StatusOr<std::shared_ptr<const CudaTrie>>(const Trie&)>;
@@ -78,8 +79,8 @@ class CardSearcher final : public Searcher {
   mutable int leaders_ = 0;              // guarded by mutex_: callers that launch, at most options_.lanes
 };
 
-// What serves a version whose creation on a card gave `card`: the card; the CPU with a line for operators if the card could
-// not take it and the CPU may stand in; else that status.
+// What serves a version whose creation on a card gave `card`: the card; the CPU with a line for operators if the card
+// could not take it and the CPU may stand in; else that status.
 absl::StatusOr<std::unique_ptr<const Searcher>> CardOrCpu(absl::StatusOr<std::unique_ptr<const CudaGlass>> card,
                                                           std::shared_ptr<const Network> network, ThreadPool* pool,
                                                           CardSearcherOptions options,

@@ -52,8 +52,8 @@ struct CatalogueAddition {
   std::vector<uint8_t> tier_bins;  // [items][levels[0]]; empty without tiers
 };
 
-// Immutable once made, thread-safe. Rows number the items in input order. What is kept beside a catalogue (a card's copy of
-// its trie) learns by weak_from_this() that it has gone.
+// Immutable once made, thread-safe. Rows number the items in input order. What is kept beside a catalogue (a card's
+// copy of its trie) learns by weak_from_this() that it has gone.
 class Catalogue : public std::enable_shared_from_this<Catalogue> {
  public:
   // INVALID_ARGUMENT naming the item and the field: an id twice, a code beyond its level, a number that is not finite,

@@ -77,8 +77,8 @@ absl::Status Validate(const Config& c) {
   }
   constexpr size_t kSpaceBytesMax = 64;
   if (c.embedding_space.size() > kSpaceBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("field embedding_space has ", c.embedding_space.size(), " bytes, at most ",
-                                                   kSpaceBytesMax, " are allowed"));
+    return absl::InvalidArgumentError(absl::StrCat("field embedding_space has ", c.embedding_space.size(),
+                                                   " bytes, at most ", kSpaceBytesMax, " are allowed"));
   }
   return ValidateQuantiser(c);
 }

@@ -348,7 +348,8 @@ std::vector<float> Decoder::SearchAttention(size_t w, const RetrievedSet& set) c
   const size_t layer = network_->weights_.decoder.size() - 1, pages = set.log_count.size() / kPageRows;
   size_t i_part = 0;
   while (w >= scratch_->parts[i_part].first + scratch_->parts[i_part].rows) ++i_part;
-  const float* query = scratch_->parts[i_part].q.data() + (w - scratch_->parts[i_part].first) * inner;  // of the last layer still
+  const float* query =
+      scratch_->parts[i_part].q.data() + (w - scratch_->parts[i_part].first) * inner;  // of the last layer still
   std::vector<float> mass(set.members.size()), logit(set.members.size() * heads), k(inner), v(inner);
   for (size_t i = 0; i < set.members.size(); ++i) {
     const size_t row = set.members[i].row, page = row / kPageRows;

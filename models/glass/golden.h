@@ -18,9 +18,9 @@ namespace backstory::glass {
 
 // Allowed |log-probability - golden|: the bound of tests/conformance/glass for fp32.
 inline constexpr double kGoldenTolerance = 2e-4;
-// The same for a searcher that rounds to bf16, as a fraction of max(1, largest |log-probability| of the case), which stands
-// for the size of the logits. Derived as for ranking (models/golden.h): 1.6e-3 a product, two dozen products deep, three
-// deviations.
+// The same for a searcher that rounds to bf16, as a fraction of max(1, largest |log-probability| of the case), which
+// stands for the size of the logits. Derived as for ranking (models/golden.h): 1.6e-3 a product, two dozen products
+// deep, three deviations.
 inline constexpr double kGoldenToleranceBf16 = 2.5e-2;
 // Cases whose candidates lie closer than this may list them in another order (only the empty history is ever so close).
 inline constexpr double kGoldenGapMin = 5e-5;
@@ -58,10 +58,10 @@ struct GoldenReport {
   std::string worst_case;
 };
 
-// FAILED_PRECONDITION naming case, what differs, expected and found. Without `exact`: the expected beams in their places and
-// the expected items. With it, for a searcher that rounds, and may lose beams in close decisions: each beam that it found
-// has the log-probability which the network `exact` gives that semantic ID, and the best one is as good as the expected one,
-// both within kGoldenToleranceBf16.
+// FAILED_PRECONDITION naming case, what differs, expected and found. Without `exact`: the expected beams in their
+// places and the expected items. With it, for a searcher that rounds, and may lose beams in close decisions: each beam
+// that it found has the log-probability which the network `exact` gives that semantic ID, and the best one is as good
+// as the expected one, both within kGoldenToleranceBf16.
 absl::StatusOr<GoldenReport> CheckGoldens(const Searcher& searcher, const Catalogue& catalogue,
                                           const std::vector<GoldenCase>& goldens, const Network* exact = nullptr);
 

@@ -40,7 +40,7 @@ struct LoadedGlass {
   std::shared_ptr<const Searcher> searcher;
   std::shared_ptr<const Catalogue> catalogue;
   std::optional<Quantiser> quantiser;  // always there once loaded
-  GoldenReport goldens;  // of what searches
+  GoldenReport goldens;                // of what searches
 };
 
 // Reads and verifies the files, builds the model, runs the goldens. NOT_FOUND: no directory, or no MANIFEST in it.
@@ -50,8 +50,8 @@ struct LoadedGlass {
 absl::StatusOr<std::shared_ptr<const LoadedGlass>> LoadGlassVersion(const std::string& path,
                                                                     const LoadOptions& options = {});
 
-// Checks a directory that lacks only MANIFEST, as loading would, and writes MANIFEST. Errors as above; the directory then
-// still has none.
+// Checks a directory that lacks only MANIFEST, as loading would, and writes MANIFEST. Errors as above; the directory
+// then still has none.
 absl::Status SealVersion(const std::string& path, const LoadOptions& options = {});
 
 // Whether a version directory holds a generative model: it has an items.safetensors. Reads no file.

@@ -58,7 +58,7 @@ size_t Memory::bytes() const {
 }
 
 absl::StatusOr<std::unique_ptr<const Network>> Network::Create(const Config& config, const TensorMap& tensors,
-                                                                Dtype precision) {
+                                                               Dtype precision) {
   absl::StatusOr<Weights> weights = LoadWeights(config, tensors, precision);
   if (!weights.ok()) return weights.status();
   std::unique_ptr<Network> network(new Network(config, *std::move(weights), precision));
@@ -73,10 +73,7 @@ Network::Network(const Config& config, Weights weights, Dtype precision)
       d_(Size(config.d)),
       inner_(config.inner()),
       slots_(config.slots()),
-      shape_{.kv_heads = Size(config.heads),
-             .d_k = Size(config.d_kv),
-             .d_v = Size(config.d_kv),
-             .dtype = precision},
+      shape_{.kv_heads = Size(config.heads), .d_k = Size(config.d_kv), .d_v = Size(config.d_kv), .dtype = precision},
       decoder_scratch_(std::make_shared<DecoderScratchPool>()) {}
 
 // A bias that depends on key slot - query slot alone is a position codebook entry: rank r = query slot - key slot +
@@ -335,8 +332,7 @@ void Network::FinishRows(size_t first, size_t rows, Memory* memory) const {
   Arena scratch(Arena::Padded(rows * 2 * inner_), arenas_.get());
   float* kv = scratch.Take(rows * 2 * inner_);
   for (size_t l = 0; l < weights_.decoder.size(); ++l) {
-    Kernels().gemm(
-        {.a = x, .lda = d_, .m = rows, .b = &weights_.decoder[l].memory_kv, .c = kv, .ldc = 2 * inner_});
+    Kernels().gemm({.a = x, .lda = d_, .m = rows, .b = &weights_.decoder[l].memory_kv, .c = kv, .ldc = 2 * inner_});
     for (size_t r = 0; r < rows; ++r) {
       const float* k = kv + r * 2 * inner_;
       const size_t page = l * Pages(memory->rows) + (first + r) / kPageRows;

@@ -60,8 +60,9 @@ class DecoderScratchPool;
 // Thread-safe.
 class Network {
  public:
-  // The configuration is valid. NOT_FOUND or INVALID_ARGUMENT naming the tensor. kBf16: layers multiply weights, keys and
-  // values rounded to bf16 (to 2^-8) with fp32 sums; half the memory of a user, and on a machine with AVX512_BF16 faster.
+  // The configuration is valid. NOT_FOUND or INVALID_ARGUMENT naming the tensor. kBf16: layers multiply weights, keys
+  // and values rounded to bf16 (to 2^-8) with fp32 sums; half the memory of a user, and on a machine with AVX512_BF16
+  // faster.
   static absl::StatusOr<std::unique_ptr<const Network>> Create(const Config& config, const TensorMap& tensors,
                                                                Dtype precision = Dtype::kF32);
 

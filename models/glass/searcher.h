@@ -1,5 +1,5 @@
-// Who encodes users and decodes beams for them: the CPU (here), or a card (card_searcher.h). What an answer says does not
-// depend on who shares the call.
+// Who encodes users and decodes beams for them: the CPU (here), or a card (card_searcher.h). What an answer says does
+// not depend on who shares the call.
 #ifndef BACKSTORY_MODELS_GLASS_SEARCHER_H_
 #define BACKSTORY_MODELS_GLASS_SEARCHER_H_
 
@@ -42,13 +42,13 @@ class Searcher {
   virtual std::unique_ptr<const EncodedUser> Encode(const Catalogue& catalogue, const History& history) const = 0;
   // Whether searches would be faster if the user were encoded again, because the machine has changed since.
   virtual bool Outdated(const EncodedUser&) const { return false; }
-  // beams [requests.size()], as glass::Search gives them over the catalogue's trie. UNAVAILABLE or RESOURCE_EXHAUSTED: a
-  // card failed and nobody is to stand in for it.
+  // beams [requests.size()], as glass::Search gives them over the catalogue's trie. UNAVAILABLE or RESOURCE_EXHAUSTED:
+  // a card failed and nobody is to stand in for it.
   virtual absl::Status Search(std::span<const UserSearch> requests, std::span<std::vector<Beam>> beams) const = 0;
 };
 
-// `pool` may be null; it and the network must outlive the searcher. One search at a time is spread over the threads of the
-// pool; searches that run side by side keep to their own.
+// `pool` may be null; it and the network must outlive the searcher. One search at a time is spread over the threads of
+// the pool; searches that run side by side keep to their own.
 std::unique_ptr<const Searcher> MakeCpuSearcher(std::shared_ptr<const Network> network, ThreadPool* pool);
 
 // Makes the searcher of a version that is being loaded, for another machine than the CPU.

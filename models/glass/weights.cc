@@ -87,8 +87,7 @@ absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tenso
   w.embedding = read.Values("token_embedding", {vocabulary, d});
   w.head = read.Matrix({"token_embedding"}, vocabulary, d);
   if (config.bins() > 0) {
-    w.tier1 = read.Matrix({"tier.w1"}, d, config.levels[0] * static_cast<int64_t>(config.bins()),
-                          Dtype::kF32);
+    w.tier1 = read.Matrix({"tier.w1"}, d, config.levels[0] * static_cast<int64_t>(config.bins()), Dtype::kF32);
     w.tier2 = read.Matrix({"tier.w2"}, d, d, Dtype::kF32);
     w.tier_b1 = read.Values("tier.b1", {d});
     w.tier_b2 = read.Values("tier.b2", {d});

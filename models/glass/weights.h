@@ -53,8 +53,7 @@ struct Weights {
 // Layers' matrices and the head are stored as `precision`; what makes tokens (embedding, tiers, retrieved) as fp32.
 // Names and shapes: tests/conformance/glass/README.md, `models/training/glass/config.py: weight_shapes`. NOT_FOUND or
 // INVALID_ARGUMENT naming the tensor.
-absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tensors,
-                                     Dtype precision = Dtype::kF32);
+absl::StatusOr<Weights> LoadWeights(const Config& config, const TensorMap& tensors, Dtype precision = Dtype::kF32);
 
 }  // namespace backstory::glass
 

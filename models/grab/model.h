@@ -64,8 +64,8 @@ class Model {
   // Whether Extend takes a whole history within milliseconds; if not, a server extends in steps and does other work
   // between.
   virtual bool ExtendsAtOnce() const { return false; }
-  // Calls of Score that are worth having in flight, further ones only wait; 0: as many as there are callers. A model with
-  // lanes gains from many requests in one call, and takes a request's candidates in one piece.
+  // Calls of Score that are worth having in flight, further ones only wait; 0: as many as there are callers. A model
+  // with lanes gains from many requests in one call, and takes a request's candidates in one piece.
   virtual int lanes() const { return 0; }
 
   virtual std::unique_ptr<UserKv> NewState() const = 0;

@@ -97,9 +97,10 @@ void AddAdminCommand(CLI::App& app) {
                          Call<v1::Models>(o, request, &v1::Models::Stub::List);
                        });
   list->add_option("--model", options->model, "Only this model");
-  CLI::App* load = Add(admin, options, "load", "Load, verify and warm a version", "load --model grab-ml --version-id 2", Load);
-  CLI::App* unload = Add(admin, options, "unload", "Unload a version without labels",
-                         "unload --model grab-ml --version-id 1", Unload);
+  CLI::App* load =
+      Add(admin, options, "load", "Load, verify and warm a version", "load --model grab-ml --version-id 2", Load);
+  CLI::App* unload =
+      Add(admin, options, "unload", "Unload a version without labels", "unload --model grab-ml --version-id 1", Unload);
   CLI::App* label = Add(admin, options, "label", "Move a label to a loaded version, once it is warm",
                         "label --model grab-ml --label stable --version-id 2", SetLabel);
   CLI::App* calibration = Add(admin, options, "calibration", "Put another calibration of a loaded version in force",

@@ -98,10 +98,9 @@ class Load {
     counted_ = Clock::now() + std::chrono::microseconds(static_cast<int64_t>(options_.warmup * 1e6));
     std::atomic<bool> stop{false};
     std::thread appender([this, &stop] { Append(stop); });
-    LoadResult result = RunOpenLoop(rate, options_.seconds, options_.warmup, options_.seed,
-                                    options_.in_flight_max, [this](size_t i, std::function<void(std::string)> done) {
-                                      Issue(i, std::move(done));
-                                    });
+    LoadResult result =
+        RunOpenLoop(rate, options_.seconds, options_.warmup, options_.seed, options_.in_flight_max,
+                    [this](size_t i, std::function<void(std::string)> done) { Issue(i, std::move(done)); });
     stop = true;
     appender.join();
     return result;
@@ -245,7 +244,8 @@ void AddBenchRecommend(CLI::App* bench) {
   command->add_option("--count", options->count, "Items a request")->check(CLI::Range(1, 1'000))->capture_default_str();
   command->add_option("--beam", options->beam, "Semantic IDs to follow [the model's]")->check(CLI::Range(0, 1'024));
   command->add_flag("--batch", options->batch, "Send with criticality BATCH");
-  command->add_flag("--stages", options->stages, "Ask for stage timings and print where the time went, also of the tail");
+  command->add_flag("--stages", options->stages,
+                    "Ask for stage timings and print where the time went, also of the tail");
   command->add_option("--seconds", options->seconds, "Duration of each rate")->capture_default_str();
   command->add_option("--warmup", options->warmup, "Seconds before counting starts")->capture_default_str();
   command->add_option("--channels", options->channels, "Connections")->capture_default_str();

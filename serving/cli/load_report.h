@@ -1,5 +1,5 @@
-// What the load commands (`bench rank`, `bench recommend`) share: the rates they go through, the ids they draw from, and the
-// report.
+// What the load commands (`bench rank`, `bench recommend`) share: the rates they go through, the ids they draw from,
+// and the report.
 #ifndef BACKSTORY_SERVING_CLI_LOAD_REPORT_H_
 #define BACKSTORY_SERVING_CLI_LOAD_REPORT_H_
 
@@ -25,15 +25,15 @@ struct LoadRates {
   void AddTo(CLI::App* command);
 };
 
-// The lines of `file`, or if that is empty the numbers of `range` (FIRST-LAST, at most ten million). Ends the command with
-// a usage error naming the file or `range_flag`.
+// The lines of `file`, or if that is empty the numbers of `range` (FIRST-LAST, at most ten million). Ends the command
+// with a usage error naming the file or `range_flag`.
 std::vector<std::string> IdsOf(const std::string& file, const std::string& range, const char* range_flag);
 
 // Ends the command unless the server answers within five seconds.
 void WaitForServer(const ClientOptions& client);
 
-// Measures rate by rate and prints a table, or with --json one object on standard output: machine, what is in `head`, the
-// objective and the runs. `measure` may print below its row, which `to` gives it, and add to the run's object.
+// Measures rate by rate and prints a table, or with --json one object on standard output: machine, what is in `head`,
+// the objective and the runs. `measure` may print below its row, which `to` gives it, and add to the run's object.
 using MeasureRate = std::function<LoadResult(double rate)>;
 using AfterRow = std::function<void(std::FILE* to, nlohmann::ordered_json* run)>;
 void ReportLoad(const LoadRates& rates, const nlohmann::ordered_json& head, const std::string& what,

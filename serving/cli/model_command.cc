@@ -107,12 +107,14 @@ void LoadAndPrintGenerative(const std::string& command, const Flags& flags, cons
   }
   Print(absl::StrFormat("%s: %s version %s, content %s, generative, sids %s\n", path, version.name, version.version,
                         version.hash, version.config.sid_version));
-  Print(absl::StrFormat("catalogue: %d items, %d semantic IDs, %.1f bytes an item to decode, %.1f of tiers\n",
-                        version.catalogue->size(), version.catalogue->trie().size(),
-                        static_cast<double>(version.catalogue->decode_bytes()) / static_cast<double>(version.catalogue->size()),
-                        static_cast<double>(version.catalogue->tier_bytes()) / static_cast<double>(version.catalogue->size())));
-  Print(absl::StrFormat("goldens: %d cases, %d beams, largest difference of a log-probability %.2g (allowed %.2g) at %s\n",
-                        goldens.cases, goldens.beams, goldens.worst, allowed, goldens.worst_case));
+  Print(absl::StrFormat(
+      "catalogue: %d items, %d semantic IDs, %.1f bytes an item to decode, %.1f of tiers\n", version.catalogue->size(),
+      version.catalogue->trie().size(),
+      static_cast<double>(version.catalogue->decode_bytes()) / static_cast<double>(version.catalogue->size()),
+      static_cast<double>(version.catalogue->tier_bytes()) / static_cast<double>(version.catalogue->size())));
+  Print(absl::StrFormat(
+      "goldens: %d cases, %d beams, largest difference of a log-probability %.2g (allowed %.2g) at %s\n", goldens.cases,
+      goldens.beams, goldens.worst, allowed, goldens.worst_case));
 }
 
 void Inspect(const Flags& flags) {
@@ -159,7 +161,7 @@ void LoadAndPrint(const std::string& command, const Flags& flags, const std::str
 void Seal(const Flags& flags) {
   const auto pool = MakePool(flags);
   const absl::Status sealed = glass::IsGlassVersion(flags.path) ? glass::SealVersion(flags.path, {.pool = pool.get()})
-                                                               : grab::SealVersion(flags.path, {.pool = pool.get()});
+                                                                : grab::SealVersion(flags.path, {.pool = pool.get()});
   if (!sealed.ok()) Fail("seal", sealed);
   LoadAndPrint("seal", flags, flags.path);
 }
@@ -190,8 +192,9 @@ void InitRandom(const Flags& flags) {
 void Calibrate(const Flags& flags) {
   if (glass::IsGlassVersion(flags.path)) {
     Fail("calibrate", absl::InvalidArgumentError(
-                          absl::StrCat(flags.path, ": a generative version has no calibration; calibrate the ranking model "
-                                                   "that its items are passed through")));
+                          absl::StrCat(flags.path,
+                                       ": a generative version has no calibration; calibrate the ranking model "
+                                       "that its items are passed through")));
   }
   const auto files = grab::ReadVersion(flags.path);
   if (!files.ok()) Fail("calibrate", files.status());
@@ -250,8 +253,10 @@ void AddModelCommand(CLI::App& app) {
       });
   add("init-random", "Make a version with random weights, for load tests", InitRandom,
       [](CLI::App* command, const std::shared_ptr<Flags>& flags) {
-        command->add_option("preset", flags->preset, absl::StrCat("One of ", absl::StrJoin(grab::PresetNames(), ", "), ", ",
-                                                               absl::StrJoin(glass::PresetNames(), ", ")))
+        command
+            ->add_option("preset", flags->preset,
+                         absl::StrCat("One of ", absl::StrJoin(grab::PresetNames(), ", "), ", ",
+                                      absl::StrJoin(glass::PresetNames(), ", ")))
             ->required();
         command->add_option("--out", flags->out, "Version directory to make; must not exist or be empty")->required();
         command->add_option("--seed", flags->seed, "Seed of the weights")->capture_default_str();

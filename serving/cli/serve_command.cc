@@ -94,8 +94,8 @@ void LogVersions(const ModelRepository& models, rpc::Log* log) {
   }
 }
 
-// A version that fails to load is FAILED and the rest goes on; a model that ends without a "stable" version stops the start:
-// an operator should see that at once and not as NOT_FOUND of every request.
+// A version that fails to load is FAILED and the rest goes on; a model that ends without a "stable" version stops the
+// start: an operator should see that at once and not as NOT_FOUND of every request.
 void Serve(const Options& options) {
   const rpc::ServerConfig config = Configuration(options);
   if (options.print_config) {
@@ -110,9 +110,8 @@ void Serve(const Options& options) {
                 {{"version", std::string(kBuildVersion)}, {"store", config.store().directory()}});
   auto stack = ServingStack::Open(config, {nullptr, nullptr, log->get(), true, EndIsPending});
   CheckOk(stack.status(), "store " + config.store().directory());
-  auto server =
-      rpc::Server::Start(config, (*stack)->engine.get(), SystemClock(), &(*stack)->metrics, log->get(),
-                         (*stack)->experiments.control.get(), (*stack)->experiments.exposures.get());
+  auto server = rpc::Server::Start(config, (*stack)->engine.get(), SystemClock(), &(*stack)->metrics, log->get(),
+                                   (*stack)->experiments.control.get(), (*stack)->experiments.exposures.get());
   CheckOk(server.status());
   const absl::Status loaded = (*stack)->engine->LoadModels();
   LogVersions((*stack)->engine->models(), log->get());
@@ -147,7 +146,8 @@ void AddServeCommand(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve", "Serve rankings and histories over gRPC");
   command->footer(kExamples);
   options->flags.AddTo(command);
-  command->add_option("--port-file", options->port_file, "Write data, admin and metrics port here when ready, one a line");
+  command->add_option("--port-file", options->port_file,
+                      "Write data, admin and metrics port here when ready, one a line");
   command->add_flag("--print-config", options->print_config, "Print the effective configuration and exit");
   command->callback([options] { Serve(*options); });
 }

@@ -21,7 +21,8 @@ absl::StatusOr<ModelChoice> ExactVersion(const std::string& root, ModelChoice ch
   if (!listing.ok()) return listing.status();
   // Models that recommend cannot score a table; they are left out where none is named.
   std::erase_if(*listing, [&](const auto& model) {
-    return model.first != choice.model && glass::IsGlassVersion(absl::StrCat(root, "/", model.first, "/", model.second.back()));
+    return model.first != choice.model &&
+           glass::IsGlassVersion(absl::StrCat(root, "/", model.first, "/", model.second.back()));
   });
   if (choice.model.empty()) {
     if (listing->size() != 1) {

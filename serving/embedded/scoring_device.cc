@@ -157,7 +157,9 @@ class CudaScoringDevice final : public ScoringDevice {
       options.users_max = card.users_max, options.beam_max = card.beam_max, options.lanes = card.lanes;
       options.fall_back = runtime->options().fall_back;
       options.health = [runtime] { return runtime->device().health(); };
-      options.make_trie = [runtime](const glass::Trie& trie) { return glass::CudaTrie::Create(trie, runtime->shared_device()); };
+      options.make_trie = [runtime](const glass::Trie& trie) {
+        return glass::CudaTrie::Create(trie, runtime->shared_device());
+      };
       if (counters != nullptr) {
         options.launched = [counters](size_t users) { counters->Launched(users); };
         options.fell_back = [counters](size_t users) { counters->fallbacks->Add(static_cast<double>(users)); };

@@ -11,12 +11,12 @@ namespace backstory {
 namespace {
 
 absl::StatusOr<std::shared_ptr<const ServedModel>> LoadGenerative(const ModelSource& source, ThreadPool* pool,
-                                                                Dtype precision, const ScoringDevice* device) {
-  auto loaded = glass::LoadGlassVersion(source.path,
-                                        {.pool = pool,
-                                         .expected_name = source.model,
-                                         .precision = precision,
-                                         .serve_with = device ? device->GlassFactory() : glass::SearcherFactory()});
+                                                                  Dtype precision, const ScoringDevice* device) {
+  auto loaded =
+      glass::LoadGlassVersion(source.path, {.pool = pool,
+                                            .expected_name = source.model,
+                                            .precision = precision,
+                                            .serve_with = device ? device->GlassFactory() : glass::SearcherFactory()});
   if (!loaded.ok()) return loaded.status();
   auto served = std::make_shared<ServedModel>();
   served->name = source.model;

@@ -11,8 +11,8 @@
 
 namespace backstory {
 
-// A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool` must
-// outlive the models. Both follow the parameters `precision` and `device*`.
+// A directory with an items.safetensors is a generative version (models/glass/loader.h), any other one GRAB's. `pool`
+// must outlive the models. Both follow the parameters `precision` and `device*`.
 ModelLoader VersionLoader(ThreadPool* pool, const ParameterSet& launch, std::shared_ptr<const ScoringDevice> device);
 
 }  // namespace backstory

@@ -220,7 +220,8 @@ std::string EngineImpl::AssignExperiments(RankJob* job) const {
     record.exposures = exposures;
     record.id = job->id;
     record.model = query.model.model;
-    record.version = query.model.version.empty() ? job->rank.parameters.Text(job->version_parameter()) : query.model.version;
+    record.version =
+        query.model.version.empty() ? job->rank.parameters.Text(job->version_parameter()) : query.model.version;
     options_.exposure_sink->Write(record);
     job->exposed = true;
   }
@@ -309,8 +310,8 @@ void EngineImpl::CountOutcome(const RankJob& job, const absl::Status& status, in
                    {{"criticality", criticality}, {"code", absl::StatusCodeToString(status.code())}})
       ->Add();
   metrics_
-      ->GetHistogram(absl::StrCat("backstory_", std::string(job.operation()), "_seconds"), "Time from call to answer", LatencyBoundsSeconds(),
-                     {{"criticality", criticality}})
+      ->GetHistogram(absl::StrCat("backstory_", std::string(job.operation()), "_seconds"), "Time from call to answer",
+                     LatencyBoundsSeconds(), {{"criticality", criticality}})
       ->Observe(static_cast<double>(latency_us) * 1e-6);
   metrics_->GetGauge("backstory_queue_waiting", "Requests that wait")->Set(static_cast<double>(queue_.Waiting()));
   metrics_->GetGauge("backstory_concurrency_limit", "Adaptive limit of requests in flight")
@@ -331,7 +332,8 @@ void EngineImpl::FinishRank(std::unique_ptr<RankJob> job, absl::Status status) {
   }
   CountOutcome(*job, status, now_us - job->entered_us);
   FinishExposure(*job, status);
-  if (status.ok() && job->done && options_.recorder != nullptr && InSample(rank.query, launch_.Real("request_log_fraction"))) {
+  if (status.ok() && job->done && options_.recorder != nullptr &&
+      InSample(rank.query, launch_.Real("request_log_fraction"))) {
     job->done(rank.reply);
     options_.recorder->Record(rank.query, rank.reply);
   } else {

@@ -1,5 +1,5 @@
-// Start here in serving/engine: ranks candidates against users' whole histories, and recommends from them. Wires store, models, user states,
-// queue and workers together; knows no transport.
+// Start here in serving/engine: ranks candidates against users' whole histories, and recommends from them. Wires store,
+// models, user states, queue and workers together; knows no transport.
 #ifndef BACKSTORY_SERVING_ENGINE_ENGINE_H_
 #define BACKSTORY_SERVING_ENGINE_ENGINE_H_
 
@@ -85,9 +85,9 @@ class Engine {
   virtual void Prefetch(const UserKey& user, const std::vector<ModelChoice>& models, int64_t deadline_us,
                         PrefetchCallback done) = 0;
 
-  // Stores catalog items. Those with an embedding get a semantic ID from every ready generative version that can encode it
-  // and can be recommended from then on. INVALID_ARGUMENT "items[i].embedding ..." if there are such versions and none
-  // takes it; else as Catalog::Upsert. Blocking.
+  // Stores catalog items. Those with an embedding get a semantic ID from every ready generative version that can encode
+  // it and can be recommended from then on. INVALID_ARGUMENT "items[i].embedding ..." if there are such versions and
+  // none takes it; else as Catalog::Upsert. Blocking.
   struct EncodedItem {
     uint64_t item_id = 0;
     std::string model, version;
@@ -96,13 +96,14 @@ class Engine {
   virtual absl::StatusOr<std::vector<EncodedItem>> UpsertItems(const std::string& ns, std::span<const Item> items) = 0;
 
   virtual absl::Status LoadModels() = 0;  // = models().LoadAtStart()
-  // Moves a label to a READY version, as ModelRepository::SetLabel does. Unless `at_once`, only when the new version has
-  // the states of enough of the present one's users (parameters release_*), or the time limit has passed: blocking. A new
-  // label, or one whose versions share state, moves at once. UNAVAILABLE, and nothing has moved: the server shuts down.
+  // Moves a label to a READY version, as ModelRepository::SetLabel does. Unless `at_once`, only when the new version
+  // has the states of enough of the present one's users (parameters release_*), or the time limit has passed: blocking.
+  // A new label, or one whose versions share state, moves at once. UNAVAILABLE, and nothing has moved: the server shuts
+  // down.
   struct LabelMove {
-    std::string previous;     // version; "" if the label is new
-    double warm_share = 1;    // of the present version's use by users with a state of the new one
-    std::string reason;       // why then: "at_once", "warm", "time", "room" (release_warm_up.h)
+    std::string previous;   // version; "" if the label is new
+    double warm_share = 1;  // of the present version's use by users with a state of the new one
+    std::string reason;     // why then: "at_once", "warm", "time", "room" (release_warm_up.h)
   };
   virtual absl::StatusOr<LabelMove> MoveLabel(const std::string& model, const std::string& label,
                                               const std::string& version, bool at_once) = 0;

@@ -136,7 +136,9 @@ void EngineImpl::RunPrefetch(std::unique_ptr<PrefetchJob> job) {
   absl::StatusOr<std::vector<CacheReport>> reports = BringUpToDate(*job);
   metrics_
       ->GetCounter("backstory_prefetch_total", "User states brought up to date ahead of a request",
-                   {{"trigger", job->warmed ? "release" : job->job_class == JobClass::kRefresh ? "append" : "call"},
+                   {{"trigger", job->warmed                            ? "release"
+                                : job->job_class == JobClass::kRefresh ? "append"
+                                                                       : "call"},
                     {"code", absl::StatusCodeToString(reports.status().code())}})
       ->Add();
   FinishPrefetch(std::move(job), std::move(reports));

@@ -36,7 +36,8 @@ class RankJob : public Job {
   bool exposed = false;     // an ExposureRecord of id `id` was written
 };
 
-// Recommend: everything around it is as for a Rank. `rank` is the request, without candidates; its `served` is generative.
+// Recommend: everything around it is as for a Rank. `rank` is the request, without candidates; its `served` is
+// generative.
 class RecommendJob : public RankJob {
  public:
   void Answer(absl::Status status) override {

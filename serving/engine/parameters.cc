@@ -85,15 +85,18 @@ std::vector<ParameterSpec> ProcessSpecs() {
       {"device_cache_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
        "card memory for user states of each K/V layout; the least recently used leave; 0: 70 % of what is free"},
       {"device_host_cache_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
-       "pinned host memory of each K/V layout for user states that leave the card: copied back when that is quicker than "
+       "pinned host memory of each K/V layout for user states that leave the card: copied back when that is quicker "
+       "than "
        "computing them again; taken at once, half a second a gigabyte, and lost to everybody else; 0: none"},
       {"device_version_bytes", kProcess, int64_t{0}, 0, 1e13, 0,
-       "card memory that the user states of one state id may take of device_cache_bytes, so that a version that is being "
+       "card memory that the user states of one state id may take of device_cache_bytes, so that a version that is "
+       "being "
        "warmed leaves room to the one that serves; 0: all of it"},
       {"device_lanes", kProcess, int64_t{2}, 1, 16, 0,
        "scoring passes of a model version in flight on the card; each takes about half a gigabyte of it"},
       {"device_batch_candidates", kProcess, int64_t{8192}, 64, 8192, 0,
-       "candidates of one scoring pass on the card at most, unless one request has more; what waits for a lane goes along "
+       "candidates of one scoring pass on the card at most, unless one request has more; what waits for a lane goes "
+       "along "
        "up to here"},
       {"device_fallback", kProcess, true, 0, 0, 0,
        "let the CPU score what the card cannot or fails at; false: answer UNAVAILABLE or RESOURCE_EXHAUSTED"},

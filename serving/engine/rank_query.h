@@ -81,7 +81,8 @@ struct CacheReport {
 };
 
 struct StageTiming {
-  std::string stage;  // queue, store, state, features, batch, score; of a recommendation: queue, store, state, decode, items, rank
+  std::string stage;  // queue, store, state, features, batch, score; of a recommendation: queue, store, state, decode,
+                      // items, rank
   int64_t duration_us = 0;
 };
 

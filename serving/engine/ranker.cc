@@ -26,8 +26,8 @@ void AddSegments(PreparedRank* rank, Slices* slices, std::vector<grab::ScoreSegm
   const size_t candidates = rank->tokens.item.rows;
   const size_t tasks = rank->served->model->config().tasks.size();
   const bool whole = rank->served->model->lanes() > 0;
-  const size_t step = whole ? std::max<size_t>(1, candidates)
-                            : static_cast<size_t>(rank->parameters.Int("micro_batch_candidates"));
+  const size_t step =
+      whole ? std::max<size_t>(1, candidates) : static_cast<size_t>(rank->parameters.Int("micro_batch_candidates"));
   slices->logits.resize(candidates * tasks);
   slices->attributions.resize((candidates + step - 1) / step);
   if (candidates > step) {
@@ -131,8 +131,7 @@ void Ranker::AddTiming(PreparedRank* rank, std::string_view stage, int64_t durat
       ->Observe(static_cast<double>(duration_us) * 1e-6);
 }
 
-absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wait,
-                                                 const BetweenSteps& between) const {
+absl::StatusOr<Ranker::Prepared> Ranker::Prepare(PreparedRank* rank, bool may_wait, const BetweenSteps& between) const {
   StateRequest request;
   request.may_wait = may_wait;
   request.between = between;

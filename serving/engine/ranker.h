@@ -31,7 +31,7 @@ struct PreparedRank {
   std::vector<size_t> first_row;  // [channels]
   CandidateTokens tokens;
   int64_t prepared_us = 0;  // monotonic, when Prepare was done
-  absl::Status status;  // set by Score if this request alone failed
+  absl::Status status;      // set by Score if this request alone failed
 };
 
 // Thread-safe.

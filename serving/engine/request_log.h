@@ -52,8 +52,8 @@ bool InSample(const RankQuery& query, double fraction);
 
 std::string ToJsonLine(const RankQuery& query, const RankReply& reply);
 absl::StatusOr<RankQuery> QueryFromJsonLine(std::string_view line);
-// At most `records_max`, the first ones. NOT_FOUND if there is no such file; INVALID_ARGUMENT naming file and line. With
-// `unreadable`, lines that cannot be read are counted there and passed over, unless there is no other.
+// At most `records_max`, the first ones. NOT_FOUND if there is no such file; INVALID_ARGUMENT naming file and line.
+// With `unreadable`, lines that cannot be read are counted there and passed over, unless there is no other.
 absl::StatusOr<std::vector<RankQuery>> ReadRequestLog(const std::string& path, size_t records_max,
                                                       size_t* unreadable = nullptr);
 

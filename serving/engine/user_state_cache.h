@@ -1,6 +1,7 @@
-// User states of ranking and generative models in host memory: sharded, least recently used out first, within a budget of bytes. One state per
-// (namespace, user, state key); the state key names model state_id and STATE parameters. Anchor and epoch are part of a
-// state and checked on use (UserState::IsOf): a state of another epoch or anchor is replaced in place.
+// User states of ranking and generative models in host memory: sharded, least recently used out first, within a budget
+// of bytes. One state per (namespace, user, state key); the state key names model state_id and STATE parameters. Anchor
+// and epoch are part of a state and checked on use (UserState::IsOf): a state of another epoch or anchor is replaced in
+// place.
 #ifndef BACKSTORY_SERVING_ENGINE_USER_STATE_CACHE_H_
 #define BACKSTORY_SERVING_ENGINE_USER_STATE_CACHE_H_
 
@@ -23,8 +24,8 @@ namespace backstory {
 
 class GenerativeState;
 
-// One cached user: a state, many readers or one writer. Waiting writers go before new readers. The key says of which kind
-// the state is; the other pointer stays null.
+// One cached user: a state, many readers or one writer. Waiting writers go before new readers. The key says of which
+// kind the state is; the other pointer stays null.
 class CacheEntry : public std::enable_shared_from_this<CacheEntry> {
  public:
   explicit CacheEntry(std::string state_key);
@@ -38,15 +39,15 @@ class CacheEntry : public std::enable_shared_from_this<CacheEntry> {
   const std::string state_key_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  int readers_ = 0;                   // guarded by mutex_
-  bool writer_ = false;               // guarded by mutex_
-  int waiting_writers_ = 0;           // guarded by mutex_
+  int readers_ = 0;                              // guarded by mutex_
+  bool writer_ = false;                          // guarded by mutex_
+  int waiting_writers_ = 0;                      // guarded by mutex_
   std::unique_ptr<UserState> state_;             // guarded by being a reader or the writer
   std::unique_ptr<GenerativeState> generative_;  // the same
-  size_t bytes_ = 0;                  // guarded by the shard's mutex
-  bool cached_ = true;                // guarded by the shard's mutex: false once erased or evicted
-  uint64_t used_ = 0;                 // guarded by the shard's mutex: tick of the last use
-  double heat_ = 0;                   // guarded by the shard's mutex: as of used_
+  size_t bytes_ = 0;                             // guarded by the shard's mutex
+  bool cached_ = true;                           // guarded by the shard's mutex: false once erased or evicted
+  uint64_t used_ = 0;                            // guarded by the shard's mutex: tick of the last use
+  double heat_ = 0;                              // guarded by the shard's mutex: as of used_
 };
 
 // Read access: while it lives nobody changes the state. Movable across threads.

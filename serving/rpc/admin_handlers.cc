@@ -20,7 +20,8 @@ absl::Status CheckName(std::string_view field, const std::string& name, bool dot
     good = good && ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || (dots && c == '.'));
   }
   if (good) return absl::OkStatus();
-  return BadField(field, dots ? "must match [a-z0-9_.-]{1,64} and not start with a dot" : "must match [a-z0-9_-]{1,64}");
+  return BadField(field,
+                  dots ? "must match [a-z0-9_.-]{1,64} and not start with a dot" : "must match [a-z0-9_-]{1,64}");
 }
 
 v1::VersionState StateToWire(VersionState state) {
@@ -56,7 +57,8 @@ void VersionToWire(const VersionInfo& info, v1::ModelVersion* out) {
 void VerifyUser(const UserKey& user, const HistoryStore::Snapshot& read, v1::VerifyResponse* out) {
   const auto problem = [&](std::string_view text) {
     if (out->problems_size() < kProblemsMax) {
-      out->add_problems(absl::StrCat("slot ", SlotOf(user.user), ": a user ", absl::string_view(text.data(), text.size())));
+      out->add_problems(
+          absl::StrCat("slot ", SlotOf(user.user), ": a user ", absl::string_view(text.data(), text.size())));
     }
   };
   out->set_events(out->events() + read.events.size());

@@ -1,5 +1,5 @@
-// One unary call, from bytes to bytes. Requests are parsed here rather than by gRPC's generated code, which would answer
-// malformed bytes with an empty UNIMPLEMENTED.
+// One unary call, from bytes to bytes. Requests are parsed here rather than by gRPC's generated code, which would
+// answer malformed bytes with an empty UNIMPLEMENTED.
 #ifndef BACKSTORY_SERVING_RPC_CALL_H_
 #define BACKSTORY_SERVING_RPC_CALL_H_
 
@@ -27,8 +27,8 @@ CallContext WithPatience(const ServiceContext& service, const grpc::CallbackServ
 // What Rank, Recommend and each request of RankStream need beyond a valid message: parameter overrides ask for a role.
 absl::Status CheckOverrides(const ServiceContext& service, const Caller& caller, bool overrides, Method method);
 
-// INVALID_ARGUMENT naming what to lower if an answer is larger than the server may send; gRPC would break it off without
-// a word about either.
+// INVALID_ARGUMENT naming what to lower if an answer is larger than the server may send; gRPC would break it off
+// without a word about either.
 absl::Status CheckAnswerSize(const ServiceContext& service, Method method, const google::protobuf::Message& answer);
 
 // Bookkeeping of one call: gate, metrics, log line of a failure, pushback trailer. Leaves the gate when destroyed.
@@ -107,7 +107,8 @@ grpc::ServerUnaryReactor* RunBlocking(const ServiceContext* service, Method meth
     return call;
   }
   const bool taken = service->blocking->Submit([call, service, handle] {
-    if (call->call_context().cancel->cancelled()) return call->End(absl::CancelledError("the client cancelled the call"));
+    if (call->call_context().cancel->cancelled())
+      return call->End(absl::CancelledError("the client cancelled the call"));
     if (service->clock->MonotonicMicros() > call->call_context().deadline_us) {
       return call->End(absl::DeadlineExceededError("the deadline passed before the call was begun"));
     }

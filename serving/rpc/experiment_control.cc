@@ -153,9 +153,8 @@ absl::Status ExperimentControl::ApplyText(const std::string& text, const std::st
                                           const std::string& expected_version) {
   Checked checked = Check(text, source, *assigner_);
   const std::string version = checked.text.config.version;
-  absl::Status status = checked.problems.empty()
-                            ? assigner_->Apply(std::move(checked.text.config), expected_version)
-                            : absl::InvalidArgumentError(absl::StrJoin(checked.problems, "\n"));
+  absl::Status status = checked.problems.empty() ? assigner_->Apply(std::move(checked.text.config), expected_version)
+                                                 : absl::InvalidArgumentError(absl::StrJoin(checked.problems, "\n"));
   (status.ok() ? applied_ : refused_)->Add();
   if (status.ok()) {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -83,7 +83,8 @@ class RankStreamCall final : public StreamCall {
   bool gone_ = false;                                               // guarded by ids_mutex_
 };
 
-using Base = v1::Ranking::WithRawCallbackMethod_Rank<v1::Ranking::WithRawCallbackMethod_RankStream<v1::Ranking::Service>>;
+using Base =
+    v1::Ranking::WithRawCallbackMethod_Rank<v1::Ranking::WithRawCallbackMethod_RankStream<v1::Ranking::Service>>;
 
 class RankingService final : public Base {
  public:
@@ -93,15 +94,18 @@ class RankingService final : public Base {
                                  grpc::ByteBuffer* out) override {
     return RunAsync<v1::RankRequest, v1::RankResponse>(
         service_, Method::kRank, context, in, out,
-        [this, context](const v1::RankRequest& request, const CallContext& call, v1::RankResponse* response, Done done) {
-          const auto status = CheckOverrides(*service_, CallerOf(*context), !request.parameters().empty(), Method::kRank);
+        [this, context](const v1::RankRequest& request, const CallContext& call, v1::RankResponse* response,
+                        Done done) {
+          const auto status =
+              CheckOverrides(*service_, CallerOf(*context), !request.parameters().empty(), Method::kRank);
           if (!status.ok()) return done(status);
           service_->handlers->Rank(request, WithPatience(*service_, *context, request.criticality(), call), response,
                                    std::move(done));
         });
   }
 
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RankStream(grpc::CallbackServerContext* context) override {
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* RankStream(
+      grpc::CallbackServerContext* context) override {
     auto* stream = new RankStreamCall(service_, context);
     stream->Start();
     return stream;

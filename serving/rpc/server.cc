@@ -94,7 +94,8 @@ std::function<void()> ScrapeHook(Engine* engine, PrometheusMetrics* metrics) {
   Gauge* store_users = metrics->GetGauge("backstory_store_users", "Users with a history");
   Gauge* store_events = metrics->GetGauge("backstory_store_events", "Live events");
   Gauge* store_bytes = metrics->GetGauge("backstory_store_disk_bytes", "Bytes of the store on disk");
-  Gauge* writable = metrics->GetGauge("backstory_store_writable", "0 while the store refuses writes (disk full, damage)");
+  Gauge* writable =
+      metrics->GetGauge("backstory_store_writable", "0 while the store refuses writes (disk full, damage)");
   return [=] {
     const EngineStats stats = engine->Stats();
     users->Set(static_cast<double>(stats.cached_users));
@@ -156,7 +157,8 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> Server::Impl::Listen(const std::st
 }
 
 void Server::Impl::NameServices() {
-  for (const char* name : {"backstory.v1.Ranking", "backstory.v1.Retrieval", "backstory.v1.History", "backstory.v1.Catalog"}) {
+  for (const char* name :
+       {"backstory.v1.Ranking", "backstory.v1.Retrieval", "backstory.v1.History", "backstory.v1.Catalog"}) {
     data->GetHealthCheckService()->SetServingStatus(name, false);
   }
   if (admin == nullptr) return;
@@ -217,10 +219,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerConfig& config
   constexpr size_t kBlockingQueue = 4'096;
   impl->blocking = std::make_unique<Executor>(config.limits().blocking_threads(), kBlockingQueue);
   const auto& limits = config.limits();
-  impl->service = {impl->handlers.get(), clock, impl->metrics.get(), log, &impl->roles,
-                   {std::chrono::milliseconds(limits.default_deadline_ms()),
-                    std::chrono::milliseconds(limits.max_deadline_ms())},
-                   limits.max_message_bytes(), impl->blocking.get(), &impl->gate};
+  impl->service = {
+      impl->handlers.get(),
+      clock,
+      impl->metrics.get(),
+      log,
+      &impl->roles,
+      {std::chrono::milliseconds(limits.default_deadline_ms()), std::chrono::milliseconds(limits.max_deadline_ms())},
+      limits.max_message_bytes(),
+      impl->blocking.get(),
+      &impl->gate};
   impl->unknown_methods = std::make_unique<UnknownMethods>(&impl->service);
 
   std::vector<std::unique_ptr<grpc::Service>> own;
@@ -269,8 +277,8 @@ absl::Status Server::Drain() {
   absl::Status status = impl_->engine->Drain(std::chrono::microseconds(kShutdownFlush).count());
   if (!empty) {
     status = absl::DeadlineExceededError(
-        absl::StrCat(impl_->gate.inside(), " calls were still running after drain_grace_s = ",
-                     impl_->config.limits().drain_grace_s()));
+        absl::StrCat(impl_->gate.inside(),
+                     " calls were still running after drain_grace_s = ", impl_->config.limits().drain_grace_s()));
   }
   impl_->TurnAway();
   impl_->Close(kShutdownFlush);

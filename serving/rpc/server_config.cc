@@ -59,9 +59,9 @@ void CheckLimits(const config::v1::Limits& limits, Problems* problems) {
   problems->Range("limits.blocking_threads", limits.blocking_threads(), 1, 1'024);
   problems->Range("limits.max_memory_bytes", limits.max_memory_bytes(), 1u << 20, uint64_t{1} << 40);
   if (limits.default_deadline_ms() > limits.max_deadline_ms()) {
-    problems->Add("limits.default_deadline_ms", absl::StrCat("must be <= limits.max_deadline_ms (",
-                                                             limits.max_deadline_ms(), "), is ",
-                                                             limits.default_deadline_ms()));
+    problems->Add("limits.default_deadline_ms",
+                  absl::StrCat("must be <= limits.max_deadline_ms (", limits.max_deadline_ms(), "), is ",
+                               limits.default_deadline_ms()));
   }
 }
 
@@ -98,9 +98,13 @@ void CheckTlsAndRoles(const ServerConfig& config, Problems* problems) {
     problems->Add("admin.roles_file", std::string(roles.status().message()));
     return;
   }
-  const auto loopback = [](const std::string& host) { return host == "127.0.0.1" || host == "::1" || host == "localhost"; };
-  if (roles->HasTokens() && !config.has_tls() && !(loopback(config.admin().host()) && loopback(config.listen().host()))) {
-    problems->Add("admin.roles_file", "has bearer tokens, which must not travel in plaintext: set tls or listen on loopback");
+  const auto loopback = [](const std::string& host) {
+    return host == "127.0.0.1" || host == "::1" || host == "localhost";
+  };
+  if (roles->HasTokens() && !config.has_tls() &&
+      !(loopback(config.admin().host()) && loopback(config.listen().host()))) {
+    problems->Add("admin.roles_file",
+                  "has bearer tokens, which must not travel in plaintext: set tls or listen on loopback");
   }
 }
 
@@ -167,7 +171,8 @@ void FillDefaults(ServerConfig* config) {
   using StoreConfig = config::v1::Store;
   StoreConfig* store = config->mutable_store();
   DefaultText(store->mutable_self(), "local");
-  Default<StoreConfig, uint32_t>(store, &StoreConfig::wal_flush_interval_ms, &StoreConfig::set_wal_flush_interval_ms, 100);
+  Default<StoreConfig, uint32_t>(store, &StoreConfig::wal_flush_interval_ms, &StoreConfig::set_wal_flush_interval_ms,
+                                 100);
   Default<StoreConfig, uint64_t>(store, &StoreConfig::block_cache_bytes, &StoreConfig::set_block_cache_bytes,
                                  uint64_t{256} << 20);
   Default<StoreConfig, uint64_t>(store, &StoreConfig::writer_cache_bytes, &StoreConfig::set_writer_cache_bytes,

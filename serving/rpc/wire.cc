@@ -124,7 +124,8 @@ absl::StatusOr<Event> EventFromWire(std::string_view field, const v1::Event& eve
   if (auto s = CheckBytes(At(field, "scene"), event.scene(), 0, kNameBytesMax); !s.ok()) return s;
   if (auto s = CheckFinite(At(field, "value"), event.value()); !s.ok()) return s;
   if (auto s = CheckContext(field, event, &out); !s.ok()) return s;
-  if (auto s = CheckCount(At(field, "embedding_ids"), event.embedding_ids_size(), 0, kEmbeddingIdsMax); !s.ok()) return s;
+  if (auto s = CheckCount(At(field, "embedding_ids"), event.embedding_ids_size(), 0, kEmbeddingIdsMax); !s.ok())
+    return s;
   if (event.ingest_time_us() != 0) return BadField(At(field, "ingest_time_us"), "is output only and must be 0");
   out.event_id = event.event_id();
   out.revision = event.revision();
@@ -241,8 +242,8 @@ absl::StatusOr<Durability> DurabilityFromWire(v1::Durability durability) {
 }
 
 absl::StatusOr<DeleteSelector> SelectorFromWire(const v1::DeleteRequest& request) {
-  const int selectors = int{request.all()} + int{request.event_ids_size() > 0} + int{request.has_range()} +
-                        int{request.has_item_id()};
+  const int selectors =
+      int{request.all()} + int{request.event_ids_size() > 0} + int{request.has_range()} + int{request.has_item_id()};
   if (selectors != 1) {
     return BadField("all, event_ids, range, item_id:",
                     absl::StrCat("exactly one selector must be set, ", selectors, " are"));

@@ -64,11 +64,11 @@ struct Bench {
   void Start(const std::string& precision) {
     const std::string models = (scratch.path() / "models").string();
     glass::MustWrite(ReleasedSize(), models + "/released/1");
-    server = std::make_unique<ServerProcess>(ServerProcess::Options{
-        .store = scratch.path() / "store",
-        .models = models,
-        .arguments = {"--create-store", "--device", "cpu", "-p", "precision=" + precision},
-        .environment = {}});
+    server = std::make_unique<ServerProcess>(
+        ServerProcess::Options{.store = scratch.path() / "store",
+                               .models = models,
+                               .arguments = {"--create-store", "--device", "cpu", "-p", "precision=" + precision},
+                               .environment = {}});
     if (!server->Start()) std::fprintf(stderr, "%s\n", server->log().c_str()), std::exit(1);
     retrieval = v1::Retrieval::NewStub(server->Connect());
     client = std::make_unique<SystemClient>(server->Connect());

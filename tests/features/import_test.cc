@@ -81,7 +81,8 @@ TEST(SplitLines, AnyPieceSizeGivesTheSameRecordsAndLines) {
 class ImportTest : public ::testing::Test {
  protected:
   ImportTest() {
-    directory_ = std::filesystem::temp_directory_path() / std::string("backstory_import_").append(std::to_string(::getpid()));
+    directory_ =
+        std::filesystem::temp_directory_path() / std::string("backstory_import_").append(std::to_string(::getpid()));
     std::filesystem::create_directories(directory_);
   }
   ~ImportTest() override { std::filesystem::remove_all(directory_); }

@@ -8,8 +8,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "features/hash.h"
 #include "features/candidate_slices.h"
+#include "features/hash.h"
 #include "features/tokenizer.h"
 #include "tests/features/random_history.h"
 

@@ -1,12 +1,11 @@
-// Searches on a card, with a fake for the card: answers do not depend on company, the CPU stands in as told, nobody waits
-// for ever. What runs on a real card is tested in glass_cuda_test.
-#include "models/glass/card_searcher.h"
-
+// Searches on a card, with a fake for the card: answers do not depend on company, the CPU stands in as told, nobody
+// waits for ever. What runs on a real card is tested in glass_cuda_test.
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <thread>
 
+#include "models/glass/card_searcher.h"
 #include "tests/models/fake_card.h"
 #include "tests/models/glass_fixture.h"
 
@@ -221,7 +220,8 @@ TEST_F(CardTest, AVersionThatTheCardCannotTakeIsTheCpusOrRefused) {
   const auto make = [&](absl::StatusOr<std::unique_ptr<const CudaGlass>> card, bool fall_back) {
     CardSearcherOptions options = FakeCardOptions(control_);
     options.fall_back = fall_back;
-    return CardOrCpu(std::move(card), network_, nullptr, options, [&](const std::string& line) { lines.push_back(line); });
+    return CardOrCpu(std::move(card), network_, nullptr, options,
+                     [&](const std::string& line) { lines.push_back(line); });
   };
   const auto on_card = make(std::make_unique<FakeCard>(network_, control_), true);
   ASSERT_TRUE(on_card.ok());

@@ -38,7 +38,8 @@ TEST_P(GlassConformance, MemoryAndTeacherForcing) {
   const std::vector<double> want_memory = Read<double>(c.file, "out64.memory");
   const std::vector<double> want_logits = Read<double>(c.file, "out64.logits");
   const std::vector<double> want_gate = Read<double>(c.file, "out64.gate_mean");
-  const std::vector<int64_t> tokens = Read<int64_t>(c.file, "in.target_tokens"), codes = Read<int64_t>(c.file, "in.targets");
+  const std::vector<int64_t> tokens = Read<int64_t>(c.file, "in.target_tokens"),
+                             codes = Read<int64_t>(c.file, "in.targets");
   const size_t targets = tokens.size() / kLevels;
   for (const KernelTable* table : AllKernels()) {
     const ScopedKernels scope(*table);
@@ -63,14 +64,16 @@ TEST_P(GlassConformance, MemoryAndTeacherForcing) {
       decoder.Step(input, retrieved, logits.data(), gate.data());
       for (size_t t = 0; t < targets; ++t) {
         const auto row = want_logits.begin() + static_cast<ptrdiff_t>((t * kLevels + position) * vocabulary);
-        ExpectNear({row, row + static_cast<ptrdiff_t>(vocabulary)}, logits.data() + t * vocabulary, vocabulary, kLogitBound,
+        ExpectNear({row, row + static_cast<ptrdiff_t>(vocabulary)}, logits.data() + t * vocabulary, vocabulary,
+                   kLogitBound,
                    std::string(table->target) + " logits of target " + std::to_string(t) + ", position " +
                        std::to_string(position));
         input[t] = static_cast<uint32_t>(tokens[t * kLevels + position]);
       }
     }
     for (size_t t = 0; t < targets; ++t) {
-      EXPECT_NEAR(want_gate[t], gate[t] / (2.0 * config.decoder_layers), 1e-5) << table->target << " gate of target " << t;
+      EXPECT_NEAR(want_gate[t], gate[t] / (2.0 * config.decoder_layers), 1e-5)
+          << table->target << " gate of target " << t;
     }
   }
 }
@@ -96,7 +99,8 @@ TEST_P(GlassConformance, Beams) {
         ASSERT_EQ(steps[step].size(), scores.size()) << table->target << " " << at;
         for (size_t w = 0; w < scores.size(); ++w) {
           for (size_t p = 0; p <= step; ++p) {
-            EXPECT_EQ(tokens[w * (step + 1) + p], steps[step][w].tokens[p]) << table->target << " " << at << " beam " << w;
+            EXPECT_EQ(tokens[w * (step + 1) + p], steps[step][w].tokens[p])
+                << table->target << " " << at << " beam " << w;
           }
           EXPECT_NEAR(scores[w], steps[step][w].score, kScoreBound) << table->target << " " << at << " beam " << w;
         }

@@ -40,7 +40,8 @@ inline std::unique_ptr<const Catalogue> RandomCatalogue(const Config& config, si
   for (size_t i = 0; i < items; ++i) {
     ids.push_back(1000 + 3 * i);
     Sid sid;
-    for (size_t l = 0; l < kLevels; ++l) sid[l] = static_cast<uint16_t>(random() % static_cast<uint32_t>(config.levels[l]));
+    for (size_t l = 0; l < kLevels; ++l)
+      sid[l] = static_cast<uint16_t>(random() % static_cast<uint32_t>(config.levels[l]));
     sids.push_back(sid);
   }
   auto catalogue = Catalogue::Create(config, {ids, sids, embeddings, {}, {}});

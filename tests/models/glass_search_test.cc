@@ -202,7 +202,8 @@ std::string ProfileName(const testing::TestParamInfo<Config>& info) {
   const char* const names[] = {"Compat", "Paper", "Plain"};
   return names[info.index];
 }
-INSTANTIATE_TEST_SUITE_P(Profiles, GlassSearch, testing::Values(SmallConfig(), PaperConfig(), PlainConfig()), ProfileName);
+INSTANTIATE_TEST_SUITE_P(Profiles, GlassSearch, testing::Values(SmallConfig(), PaperConfig(), PlainConfig()),
+                         ProfileName);
 
 TEST(GlassRetrieve, GatheredRowsAnswerAsTokenPages) {
   Config config = SmallConfig();
@@ -210,8 +211,9 @@ TEST(GlassRetrieve, GatheredRowsAnswerAsTokenPages) {
   config.vocabulary = 1 + 3 * 400;
   const World world(config, 300, 250);
   const Memory memory = world.Encode();
-  const std::vector<uint32_t> tokens{config.offset(0) + 2, config.offset(1) + 5, config.offset(1) + 290, config.offset(2) + 1,
-                                     config.offset(2) + 390, config.offset(2) + 390, config.offset(0) + 2, 0};
+  const std::vector<uint32_t> tokens{
+      config.offset(0) + 2,   config.offset(1) + 5,   config.offset(1) + 290, config.offset(2) + 1,
+      config.offset(2) + 390, config.offset(2) + 390, config.offset(0) + 2,   0};
   const RetrievedSet pages = world.network->Retrieve(tokens), gathered = world.network->Retrieve(tokens, 0);
   ASSERT_EQ(pages.pages.size(), 5u);
   ASSERT_TRUE(gathered.pages.empty());

@@ -83,8 +83,8 @@ Case LoadCase(const std::string& name) {
 // error of the one before on (normalisation keeps rows at the scale of their outputs). n: the products and sums along
 // one row's path through a layer, the keys of its softmax included, and 16 for the element-wise steps (exp: 2e-7 = 4
 // eps, norm, gate).
-// bf16: each operand of a product is off by up to 2^-8 of itself; a product is given sqrt(2 / 3) 2^-9 rms of its own; five
-// times that, in quadrature over the eight products of each layer, as many times as there are layers above.
+// bf16: each operand of a product is off by up to 2^-8 of itself; a product is given sqrt(2 / 3) 2^-9 rms of its own;
+// five times that, in quadrature over the eight products of each layer, as many times as there are layers above.
 double Tolerance(const Case& c, double scale) {
   if (c.precision == Dtype::kBf16) {
     return 5 * std::ldexp(std::sqrt(2.0 / 3 * 8 * c.config.layers * c.config.layers), -9) * std::max(scale, 1.0);

@@ -66,9 +66,9 @@ std::vector<std::vector<double>> PackedLogits(const Config& config, const Tensor
                                               std::span<const ChannelRows> history, std::span<const Target> targets);
 
 // Bound on |fp32 - float64| of a logit: terms summed along one row's path, times eps, times the logits' scale. bf16:
-// each operand of a product is off by up to 2^-8 of itself; the product is given sqrt(2 / 3) 2^-9 rms; five times that, in
-// quadrature over the eight products of a layer, as many times as there are layers above for a history row's error to
-// come through.
+// each operand of a product is off by up to 2^-8 of itself; the product is given sqrt(2 / 3) 2^-9 rms; five times that,
+// in quadrature over the eight products of a layer, as many times as there are layers above for a history row's error
+// to come through.
 double LogitTolerance(const Config& config, size_t longest, double scale, Dtype precision = Dtype::kF32);
 
 struct Scored {

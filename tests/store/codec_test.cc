@@ -127,8 +127,8 @@ TEST(BlockRows, SelectAndSkip) {
     std::vector<Event> expected;
     for (const StoredEvent& s : stored) {
       const Event& e = s.event;
-      const bool known = filter.as_of.known_by_us == AsOf::kAnyIngestTime ||
-                         e.ingest_time_us <= filter.as_of.known_by_us;
+      const bool known =
+          filter.as_of.known_by_us == AsOf::kAnyIngestTime || e.ingest_time_us <= filter.as_of.known_by_us;
       if (e.time_us >= filter.from_us && e.time_us < filter.as_of.event_time_us && known &&
           (!e.tombstone || filter.include_tombstones)) {
         expected.push_back(e);

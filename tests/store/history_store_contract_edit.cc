@@ -196,9 +196,10 @@ TEST_P(HistoryStoreContract, CountsAreStrictlyBeforeTheBucket) {
   // Many at once, one of them twice, in the order of the call.
   const uint64_t many[] = {9, 77, 9};
   std::vector<ItemCounts> counts(3, ItemCounts{.exposures = 99});
-  ASSERT_TRUE(store_->ManyCountsBefore("shop", many, 3 * kHour, 2 * kHour, [&](size_t i, const ItemCounts& found) {
-                      counts[i] = found;
-                    }).ok());
+  ASSERT_TRUE(store_
+                  ->ManyCountsBefore("shop", many, 3 * kHour, 2 * kHour,
+                                     [&](size_t i, const ItemCounts& found) { counts[i] = found; })
+                  .ok());
   EXPECT_EQ(counts[0].cells.at(0).count, 2u);
   EXPECT_TRUE(counts[1].cells.empty());
   EXPECT_EQ(counts[1].exposures, 0u);

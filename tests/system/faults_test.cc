@@ -30,13 +30,15 @@ std::string Canonical(const v1::GetHistoryResponse& history) {
 
 std::vector<v1::Event> Events(size_t n, uint64_t first_id, int64_t time_us) {
   std::vector<v1::Event> events;
-  for (size_t i = 0; i < n; ++i) events.push_back(Exposure(first_id + i, time_us + static_cast<int64_t>(i), i % 97 + 1));
+  for (size_t i = 0; i < n; ++i)
+    events.push_back(Exposure(first_id + i, time_us + static_cast<int64_t>(i), i % 97 + 1));
   return events;
 }
 
 TEST(Faults, DrainAnswersEverythingAccepted) {
   ScratchDir scratch;
-  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ServerProcess server(
+      {.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
   ASSERT_TRUE(server.Start()) << server.log();
   std::atomic<uint64_t> acked{0}, refused{0}, broken{0};
   std::vector<std::thread> callers;
@@ -44,15 +46,16 @@ TEST(Faults, DrainAnswersEverythingAccepted) {
     callers.emplace_back([&, c] {
       SystemClient client(server.Connect());
       for (uint64_t i = 0;; ++i) {
-        const auto [status, response] = client.Append("drain-" + std::to_string(c), Events(1, 1 + i, kStart + int64_t(i)));
+        const auto [status, response] =
+            client.Append("drain-" + std::to_string(c), Events(1, 1 + i, kStart + int64_t(i)));
         if (status.ok()) {
           ++acked;
           continue;
         }
-        // After SIGTERM a caller is told to go elsewhere. CANCELLED is gRPC's word for a call that came in the instant in
-        // which connections were closed: no handler saw it (lifecycle_test proves that by the server's own counts).
-        const bool turned_away = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
-                                 status.error_code() == grpc::StatusCode::CANCELLED;
+        // After SIGTERM a caller is told to go elsewhere. CANCELLED is gRPC's word for a call that came in the instant
+        // in which connections were closed: no handler saw it (lifecycle_test proves that by the server's own counts).
+        const bool turned_away =
+            status.error_code() == grpc::StatusCode::UNAVAILABLE || status.error_code() == grpc::StatusCode::CANCELLED;
         ++(turned_away ? refused : broken);
         return;
       }
@@ -69,7 +72,8 @@ TEST(Faults, DrainAnswersEverythingAccepted) {
   ASSERT_TRUE(server.Start()) << server.log();
   SystemClient client(server.Connect());
   uint64_t stored = 0;
-  for (int c = 0; c < 4; ++c) stored += static_cast<uint64_t>(client.Get("drain-" + std::to_string(c)).second.events_size());
+  for (int c = 0; c < 4; ++c)
+    stored += static_cast<uint64_t>(client.Get("drain-" + std::to_string(c)).second.events_size());
   // Every refused append was one that the server did not take: each caller ended with one.
   EXPECT_EQ(stored, acked) << "acknowledged appends survived the drain, and nothing else was kept";
 }
@@ -77,7 +81,8 @@ TEST(Faults, DrainAnswersEverythingAccepted) {
 // The warm-up file is a pipe: the load waits in it until the test has sent the signal.
 TEST(Faults, ASignalDuringTheLoadEndsTheServerBeforeItIsReady) {
   ScratchDir scratch;
-  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ServerProcess server(
+      {.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
   const std::filesystem::path pipe = server.models() / "grab-tiny" / "warmup.jsonl";
   ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
   std::atomic<bool> ended{false};
@@ -103,7 +108,8 @@ TEST(Faults, ReplaysAndReorderingEndInTheSameHistory) {
   constexpr unsigned kSeed = 18;
   std::mt19937 random(kSeed);
   ScratchDir scratch;
-  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ServerProcess server(
+      {.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
   std::vector<v1::Event> events = Events(500, 1, kStart);
   for (size_t i = 0; i < 500; i += 5) {
     v1::Event corrected = events[i];
@@ -160,21 +166,25 @@ TEST(Faults, AJumpingClockChangesNoOrder) {
     if (order.empty()) order = now;
     EXPECT_EQ(now, order) << offset;
     // Two days ahead of any of these clocks is refused with the field and the limit.
-    const int64_t wall = std::chrono::duration_cast<std::chrono::microseconds>(
-                             std::chrono::system_clock::now().time_since_epoch()).count();
+    const int64_t wall =
+        std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
+            .count();
     const auto [refused, future] = client.Append("future", {Exposure(1, wall + 3 * 86'400'000'000, 1)});
     EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << future.ShortDebugString();
-    EXPECT_NE(refused.error_message().find("time_us must be at most 24 h"), std::string::npos) << refused.error_message();
+    EXPECT_NE(refused.error_message().find("time_us must be at most 24 h"), std::string::npos)
+        << refused.error_message();
     server.Signal(SIGTERM);
     const ExitState end = server.Wait();
     EXPECT_TRUE(end.exited && end.code == 0) << server.log();
   }
 }
 
-// A damaged store is never opened for writing: the server ends with exit code 4 and names the file and the next command.
+// A damaged store is never opened for writing: the server ends with exit code 4 and names the file and the next
+// command.
 TEST(Faults, ADamagedStoreIsRefusedAtStart) {
   ScratchDir scratch;
-  ServerProcess server({.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
+  ServerProcess server(
+      {.store = scratch.path() / "store", .models = {}, .arguments = {"--create-store"}, .environment = {}});
   ASSERT_TRUE(server.Start()) << server.log();
   ASSERT_TRUE(SystemClient(server.Connect()).Append("user", Events(5'000, 1, kStart)).first.ok());
   server.Signal(SIGTERM);
@@ -187,9 +197,9 @@ TEST(Faults, ADamagedStoreIsRefusedAtStart) {
   const auto before = std::filesystem::file_size(manifest);
   std::filesystem::resize_file(manifest, before - 40);
   std::string output;
-  const ExitState end = RunBinary({"serve", "--store", (scratch.path() / "store").string(), "--models",
-                                   server.models().string(), "--port", "0"},
-                                  &output);
+  const ExitState end = RunBinary(
+      {"serve", "--store", (scratch.path() / "store").string(), "--models", server.models().string(), "--port", "0"},
+      &output);
   EXPECT_TRUE(end.exited);
   EXPECT_EQ(end.code, 4) << output;
   EXPECT_NE(output.find("MANIFEST-"), std::string::npos) << output;

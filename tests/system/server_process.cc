@@ -94,7 +94,8 @@ ExitState RunBinary(const std::vector<std::string>& arguments, std::string* outp
 ServerProcess::ServerProcess(Options options) : options_(std::move(options)) {
   if (options_.models.empty()) {
     options_.models = scratch_.path() / "models";
-    RunBinary({"model", "init-random", "grab-tiny", "--seed", "5", "--out", (options_.models / "grab-tiny" / "1").string()});
+    RunBinary(
+        {"model", "init-random", "grab-tiny", "--seed", "5", "--out", (options_.models / "grab-tiny" / "1").string()});
   }
 }
 
@@ -103,9 +104,9 @@ ServerProcess::~ServerProcess() { Kill(); }
 bool ServerProcess::Start() {
   const std::filesystem::path port_file = scratch_.path() / "port";
   std::filesystem::remove(port_file);
-  std::vector<std::string> argv{BinaryPath(),  "serve",       "--store",     options_.store.string(),
-                                "--models",    options_.models.string(),     "--port", "0",
-                                "--port-file", port_file.string()};
+  std::vector<std::string> argv{
+      BinaryPath(), "serve", "--store",     options_.store.string(), "--models", options_.models.string(),
+      "--port",     "0",     "--port-file", port_file.string()};
   argv.insert(argv.end(), options_.arguments.begin(), options_.arguments.end());
   pid_ = Spawn(argv, options_.environment, scratch_.path() / "log");
   const auto limit = std::chrono::steady_clock::now() + kStartLimit;

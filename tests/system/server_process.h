@@ -43,8 +43,8 @@ class ServerProcess {
  public:
   struct Options {
     std::filesystem::path store;
-    std::filesystem::path models;                 // empty: one untrained model, grab-tiny
-    std::vector<std::string> arguments;           // appended
+    std::filesystem::path models;        // empty: one untrained model, grab-tiny
+    std::vector<std::string> arguments;  // appended
     std::map<std::string, std::string> environment;
   };
   explicit ServerProcess(Options options);
@@ -56,7 +56,7 @@ class ServerProcess {
   bool Start();
   void Signal(int signal);
   ExitState Wait();  // also of a process whose end Start saw
-  void Kill();  // SIGKILL and Wait
+  void Kill();       // SIGKILL and Wait
   bool running() const { return pid_ > 0; }
   const std::filesystem::path& models() const { return options_.models; }
   int port() const { return port_; }
@@ -67,7 +67,7 @@ class ServerProcess {
   std::shared_ptr<grpc::Channel> Connect() const;
   std::shared_ptr<grpc::Channel> ConnectAdmin() const;
   std::string Scrape() const;  // of the metrics endpoint; empty if it does not answer
-  std::string log() const;  // standard error of all incarnations
+  std::string log() const;     // standard error of all incarnations
 
  private:
   Options options_;

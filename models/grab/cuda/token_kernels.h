@@ -16,9 +16,9 @@ struct CudaIdRange {
 struct CudaTokenArgs {
   int rows = 0;
   int fields = 0, embedding = 0, dense = 0;
-  int v_stride = 0;       // of a part of v: fields * embedding + dense, padded
-  // Of every row of v and h: 1, or 3: the bf16 nearest, what it leaves of the value, and the first again. Against weights
-  // whose parts are W, W, W's rest the product then is nearly fp32's.
+  int v_stride = 0;  // of a part of v: fields * embedding + dense, padded
+  // Of every row of v and h: 1, or 3: the bf16 nearest, what it leaves of the value, and the first again. Against
+  // weights whose parts are W, W, W's rest the product then is nearly fp32's.
   int parts = 1;
   int hidden = 0, d = 0;  // padded widths of the two halves of `a`
   int user_columns = 0;   // of the user side, for the joint norm

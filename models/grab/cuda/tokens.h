@@ -1,5 +1,5 @@
-// The tokenizer network of candidates or of history rows on the card: ids and numbers in, token rows out. The user side,
-// one row, stays with the CPU (TokenNet::RunUser). Private to models/grab/cuda.
+// The tokenizer network of candidates or of history rows on the card: ids and numbers in, token rows out. The user
+// side, one row, stays with the CPU (TokenNet::RunUser). Private to models/grab/cuda.
 #ifndef BACKSTORY_MODELS_GRAB_CUDA_TOKENS_H_
 #define BACKSTORY_MODELS_GRAB_CUDA_TOKENS_H_
 

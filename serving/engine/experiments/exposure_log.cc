@@ -49,8 +49,8 @@ std::string UnitHash(const std::string& key, std::string_view unit, std::string_
 absl::StatusOr<std::unique_ptr<ExposureLog>> ExposureLog::Open(ExposureLogOptions options, LogDirectory* directory,
                                                                const Clock* clock, Metrics* metrics) {
   if (options.key.empty() || options.key.size() > kKeyBytesMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("exposure log: the key of unit hashes has ", options.key.size(), " bytes, 1..", kKeyBytesMax, " wanted"));
+    return absl::InvalidArgumentError(absl::StrCat("exposure log: the key of unit hashes has ", options.key.size(),
+                                                   " bytes, 1..", kKeyBytesMax, " wanted"));
   }
   return std::unique_ptr<ExposureLog>(new ExposureLog(std::move(options), directory, clock, metrics));
 }
@@ -63,8 +63,10 @@ ExposureLog::ExposureLog(ExposureLogOptions options, LogDirectory* directory, co
       records_metric_(metrics->GetCounter("backstory_exposure_log_records_total", "Exposure log records written")),
       dropped_metric_(metrics->GetCounter("backstory_exposure_log_dropped_total",
                                           "Exposure log records dropped because the disk did not keep up or failed")),
-      errors_metric_(metrics->GetCounter("backstory_exposure_log_write_errors_total", "Failed writes of the exposure log")),
-      failing_metric_(metrics->GetGauge("backstory_exposure_log_failing", "1 while the exposure log cannot be written")),
+      errors_metric_(
+          metrics->GetCounter("backstory_exposure_log_write_errors_total", "Failed writes of the exposure log")),
+      failing_metric_(
+          metrics->GetGauge("backstory_exposure_log_failing", "1 while the exposure log cannot be written")),
       writer_([this] { Run(); }) {}
 
 ExposureLog::~ExposureLog() {
@@ -118,8 +120,8 @@ uint64_t ExposureLog::dropped() const {
   return dropped_;
 }
 
-// Takes what waits, writes it, syncs now and then. While the disk fails, what was taken stays in pending_ and nothing more
-// is taken, so that memory is bounded by one batch and the queue.
+// Takes what waits, writes it, syncs now and then. While the disk fails, what was taken stays in pending_ and nothing
+// more is taken, so that memory is bounded by one batch and the queue.
 void ExposureLog::Run() {
   int64_t synced_us = clock_->MonotonicMicros();
   bool unsynced = false;
@@ -162,7 +164,8 @@ void ExposureLog::Run() {
 
 absl::Status ExposureLog::WriteBatch(const std::deque<Record>& batch, uint64_t dropped) {
   if (dropped > 0) {
-    AppendLine({{"type", "dropped"}, {"run", run_}, {"time_us", clock_->WallMicros()}, {"records", dropped}}, &pending_);
+    AppendLine({{"type", "dropped"}, {"run", run_}, {"time_us", clock_->WallMicros()}, {"records", dropped}},
+               &pending_);
   }
   for (const Record& record : batch) Serialise(record, &pending_);
   const absl::Status status = log_.Append(pending_);

@@ -45,16 +45,17 @@ class ShadowingEngine : public Engine {
   ShadowingEngine(std::unique_ptr<Engine> engine, ShadowOptions options, Metrics* metrics)
       : engine_(std::move(engine)),
         options_(std::move(options)),
-        ok_(metrics->GetCounter("backstory_shadow_requests_total", "Requests scored in the shadow", {{"result", "ok"}})),
+        ok_(metrics->GetCounter("backstory_shadow_requests_total", "Requests scored in the shadow",
+                                {{"result", "ok"}})),
         failed_(metrics->GetCounter("backstory_shadow_requests_total", "Requests scored in the shadow",
                                     {{"result", "failed"}})),
-        difference_(metrics->GetHistogram("backstory_shadow_score_difference",
-                                          "Mean absolute difference of a request's probabilities, shadow against served",
-                                          DifferenceBounds())) {}
+        difference_(metrics->GetHistogram(
+            "backstory_shadow_score_difference",
+            "Mean absolute difference of a request's probabilities, shadow against served", DifferenceBounds())) {}
 
   void Rank(RankQuery query, RankCallback done) override {
-    const bool shadowed = query.criticality == Criticality::kOnline && !query.suppress_exposure &&
-                          InSample(query, options_.fraction);
+    const bool shadowed =
+        query.criticality == Criticality::kOnline && !query.suppress_exposure && InSample(query, options_.fraction);
     if (!shadowed) return engine_->Rank(std::move(query), std::move(done));
     RankQuery shadow = query;
     shadow.criticality = Criticality::kShadow;
@@ -78,7 +79,8 @@ class ShadowingEngine : public Engine {
   absl::StatusOr<std::vector<EncodedItem>> UpsertItems(const std::string& ns, std::span<const Item> items) override {
     return engine_->UpsertItems(ns, items);
   }
-  absl::StatusOr<AppendResult> Append(const UserKey& user, std::span<const Event> events, Durability durability) override {
+  absl::StatusOr<AppendResult> Append(const UserKey& user, std::span<const Event> events,
+                                      Durability durability) override {
     return engine_->Append(user, events, durability);
   }
   absl::StatusOr<std::vector<AppendResult>> AppendMany(std::span<const HistoryStore::UserBatch> batches,
@@ -119,7 +121,8 @@ class ShadowingEngine : public Engine {
 
 absl::StatusOr<std::unique_ptr<Engine>> MakeShadowingEngine(std::unique_ptr<Engine> engine, ShadowOptions options,
                                                             Metrics* metrics) {
-  if (!(options.fraction >= 0 && options.fraction <= 1)) return absl::InvalidArgumentError("shadow.fraction must be 0..1");
+  if (!(options.fraction >= 0 && options.fraction <= 1))
+    return absl::InvalidArgumentError("shadow.fraction must be 0..1");
   if (options.version.empty()) return absl::InvalidArgumentError("shadow.version must name an immutable version");
   return std::unique_ptr<Engine>(std::make_unique<ShadowingEngine>(std::move(engine), std::move(options), metrics));
 }

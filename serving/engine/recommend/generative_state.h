@@ -1,6 +1,6 @@
 // What one generative version remembers of one user: short window, tier counts, buckets by first code, the items seen,
-// and what its searcher made of them (on a CPU the encoder's output). Each event is taken in once, in O(1); nothing of the history is read again. However a state
-// came about - built at once or extended event by event - it is the same
+// and what its searcher made of them (on a CPU the encoder's output). Each event is taken in once, in O(1); nothing of
+// the history is read again. However a state came about - built at once or extended event by event - it is the same
 // (tests/serving/engine/recommend_test.cc).
 #ifndef BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_H_
 #define BACKSTORY_SERVING_ENGINE_RECOMMEND_GENERATIVE_STATE_H_

@@ -87,9 +87,18 @@ void CheckProject(int rows, int channels, int out, int bias_out, bool with_b, in
       w_bias(Matrix(c * bias_out * in, 0.04, &random)), b(Matrix(c * out, 1, &random));
   const Both<uint16_t> y(std::vector<uint16_t>(c * m * out, ToBf16(kPoison)));
   const Both<float> bias(std::vector<float>(c * bias_out * m, kPoison));
-  const char* wrong = Project({.rows = rows, .channels = channels, .in = in, .out = out, .bias_out = bias_out,
-                               .z = z.device(), .w = w.device(), .b = with_b ? b.device() : nullptr,
-                               .w_bias = w_bias.device(), .y = y.device(), .bias = bias.device()}, nullptr);
+  const char* wrong = Project({.rows = rows,
+                               .channels = channels,
+                               .in = in,
+                               .out = out,
+                               .bias_out = bias_out,
+                               .z = z.device(),
+                               .w = w.device(),
+                               .b = with_b ? b.device() : nullptr,
+                               .w_bias = w_bias.device(),
+                               .y = y.device(),
+                               .bias = bias.device()},
+                              nullptr);
   ASSERT_EQ(wrong, nullptr) << wrong;
   Ok(cudaDeviceSynchronize());
   const auto got_y = y.Read();
@@ -112,7 +121,8 @@ void CheckProject(int rows, int channels, int out, int bias_out, bool with_b, in
     }
   }
   EXPECT_LT(worst, 1);
-  printf("  project %d rows, %d channels, %d + %d: worst error %.3f of the bound\n", rows, channels, out, bias_out, worst);
+  printf("  project %d rows, %d channels, %d + %d: worst error %.3f of the bound\n", rows, channels, out, bias_out,
+         worst);
 }
 
 TEST_F(CudaLayer, Project) {
@@ -142,21 +152,48 @@ struct LayerCase {
   Both<uint16_t> attended, w_o, w_1, w_2, b_1, z, inner;
   Both<float> b_2, n1_g, n1_b, n2_g, n2_b, gate_w, gate_b, x;
   LayerCase(int rows, int channels, uint64_t seed, const Widths& w = {})
-      : c(static_cast<size_t>(channels)), m(static_cast<size_t>(rows)), d(w.d), wide(w.wide), ffn(w.ffn), random(seed),
-        attended(Matrix(c * m * wide, 1, &random)), w_o(Matrix(c * d * wide, 0.04, &random)),
-        w_1(Matrix(c * ffn * d, 0.04, &random)), w_2(Matrix(c * d * ffn, 0.04, &random)),
-        b_1(Matrix(c * ffn, 0.3, &random)), z(std::vector<uint16_t>(c * m * d, ToBf16(kPoison))),
-        inner(std::vector<uint16_t>(c * m * ffn, ToBf16(kPoison))), b_2(Vector(c * d, 0, 0.3, &random)),
-        n1_g(Vector(c * d, 1, 0.2, &random)), n1_b(Vector(c * d, 0, 0.2, &random)), n2_g(Vector(c * d, 1, 0.2, &random)),
-        n2_b(Vector(c * d, 0, 0.2, &random)), gate_w(Vector(c * c * d, 0, 0.05, &random)),
-        gate_b(Vector(c, 0, 0.5, &random)), x(Vector(c * m * d, 0.5, 1, &random)) {}
+      : c(static_cast<size_t>(channels)),
+        m(static_cast<size_t>(rows)),
+        d(w.d),
+        wide(w.wide),
+        ffn(w.ffn),
+        random(seed),
+        attended(Matrix(c * m * wide, 1, &random)),
+        w_o(Matrix(c * d * wide, 0.04, &random)),
+        w_1(Matrix(c * ffn * d, 0.04, &random)),
+        w_2(Matrix(c * d * ffn, 0.04, &random)),
+        b_1(Matrix(c * ffn, 0.3, &random)),
+        z(std::vector<uint16_t>(c * m * d, ToBf16(kPoison))),
+        inner(std::vector<uint16_t>(c * m * ffn, ToBf16(kPoison))),
+        b_2(Vector(c * d, 0, 0.3, &random)),
+        n1_g(Vector(c * d, 1, 0.2, &random)),
+        n1_b(Vector(c * d, 0, 0.2, &random)),
+        n2_g(Vector(c * d, 1, 0.2, &random)),
+        n2_b(Vector(c * d, 0, 0.2, &random)),
+        gate_w(Vector(c * c * d, 0, 0.05, &random)),
+        gate_b(Vector(c, 0, 0.5, &random)),
+        x(Vector(c * m * d, 0.5, 1, &random)) {}
   FinishArgs Args() const {
-    return {.rows = static_cast<int>(m), .channels = static_cast<int>(c), .d = static_cast<int>(d), .wide = static_cast<int>(wide),
+    return {.rows = static_cast<int>(m),
+            .channels = static_cast<int>(c),
+            .d = static_cast<int>(d),
+            .wide = static_cast<int>(wide),
             .ffn = static_cast<int>(ffn),
-            .attended = attended.device(), .w_o = w_o.device(), .w_1 = w_1.device(), .w_2 = w_2.device(),
-            .b_1 = b_1.device(), .b_2 = b_2.device(), .n1_g = n1_g.device(), .n1_b = n1_b.device(),
-            .n2_g = n2_g.device(), .n2_b = n2_b.device(), .gate_w = gate_w.device(), .gate_b = gate_b.device(),
-            .x = x.device(), .z = z.device(), .inner = inner.device()};
+            .attended = attended.device(),
+            .w_o = w_o.device(),
+            .w_1 = w_1.device(),
+            .w_2 = w_2.device(),
+            .b_1 = b_1.device(),
+            .b_2 = b_2.device(),
+            .n1_g = n1_g.device(),
+            .n1_b = n1_b.device(),
+            .n2_g = n2_g.device(),
+            .n2_b = n2_b.device(),
+            .gate_w = gate_w.device(),
+            .gate_b = gate_b.device(),
+            .x = x.device(),
+            .z = z.device(),
+            .inner = inner.device()};
   }
 
   static void Norm(const float* g, const float* b, std::vector<double>* v) {
@@ -313,9 +350,19 @@ TEST_F(CudaLayer, OverlappingChangesNoBit) {
       finish.overlap_previous = overlap;
       for (int layer = 0; layer < 6; ++layer) {
         ASSERT_EQ(Finish(finish, nullptr), nullptr);
-        ASSERT_EQ(Project({.rows = rows, .channels = 2, .in = 512, .out = 1536, .bias_out = 256, .z = l.z.device(),
-                           .w = w.device(), .w_bias = w_bias.device(), .y = y.device(), .bias = bias.device(),
-                           .overlap_previous = overlap}, nullptr), nullptr);
+        ASSERT_EQ(Project({.rows = rows,
+                           .channels = 2,
+                           .in = 512,
+                           .out = 1536,
+                           .bias_out = 256,
+                           .z = l.z.device(),
+                           .w = w.device(),
+                           .w_bias = w_bias.device(),
+                           .y = y.device(),
+                           .bias = bias.device(),
+                           .overlap_previous = overlap},
+                          nullptr),
+                  nullptr);
       }
       Ok(cudaDeviceSynchronize());
       seen[overlap] = l.x.Read(), seen_bias[overlap] = bias.Read();
@@ -326,15 +373,24 @@ TEST_F(CudaLayer, OverlappingChangesNoBit) {
 }
 
 TEST_F(CudaLayer, Head) {
-  for (const auto& [rows, in, hidden, tasks] : {std::tuple{1, 1024, 512, 1}, {300, 1024, 512, 2}, {3000, 256, 128, 1}}) {
+  for (const auto& [rows, in, hidden, tasks] :
+       {std::tuple{1, 1024, 512, 1}, {300, 1024, 512, 2}, {3000, 256, 128, 1}}) {
     Random random(static_cast<uint64_t>(rows));
     const size_t k = static_cast<size_t>(in), h = static_cast<size_t>(hidden), t = static_cast<size_t>(tasks);
     const Both concat(Matrix(static_cast<size_t>(rows) * k, 1, &random)), w_1(Matrix(h * k, 0.04, &random));
     const Both b_1(Vector(h, 0, 0.3, &random)), w_2(Vector(t * h, 0, 0.1, &random)), b_2(Vector(t, 0, 1, &random));
     const Both<float> logits(std::vector<float>(static_cast<size_t>(rows) * t, kPoison));
-    const char* wrong = Head({.rows = rows, .in = in, .hidden = hidden, .tasks = tasks, .concat = concat.device(),
-                              .w_1 = w_1.device(), .b_1 = b_1.device(), .w_2 = w_2.device(), .b_2 = b_2.device(),
-                              .logits = logits.device()}, nullptr);
+    const char* wrong = Head({.rows = rows,
+                              .in = in,
+                              .hidden = hidden,
+                              .tasks = tasks,
+                              .concat = concat.device(),
+                              .w_1 = w_1.device(),
+                              .b_1 = b_1.device(),
+                              .w_2 = w_2.device(),
+                              .b_2 = b_2.device(),
+                              .logits = logits.device()},
+                             nullptr);
     ASSERT_EQ(wrong, nullptr) << wrong;
     Ok(cudaDeviceSynchronize());
     const auto got = logits.Read();
@@ -346,7 +402,8 @@ TEST_F(CudaLayer, Head) {
         double want = b_2[task], bound = 1e-6;
         for (size_t i = 0; i < h; ++i) {
           want += std::max(0.0, sum[i] + b_1[i]) * w_2[task * h + i];
-          bound += static_cast<double>(in + hidden) * 0x1p-23 * (magnitude[i] + std::abs(b_1[i])) * std::abs(w_2[task * h + i]);
+          bound += static_cast<double>(in + hidden) * 0x1p-23 * (magnitude[i] + std::abs(b_1[i])) *
+                   std::abs(w_2[task * h + i]);
         }
         worst = std::max(worst, std::abs(got[row * t + task] - want) / bound);
       }

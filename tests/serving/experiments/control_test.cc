@@ -1,5 +1,3 @@
-#include "serving/rpc/experiment_control.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -10,6 +8,8 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+
+#include "serving/rpc/experiment_control.h"
 
 namespace {
 std::atomic<int> directory_syncs{0};
@@ -53,7 +53,8 @@ std::string Replace(std::string text, const std::string& what, const std::string
 class ExperimentControlTest : public testing::Test {
  protected:
   void SetUp() override {
-    directory_ = testing::TempDir() + "/experiment_control/" + testing::UnitTest::GetInstance()->current_test_info()->name();
+    directory_ =
+        testing::TempDir() + "/experiment_control/" + testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
     file_ = directory_ + "/experiments.textproto";
@@ -154,8 +155,9 @@ TEST_F(ExperimentControlTest, ApplyWritesTheFileAndIsAtomic) {
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(Read(file_), more);
   EXPECT_EQ(ramp(), 7000);
-  EXPECT_THAT((*control)->Validate(kText),
-              ElementsAre(HasSubstr("config_text:12: domain[0].layer[0].experiment[0].ramp: shrunk from 7000 to 5000")));
+  EXPECT_THAT(
+      (*control)->Validate(kText),
+      ElementsAre(HasSubstr("config_text:12: domain[0].layer[0].experiment[0].ramp: shrunk from 7000 to 5000")));
   EXPECT_TRUE((*control)->Validate(more).empty());
 }
 

@@ -73,11 +73,22 @@ TEST_F(ExposureLogTest, WritesOneLineForEachExposureAndOneForTheEnd) {
   ASSERT_TRUE(log->Flush().ok());
   const auto lines = Lines(directory_.all());
   ASSERT_EQ(lines.size(), 3u);
-  const nlohmann::json expected = {{"type", "exposure"}, {"run", lines[0]["run"]}, {"id", 9},
-                                   {"time_us", 1'700'000'000'000'000}, {"namespace", "shop"}, {"scene", "home"},
-                                   {"layer", "length"}, {"experiment", "longer"}, {"arm", "treatment"}, {"unit", "user"},
-                                   {"unit_hash", UnitHash("key", "user", "ann")}, {"reason", "assigned"},
-                                   {"config_version", "v1"}, {"model", "grab"}, {"version", "7"}, {"request_id", "42"}};
+  const nlohmann::json expected = {{"type", "exposure"},
+                                   {"run", lines[0]["run"]},
+                                   {"id", 9},
+                                   {"time_us", 1'700'000'000'000'000},
+                                   {"namespace", "shop"},
+                                   {"scene", "home"},
+                                   {"layer", "length"},
+                                   {"experiment", "longer"},
+                                   {"arm", "treatment"},
+                                   {"unit", "user"},
+                                   {"unit_hash", UnitHash("key", "user", "ann")},
+                                   {"reason", "assigned"},
+                                   {"config_version", "v1"},
+                                   {"model", "grab"},
+                                   {"version", "7"},
+                                   {"request_id", "42"}};
   EXPECT_EQ(lines[0], expected);
   EXPECT_EQ(lines[1]["unit_hash"], UnitHash("key", "device", "phone"));
   EXPECT_EQ(lines[1]["reason"], "override");
@@ -143,7 +154,8 @@ TEST_F(ExposureLogTest, RecoversByItself) {
   log->Write(Record(1));
   EXPECT_FALSE(log->Flush().ok());
   directory_.Heal();
-  while (metrics_.Value("backstory_exposure_log_records_total") < 2) std::this_thread::yield();  // ctest's limit ends it
+  while (metrics_.Value("backstory_exposure_log_records_total") < 2)
+    std::this_thread::yield();  // ctest's limit ends it
   EXPECT_EQ(Lines(directory_.all()).size(), 2u);
 }
 

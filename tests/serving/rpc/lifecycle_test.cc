@@ -14,8 +14,8 @@
 namespace backstory::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using grpc::StatusCode;
+using ::testing::HasSubstr;
 
 // grpc.health.v1 by hand: HealthCheckRequest{1: service}, HealthCheckResponse{1: status}; 1 SERVING, 2 NOT_SERVING.
 class HealthWatch {
@@ -114,8 +114,9 @@ TEST(Drain, AcceptedRequestsAreAnsweredNewOnesAreToldToRetry) {
           ++ok;
           continue;
         }
-        // UNAVAILABLE and CANCELLED in other words are gRPC's own: the connection was closed, or was closing, under a call
-        // that no handler ever saw. Below, the server's counts show that each call that one did see got its answer.
+        // UNAVAILABLE and CANCELLED in other words are gRPC's own: the connection was closed, or was closing, under a
+        // call that no handler ever saw. Below, the server's counts show that each call that one did see got its
+        // answer.
         if (status.error_message() == "the server is draining") {
           ++told;
           if (context->GetServerTrailingMetadata().count("grpc-retry-pushback-ms") == 0) ++without_pushback;
@@ -136,12 +137,13 @@ TEST(Drain, AcceptedRequestsAreAnsweredNewOnesAreToldToRetry) {
   EXPECT_EQ(other, 0);
   EXPECT_EQ(without_pushback, 0);
   EXPECT_EQ(told + unseen, 4) << "each client ended with one refusal";
-  // Every call that a handler saw was either let in and answered OK, or told to come back, and its client heard exactly that:
-  // what neither side counts as one of the two was never accepted.
+  // Every call that a handler saw was either let in and answered OK, or told to come back, and its client heard exactly
+  // that: what neither side counts as one of the two was never accepted.
   const std::string scrape = Scrape(server);
   const std::string method = "{grpc_method=\"backstory.v1.Ranking/Rank\"";
   const auto ended = [&](const std::string& code) {
-    return std::max(0.0, MetricValue(scrape, "grpc_server_call_duration_seconds_count" + method + ",grpc_status=\"" + code + "\"}"));
+    return std::max(0.0, MetricValue(scrape, "grpc_server_call_duration_seconds_count" + method + ",grpc_status=\"" +
+                                                 code + "\"}"));
   };
   EXPECT_EQ(ended("OK"), ok);
   EXPECT_EQ(ended("UNAVAILABLE"), told);
@@ -244,7 +246,8 @@ TEST(Cancellation, FreesThePlaceInTheQueue) {
 
 TEST(Shedding, AFullQueueAnswersUnavailableWithPushback) {
   RpcServer::Options options;
-  options.parameters = {{"threads", "1"}, {"batch_users", "1"}, {"queue_requests", "1"}, {"concurrency_adaptive", "false"}};
+  options.parameters = {
+      {"threads", "1"}, {"batch_users", "1"}, {"queue_requests", "1"}, {"concurrency_adaptive", "false"}};
   RpcServer server(options);
   auto channel = RpcServer::Connect(server.address());
   server.gate.Close();
@@ -308,7 +311,8 @@ TEST(Metrics, EndpointServesTheDocumentedNames) {
   for (const char* name :
        {"grpc_server_call_started_total{grpc_method=\"backstory.v1.Ranking/Rank\"} 2",
         "grpc_server_call_duration_seconds_count{grpc_method=\"backstory.v1.Ranking/Rank\",grpc_status=\"OK\"} 1",
-        "grpc_server_call_duration_seconds_count{grpc_method=\"backstory.v1.Ranking/Rank\",grpc_status=\"INVALID_ARGUMENT\"} 1",
+        "grpc_server_call_duration_seconds_count{grpc_method=\"backstory.v1.Ranking/"
+        "Rank\",grpc_status=\"INVALID_ARGUMENT\"} 1",
         "backstory_ready 1", "backstory_build_info{", "process_resident_memory_bytes ", "process_open_fds ",
         "grpc_server_call_rcvd_total_message_size_bytes_count{grpc_method=\"backstory.v1.Ranking/Rank\"} 2",
         "backstory_rpc_in_flight_calls{grpc_method=\"backstory.v1.Ranking/Rank\"} 0"}) {
@@ -345,8 +349,9 @@ TEST(Limits, AnAnswerTooLargeNamesWhatToLowerAndIsCounted) {
   const auto status = stub->Get(Deadline().get(), get, &history);
   EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), HasSubstr("limits.max_message_bytes is 65536: lower newest"));
-  EXPECT_THAT(Scrape(server), HasSubstr("grpc_server_call_duration_seconds_count{grpc_method=\"backstory.v1.History/Get\","
-                                        "grpc_status=\"INVALID_ARGUMENT\"} 1"));
+  EXPECT_THAT(Scrape(server),
+              HasSubstr("grpc_server_call_duration_seconds_count{grpc_method=\"backstory.v1.History/Get\","
+                        "grpc_status=\"INVALID_ARGUMENT\"} 1"));
   get.set_newest(100);
   EXPECT_TRUE(stub->Get(Deadline().get(), get, &history).ok());
   EXPECT_EQ(history.events_size(), 100);

@@ -1,4 +1,5 @@
-// The two streams: replies by id in any order, one ack per batch in order, errors that leave the stream open, flow control.
+// The two streams: replies by id in any order, one ack per batch in order, errors that leave the stream open, flow
+// control.
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 
@@ -11,8 +12,8 @@
 namespace backstory::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using grpc::StatusCode;
+using ::testing::HasSubstr;
 
 v1::AppendStreamRequest Batch(uint64_t batch_id, const std::string& user, std::vector<v1::Event> events) {
   v1::AppendStreamRequest request;
@@ -107,7 +108,8 @@ TEST(RankStream, TheSameIdTwiceInFlightIsRefused) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
-// The client goes away while a request is scored: the server must neither crash nor leak the stream (a drain waits for it).
+// The client goes away while a request is scored: the server must neither crash nor leak the stream (a drain waits for
+// it).
 TEST(RankStream, CancelledClientLeavesNothingBehind) {
   RpcServer server;
   server.gate.Close();
@@ -161,8 +163,8 @@ TEST(AppendStream, OneAckPerBatchInOrder) {
   EXPECT_EQ(history.events_size(), 340);
 }
 
-// Refusals keep their place: a message that is no batch, and a batch that breaks a limit, are acknowledged after what was
-// sent before them, which here still waits for the store.
+// Refusals keep their place: a message that is no batch, and a batch that breaks a limit, are acknowledged after what
+// was sent before them, which here still waits for the store.
 TEST(AppendStream, RefusalsKeepTheirPlace) {
   RpcServer::Options options;
   options.config.mutable_limits()->set_blocking_threads(1);
@@ -198,7 +200,8 @@ TEST(AppendStream, RefusalsKeepTheirPlace) {
     call->Write(grpc::ByteBuffer(&slice, 1), nullptr);
     ASSERT_TRUE(next());
   }
-  // Answered without a thread for blocking work: when it is, the server has read everything before it on this connection.
+  // Answered without a thread for blocking work: when it is, the server has read everything before it on this
+  // connection.
   v1::RankResponse unused;
   v1::RankRequest bad = RankFor("u");
   bad.set_now_us(-1);
