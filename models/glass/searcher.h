@@ -1,5 +1,5 @@
-// Who encodes users and decodes beams for them: the CPU (here), or a card (card_searcher.h). What an answer says does
-// not depend on who shares the call.
+// Who encodes users and decodes beams for them: the CPU (here), or a card (card_searcher.h). On the CPU no
+// bit of an answer depends on who shares the call; on a card, rounding does (cuda/model.h).
 #ifndef BACKSTORY_MODELS_GLASS_SEARCHER_H_
 #define BACKSTORY_MODELS_GLASS_SEARCHER_H_
 
