@@ -17,18 +17,12 @@
 #include "serving/embedded/embedded_engine.h"
 #include "serving/engine/batch/batch_plan.h"
 #include "serving/engine/batch/batch_scorer.h"
+#include "tests/bench/must.h"
 
 namespace backstory {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-template <typename T>
-T Must(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  std::fprintf(stderr, "batch_bench: %s\n", value.status().ToString().c_str());
-  std::exit(1);
-}
 
 // Wall clock and processor time of all threads: on a busy machine only the second is worth comparing.
 struct Took {

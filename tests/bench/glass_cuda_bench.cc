@@ -24,22 +24,11 @@
 #include "models/glass/golden.h"
 #include "models/glass/loader.h"
 #include "models/safetensors.h"
+#include "tests/bench/must.h"
 #include "tests/models/glass_fixture.h"
 
 namespace backstory::glass {
 namespace {
-
-template <typename T>
-T Must(absl::StatusOr<T> value) {
-  if (value.ok()) return *std::move(value);
-  std::printf("%s\n", value.status().ToString().c_str());
-  std::exit(1);
-}
-void Must(const absl::Status& status) {
-  if (status.ok()) return;
-  std::printf("%s\n", status.ToString().c_str());
-  std::exit(1);
-}
 
 struct Shape {
   size_t users, beam;

@@ -22,6 +22,7 @@
 #include "models/grab/cuda/prefill.h"
 #include "models/grab/cuda/runtime.h"
 #include "models/grab/init_random.h"
+#include "tests/bench/must.h"
 
 namespace backstory::grab {
 namespace {
@@ -33,20 +34,6 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1024, 256, 0.016},   {1, 4096, 256, 0.033}, {1, 4096, 1024, 0.130},
                              {1, 16384, 1024, 0.391}, {8, 4096, 256, 0.261}, {8, 4096, 1024, 1.044},
                              {1, 65536, 1024, 1.435}};
-
-template <typename T>
-T Must(absl::StatusOr<T> value) {
-  if (!value.ok()) {
-    std::printf("%s\n", value.status().ToString().c_str());
-    std::exit(1);
-  }
-  return *std::move(value);
-}
-void Must(const absl::Status& status) {
-  if (status.ok()) return;
-  std::printf("%s\n", status.ToString().c_str());
-  std::exit(1);
-}
 
 // One user's pages of every channel, at blocks of its own, as an even event rate makes them.
 std::vector<CudaChannelPages> MakeUser(const Config& config, int history, CudaPagePool* pool, int* folded) {

@@ -19,26 +19,13 @@
 #include "models/grab/cuda/model.h"
 #include "models/grab/cuda/network.h"
 #include "models/grab/init_random.h"
+#include "tests/bench/must.h"
 #include "tests/models/grab_fixture.h"
 
 namespace backstory::grab {
 namespace {
 
 constexpr size_t kCandidates = 256;
-
-template <typename T>
-T Must(absl::StatusOr<T> value) {
-  if (!value.ok()) {
-    std::printf("%s\n", value.status().ToString().c_str());
-    std::exit(1);
-  }
-  return *std::move(value);
-}
-void Must(const absl::Status& status) {
-  if (status.ok()) return;
-  std::printf("%s\n", status.ToString().c_str());
-  std::exit(1);
-}
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());

@@ -14,6 +14,7 @@
 
 #include "models/grab/cuda/history_kernels.h"
 #include "models/grab/key_runs.h"
+#include "tests/kernels/cuda/on_card.h"
 #include "tests/kernels/random.h"
 
 namespace backstory::grab {
@@ -22,34 +23,10 @@ namespace {
 constexpr int kPage = 128;
 constexpr uint16_t kNan = 0x7fc0, kPoison = 0xffff;
 
-void Ok(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
-uint16_t ToBf16(double x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(x));
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-double FromBf16(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
-
-// On the card, freed with the object.
-template <typename T>
-class OnCard {
- public:
-  explicit OnCard(const std::vector<T>& from) : size_(from.size()) {
-    Ok(cudaMalloc(&data_, std::max<size_t>(1, size_) * sizeof(T)));
-    Ok(cudaMemcpy(data_, from.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  OnCard(const OnCard&) = delete;
-  ~OnCard() { cudaFree(data_); }
-  T* data() const { return data_; }
-  std::vector<T> Read() const {
-    std::vector<T> now(size_);
-    Ok(cudaMemcpy(now.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return now;
-  }
-
- private:
-  size_t size_;
-  T* data_ = nullptr;
-};
+using cuda::FromBf16;
+using cuda::Ok;
+using cuda::OnCard;
+using cuda::ToBf16;
 
 enum class Gaps { kHour, kSessions, kWild };
 struct Case {

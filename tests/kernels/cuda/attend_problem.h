@@ -11,16 +11,10 @@
 #include <vector>
 
 #include "kernels/cuda/attend.h"
+#include "tests/kernels/cuda/bf16.h"
 #include "tests/kernels/random.h"
 
 namespace backstory::cuda {
-
-// Round to nearest even, as the hardware does.
-inline uint16_t ToBf16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-inline float FromBf16(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
 
 struct UserShape {
   int rows = 1;     // query rows

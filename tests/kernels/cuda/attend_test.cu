@@ -9,33 +9,10 @@
 #include <thread>
 
 #include "tests/kernels/cuda/attend_problem.h"
+#include "tests/kernels/cuda/on_card.h"
 
 namespace backstory::cuda {
 namespace {
-
-void Ok(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
-
-// Device memory of one array.
-template <typename T>
-class OnDevice {
- public:
-  explicit OnDevice(const std::vector<T>& host) : size_(host.size()) {
-    Ok(cudaMalloc(&data_, std::max<size_t>(1, size_) * sizeof(T)));
-    Ok(cudaMemcpy(data_, host.data(), size_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  OnDevice(const OnDevice&) = delete;
-  ~OnDevice() { cudaFree(data_); }
-  T* get() const { return data_; }
-  std::vector<T> Read() const {
-    std::vector<T> host(size_);
-    Ok(cudaMemcpy(host.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return host;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t size_;
-};
 
 constexpr uint32_t kPoison = 0x7fc12345;  // a NaN; its halves are bf16 NaNs or odd values
 
@@ -63,42 +40,42 @@ Result RunCase(const HostCase& c, int times = 1) {
                                                   .blocks = Multiprocessors(),
                                                   .split_pages = s.split_pages,
                                                   .item_splits = s.item_splits});
-  const OnDevice q(c.q), self_k(c.self_k), self_v(c.self_v), k_pool(c.k_pool), v_pool(c.v_pool);
-  const OnDevice bias(c.bias);
-  const OnDevice pages(c.pages);
-  const OnDevice items(plan.items);
-  const OnDevice parts(std::vector<uint32_t>(PartBytes(plan, s.d_h) / 4, kPoison));
-  const OnDevice counters(std::vector<uint32_t>(CounterBytes(plan, s.d_h) / 4, 0));
+  const OnCard q(c.q), self_k(c.self_k), self_v(c.self_v), k_pool(c.k_pool), v_pool(c.v_pool);
+  const OnCard bias(c.bias);
+  const OnCard pages(c.pages);
+  const OnCard items(plan.items);
+  const OnCard parts(std::vector<uint32_t>(PartBytes(plan, s.d_h) / 4, kPoison));
+  const OnCard counters(std::vector<uint32_t>(CounterBytes(plan, s.d_h) / 4, 0));
   const std::vector<uint32_t> poison_o(c.total_rows * c.width / (s.o_is_float ? 1 : 2), kPoison);
   const std::vector<float> poison_lse(c.total_rows * s.heads, std::bit_cast<float>(kPoison));
   Result result;
   for (int i = 0; i < times; ++i) {
-    const OnDevice o(poison_o);
-    const OnDevice lse(poison_lse);
+    const OnCard o(poison_o);
+    const OnCard lse(poison_lse);
     const AttendArgs args{.heads = s.heads,
                           .kv_heads = s.kv_heads,
                           .d_h = s.d_h,
                           .scale = c.scale,
                           .total_rows = c.total_rows,
-                          .q = q.get(),
+                          .q = q.data(),
                           .q_stride = c.width,
-                          .self_k = s.self ? self_k.get() : nullptr,
-                          .self_v = s.self ? self_v.get() : nullptr,
+                          .self_k = s.self ? self_k.data() : nullptr,
+                          .self_v = s.self ? self_v.data() : nullptr,
                           .self_stride = c.kv_width,
-                          .k_pool = k_pool.get(),
-                          .v_pool = v_pool.get(),
+                          .k_pool = k_pool.data(),
+                          .v_pool = v_pool.data(),
                           .page_stride = c.kv_width * kPageRows,
                           .pool_pages = c.pool_pages,
-                          .bias = bias.get(),
-                          .pages = pages.get(),
-                          .items = items.get(),
+                          .bias = bias.data(),
+                          .pages = pages.data(),
+                          .items = items.data(),
                           .blocks = plan.blocks,
-                          .o = o.get(),
+                          .o = o.data(),
                           .o_is_float = s.o_is_float,
                           .o_stride = c.width,
-                          .lse = lse.get(),
-                          .parts = parts.get(),
-                          .counters = counters.get()};
+                          .lse = lse.data(),
+                          .parts = parts.data(),
+                          .counters = counters.data()};
     const char* wrong = Attend(args, nullptr);
     EXPECT_EQ(wrong, nullptr) << wrong;
     Ok(cudaDeviceSynchronize());

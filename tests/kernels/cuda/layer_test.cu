@@ -9,41 +9,22 @@
 #include <vector>
 
 #include "kernels/cuda/layer.h"
+#include "tests/kernels/cuda/on_card.h"
 #include "tests/kernels/random.h"
 
 namespace backstory::cuda {
 namespace {
 
-void Ok(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
-
-uint16_t ToBf16(double x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(x));
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-double FromBf16(uint16_t x) { return std::bit_cast<float>(static_cast<uint32_t>(x) << 16); }
-
-// An array here and on the device.
+// An array here and on the card.
 template <typename T>
-class Both {
+class Both : public OnCard<T> {
  public:
-  explicit Both(std::vector<T> host) : host_(std::move(host)) {
-    Ok(cudaMalloc(&data_, std::max<size_t>(1, host_.size()) * sizeof(T)));
-    Ok(cudaMemcpy(data_, host_.data(), host_.size() * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  Both(const Both&) = delete;
-  ~Both() { cudaFree(data_); }
-  T* device() const { return data_; }
+  explicit Both(std::vector<T> host) : OnCard<T>(host), host_(std::move(host)) {}
+  T* device() const { return this->data(); }
   const T& operator[](size_t i) const { return host_[i]; }
-  size_t size() const { return host_.size(); }
-  std::vector<T> Read() const {
-    std::vector<T> now(host_.size());
-    Ok(cudaMemcpy(now.data(), data_, now.size() * sizeof(T), cudaMemcpyDeviceToHost));
-    return now;
-  }
 
  private:
   std::vector<T> host_;
-  T* data_ = nullptr;
 };
 
 std::vector<uint16_t> Matrix(size_t size, double scale, Random* random) {
